@@ -1,0 +1,47 @@
+"""Ops: one backend as a value. A backend is the reference with some of its functions replaced.
+
+`REFERENCE` runs anywhere; `load("triton")` replaces what has a kernel. Two backends live side by side in one process,
+and an ablation is one line: `replace(load("triton"), sample=REFERENCE.sample)`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from octavo.kernels import reference
+
+BACKENDS = ("reference",)
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One backend: every field but the name is a function with the signature of its namesake in `reference.py`."""
+
+    name: str
+    layer_norm: Callable[..., Any]
+    rms_norm: Callable[..., Any]
+    add_layer_norm: Callable[..., Any]
+    add_rms_norm: Callable[..., Any]
+    rope: Callable[..., Any]
+    bias_gelu: Callable[..., Any]
+    silu_mul: Callable[..., Any]
+    pack: Callable[..., Any]
+    linear: Callable[..., Any]
+    write_kv: Callable[..., None]
+    causal_attention: Callable[..., Any]
+    paged_attention: Callable[..., Any]
+    apply_penalties: Callable[..., None]
+    sample: Callable[..., Any]
+    top_logprobs: Callable[..., Any]
+
+
+OP_NAMES = tuple(field.name for field in fields(Ops) if field.name != "name")
+
+REFERENCE = Ops(name="reference", **{name: getattr(reference, name) for name in OP_NAMES})
+
+
+def load(name: str) -> Ops:
+    """The backend of that name, one of `BACKENDS`; ValueError if unknown, RuntimeError if it cannot run here."""
+    if name == "reference":
+        return REFERENCE
+    raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
