@@ -8,6 +8,8 @@ Shapes use the project's glossary (DESIGN.md): tokens of all sequences lie end t
 `cu_seqlens` holds where each sequence begins. Padding is legal data: slot -1 stores nothing, context 0 yields zeros.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -107,7 +109,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     num_kv_heads; cu_seqlens `[num_seqs + 1]` int32; max_seqlen bounds the longest sequence. Returns o shaped as q.
     """
     bounds = cu_seqlens.tolist()
-    pieces = [_attend(q[a:b], k[a:b], v[a:b], scale) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [_attend(q[a:b], k[a:b], v[a:b], scale) for a, b in pairwise(bounds)]
     return torch.cat([*pieces, torch.zeros_like(q[bounds[-1] :])])
 
 
@@ -130,7 +132,7 @@ def paged_attention(
     """
     bounds, lengths, block_size = cu_seqlens_q.tolist(), context_lens.tolist(), k_cache.shape[1]
     pieces = []
-    for a, b, length, blocks in zip(bounds, bounds[1:], lengths, block_table, strict=False):
+    for (a, b), length, blocks in zip(pairwise(bounds), lengths, block_table, strict=False):
         used = blocks[: -(-length // block_size)].long()
         k, v = (cache[used].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
         pieces.append(_attend(q[a:b], k, v, scale))
