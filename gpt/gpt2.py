@@ -1,0 +1,70 @@
+"""GPT-2: learned positions, LayerNorm, GELU (tanh), biases everywhere, a head that is usually the embedding.
+
+Names are the checkpoint's (`wte wpe h.0.attn.c_attn ln_f`); weight matrices are `[out_features, in_features]`.
+Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from octavo.gpt.batch import Batch
+from octavo.gpt.config import ModelConfig
+from octavo.gpt.model import LayerCache, LayerNorm, Linear, Model, attend
+from octavo.kernels.ops import REFERENCE, Ops
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.c_attn = Linear(config.dim, 3 * config.dim, bias=True)
+        self.c_proj = Linear(config.dim, config.dim, bias=True)
+
+    def forward(self, x: Tensor, batch: Batch, cache: LayerCache | None, ops: Ops) -> Tensor:
+        q, k, v = self.c_attn(x, ops).unflatten(1, (3, -1, self.head_dim)).unbind(1)
+        o = attend(ops, q, k, v, batch, cache, self.head_dim**-0.5)
+        return self.c_proj(o.flatten(1), ops)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = Linear(config.dim, config.hidden_dim, bias=True)
+        self.c_proj = Linear(config.hidden_dim, config.dim, bias=True)
+
+    def forward(self, x: Tensor, ops: Ops) -> Tensor:
+        return self.c_proj(self.c_fc(x, ops, activation="gelu"), ops)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.dim, config.norm_eps)
+        self.attn = Attention(config)
+        self.ln_2 = LayerNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+
+class GPT2(Model):
+    def __init__(self, config: ModelConfig, ops: Ops = REFERENCE) -> None:
+        super().__init__(config, ops)
+        self.wte = nn.Embedding(config.vocab_size, config.dim)
+        self.wpe = nn.Embedding(config.context_size, config.dim)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.ln_f = LayerNorm(config.dim, config.norm_eps)
+        self.lm_head = None if config.tied_head else Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
+        residual = self.wte(batch.token_ids) + self.wpe(batch.positions)
+        x = self.h[0].ln_1(residual, self.ops)
+        norms = [*(block.ln_1 for block in self.h[1:]), self.ln_f]
+        for i, (block, next_norm) in enumerate(zip(self.h, norms, strict=True)):
+            x = block.attn(x, batch, cache and cache[i], self.ops)
+            x, residual = block.ln_2.add(x, residual, self.ops)
+            x = block.mlp(x, self.ops)
+            x, residual = next_norm.add(x, residual, self.ops)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.ops.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden, self.ops)

@@ -1,0 +1,129 @@
+"""What the model families share: weights as modules, attention with or without a cache, and the training view.
+
+A family is a `Model` with two methods of its own: `forward(batch, cache) -> hidden` and `logits(hidden)`. The modules
+hold weights and name them as checkpoints do; all arithmetic goes through an `Ops` value that is passed along.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octavo.gpt.batch import Batch, dense_batch
+from octavo.gpt.config import ModelConfig
+from octavo.kernels.ops import Ops
+
+LayerCache = tuple[Tensor, Tensor]  # k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim]
+
+
+class ModelOutput(NamedTuple):
+    logits: Tensor  # [batch, seq, vocab_size]
+    loss: Tensor | None  # mean negative log-likelihood, None where there is nothing to predict
+
+
+class Linear(nn.Module):
+    """A weight `[out_features, in_features]` and perhaps a bias; once packed, whatever the backend's `linear` takes."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor, ops: Ops, activation: str | None = None) -> Tensor:
+        return ops.linear(x, self.weight, self.bias, activation)
+
+    def pack(self, ops: Ops) -> None:
+        """Replace the weight by the backend's own form; training ends here."""
+        packed = ops.pack(self.weight.detach())
+        del self.weight
+        self.weight = packed
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor, ops: Ops) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
+        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor, ops: Ops) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
+        return ops.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, batch: Batch, cache: LayerCache | None, scale: float) -> Tensor:
+    """Attention of this step's tokens, over themselves alone or over the paged cache they are first written to."""
+    if cache is None:
+        return ops.causal_attention(q, k, v, batch.cu_seqlens_q, batch.max_seqlen_q, scale)
+    ops.write_kv(k, v, *cache, batch.slot_mapping)
+    return ops.paged_attention(
+        q, *cache, batch.block_table, batch.context_lens, batch.cu_seqlens_q, batch.max_seqlen_q, scale
+    )
+
+
+class Model(nn.Module):
+    """A network of one family: `forward` is the engine's view, calling the model is the training view."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        self.config = config
+        self.ops = ops
+
+    def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
+        """The hidden states after the last norm, `[num_tokens, dim]`; cache is one pair a layer, or None."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token: `[n, dim]` -> `[n, vocab_size]`."""
+        raise NotImplementedError
+
+    def __call__(self, token_ids: Tensor, targets: Tensor | None = None) -> ModelOutput:
+        """Logits at every position of `[batch, seq]` ids, and the loss; differentiable on the reference backend.
+
+        targets `[batch, seq]` are the ids to predict at each position (-100: none); left out, each position predicts
+        the id that follows it.
+        """
+        logits = self.logits(self.forward(dense_batch(token_ids), None)).unflatten(0, token_ids.shape)
+        if targets is None:
+            targets = F.pad(token_ids[:, 1:], (0, 1), value=-100)
+        if bool((targets == -100).all()):
+            return ModelOutput(logits, None)
+        return ModelOutput(logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long()))
+
+    def pack(self) -> None:
+        """Hand every weight matrix to the backend's `pack`, one at a time."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack(self.ops)
+
+
+def initialise(model: Model, seed: int) -> None:
+    """Seeded random weights as GPT-2 draws them: normal(0.02), the residual projections divided by sqrt(2 layers)."""
+    generator = torch.Generator().manual_seed(seed)
+    deep = (2 * model.config.num_layers) ** -0.5
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            value = torch.zeros(())
+        elif parameter.dim() == 1:
+            value = torch.ones(())
+        else:
+            residual = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
+            value = torch.randn(parameter.shape, generator=generator) * (0.02 * deep if residual else 0.02)
+        parameter.data.copy_(value)
