@@ -59,3 +59,9 @@ def row(num_warps: int, num_stages: int, **tiles: int) -> Row:
 
 
 WAIVERS: tuple[Waiver, ...] = ()
+
+
+def write_kv(device: torch.device, width: int) -> Row:
+    """A program copies up to 1024 of the `num_kv_heads * head_dim` values of one token, 8 a thread: 16 bytes in bf16."""
+    tile = min(1024, max(64, 1 << (width - 1).bit_length()))
+    return row(max(1, tile // 256), 1, TILE=tile)

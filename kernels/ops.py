@@ -5,12 +5,15 @@ and an ablation is one line: `replace(load("triton"), sample=REFERENCE.sample)`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Any
+
+import torch
 
 from octavo.kernels import reference
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "triton")
 
 
 @dataclass(frozen=True)
@@ -44,4 +47,20 @@ def load(name: str) -> Ops:
     """The backend of that name, one of `BACKENDS`; ValueError if unknown, RuntimeError if it cannot run here."""
     if name == "reference":
         return REFERENCE
+    if name == "triton":
+        return _triton()
     raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
+
+
+def _triton() -> Ops:
+    """The reference with every op replaced that has a Triton kernel; its files are imported here and nowhere else."""
+    if find_spec("triton") is None:
+        raise RuntimeError("backend 'triton' needs the package triton, which is not installed")
+    from triton import knobs
+
+    if not torch.cuda.is_available() and not knobs.runtime.interpret:
+        raise RuntimeError("backend 'triton' needs a CUDA device, or TRITON_INTERPRET=1 to run in Triton's interpreter")
+
+    from octavo.kernels.kv_cache import write_kv
+
+    return replace(REFERENCE, name="triton", write_kv=write_kv)
