@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 
 FAMILIES = ("gpt2", "llama")
 
+COUNTS = ("vocab_size", "context_size", "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -31,7 +33,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {self.family!r}")
-        for name in "vocab_size context_size dim num_layers num_heads num_kv_heads head_dim hidden_dim".split():
+        for name in COUNTS:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 2**31 - 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
@@ -69,7 +71,7 @@ class EngineConfig:
 
     max_model_len: int  # tokens of one request, prompt and output together
     block_size: int = 16  # tokens in one cache block
-    num_blocks: int = 512
+    num_blocks: int = 1024
     max_num_seqs: int = 64  # requests that run together
     max_num_batched_tokens: int = 2048  # tokens in one forward step
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from octavo.gpt.batch import Batch
 from octavo.gpt.config import ModelConfig, RopeScaling
-from octavo.gpt.model import LayerCache, Linear, Model, RMSNorm, attend
+from octavo.gpt.model import LayerCache, Linear, Model, RMSNorm, attend, initialise
 from octavo.kernels.ops import REFERENCE, Ops
 
 RopeTables = tuple[Tensor, Tensor]  # cos, sin: [context_size, head_dim / 2] float32
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class Llama(Model):
-    def __init__(self, config: ModelConfig, ops: Ops = REFERENCE) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops = REFERENCE, seed: int = 0) -> None:
         super().__init__(config, ops)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
@@ -63,6 +63,7 @@ class Llama(Model):
         cos, sin = rope_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        initialise(self, seed)
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
         residual = self.embed_tokens(batch.token_ids)

@@ -116,6 +116,8 @@ class Model(nn.Module):
 
 def initialise(model: Model, seed: int) -> None:
     """Seeded random weights as GPT-2 draws them: normal(0.02), the residual projections divided by sqrt(2 layers)."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return  # a shape without memory, about to be loaded
     generator = torch.Generator().manual_seed(seed)
     deep = (2 * model.config.num_layers) ** -0.5
     for name, parameter in model.named_parameters():

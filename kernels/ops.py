@@ -52,6 +52,11 @@ def load(name: str) -> Ops:
     raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
 
 
+def best_for(device_type: str) -> str:
+    """The backend that "auto" means on a device: triton on CUDA, else the reference."""
+    return "triton" if device_type == "cuda" else "reference"
+
+
 def _triton() -> Ops:
     """The reference with every op replaced that has a Triton kernel; its files are imported here and nowhere else."""
     if find_spec("triton") is None:

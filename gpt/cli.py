@@ -1,0 +1,227 @@
+"""The command `octavo`: generate, chat, next, score, models, tokens. Bad input is one line and exit code 2."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from octavo.gpt import show
+from octavo.gpt.llm import LLM
+from octavo.gpt.outputs import RequestOutput
+from octavo.gpt.sampling_params import SamplingParams
+from octavo.kernels.ops import BACKENDS
+
+COMMAND_LINE_TOKENS = 256  # what a command generates unless told otherwise
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        print(f"octavo: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: say no more
+        return 0
+    return 0
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Stream one completion, or print several."""
+    params, llm = _params(arguments), _llm(arguments)
+    if arguments.json or params.n > 1:
+        _print_request(llm.generate([arguments.prompt], params)[0], arguments.json)
+    else:
+        show.stream(llm, llm.encode(arguments.prompt), params, arguments.stats)
+
+
+def chat(arguments: argparse.Namespace) -> None:
+    """Answer one question, or hold a conversation until the input ends."""
+    params, llm = _params(arguments), _llm(arguments)
+    if params.n > 1:
+        raise ValueError(f"chat gives one answer, n is {params.n}")
+    messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    question = arguments.question if arguments.question is not None else show.ask(llm)
+    while question is not None:
+        messages.append({"role": "user", "content": question})
+        if arguments.json:
+            request = llm.chat(messages, params)[0]
+            _print_request(request, as_json=True)
+            answer = request.outputs[0].text
+        else:
+            answer = show.stream(llm, llm.encode_chat(messages), params, arguments.stats)
+        messages.append({"role": "assistant", "content": answer})
+        question = None if arguments.question is not None else show.ask(llm)
+
+
+def next_tokens(arguments: argparse.Namespace) -> None:
+    """The most likely next tokens, with bars."""
+    entries = _llm(arguments).next_tokens(arguments.prompt, arguments.number)
+    show.json_line([entry._asdict() for entry in entries]) if arguments.json else show.probabilities(entries)
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Negative log-likelihood and perplexity of a file."""
+    path = Path(arguments.file)
+    try:
+        text = sys.stdin.read() if arguments.file == "-" else path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    result = _llm(arguments).score(text)
+    if arguments.json:
+        show.json_line(result._asdict())
+    else:
+        print(f"nll {result.nll:.6f} nats/token   perplexity {result.perplexity:.4f}   tokens {result.num_tokens}")
+
+
+def models(arguments: argparse.Namespace) -> None:
+    """The names that LLM knows."""
+    show.json_line(show.model_rows()) if arguments.json else show.models()
+
+
+def tokens(arguments: argparse.Namespace) -> None:
+    """How a text splits into tokens."""
+    from octavo.gpt.weights import load_tokenizer
+
+    tokenizer = load_tokenizer(arguments.model)
+    ids = tokenizer.encode(arguments.text)
+    pieces = [(token_id, tokenizer.decode([token_id])) for token_id in ids]
+    show.json_line([{"token_id": i, "text": text} for i, text in pieces]) if arguments.json else show.tokens(pieces)
+
+
+def _llm(arguments: argparse.Namespace) -> LLM:
+    return LLM(
+        arguments.model,
+        backend=arguments.backend,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        max_model_len=arguments.max_model_len,
+        seed=int.from_bytes(os.urandom(7), "little"),
+    )
+
+
+def _params(arguments: argparse.Namespace) -> SamplingParams:
+    given = {name: getattr(arguments, name) for name in show.SAMPLING_OPTIONS if getattr(arguments, name) is not None}
+    if arguments.logit_bias:
+        given["logit_bias"] = dict(map(_bias, arguments.logit_bias))
+    given.setdefault("max_tokens", COMMAND_LINE_TOKENS)
+    return SamplingParams(**given)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token_id, _, bias = text.partition("=")
+    try:
+        return int(token_id), float(bias)
+    except ValueError:
+        raise ValueError(f"logit_bias must be ID=NUMBER, not {text!r}") from None
+
+
+def _print_request(request: RequestOutput, as_json: bool) -> None:
+    if as_json:
+        show.json_line(show.request_dict(request))
+        return
+    for output in request.outputs:
+        Console(stderr=True).print(f"[dim]--- {output.index}: {output.finish_reason}[/dim]")
+        print(output.text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="octavo", description="Fast, exact GPT decoding.", epilog=_example("chat"))
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, run, add_arguments in COMMANDS:
+        command = commands.add_parser(
+            name, help=run.__doc__, description=run.__doc__, epilog=_example(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        add_arguments(command)
+        command.add_argument("--json", action="store_true", help="one JSON document instead of text")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _example(name: str) -> str:
+    return f"example:  {EXAMPLES[name]}"
+
+
+EXAMPLES = {
+    "generate": 'octavo generate "Once upon a time" --seed 7 --max-tokens 60',
+    "chat": 'octavo chat "What is the capital of France?" --temperature 0',
+    "next": 'octavo next "I love" --number 5',
+    "score": "octavo score README.md",
+    "models": "octavo models",
+    "tokens": 'octavo tokens "Hello, world 123"',
+}
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="a name, a Hugging Face folder or a GGUF file (smollm2)")
+    parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)} (auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
+
+
+def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    for name, (kind, text) in show.SAMPLING_OPTIONS.items():
+        flag = "--" + name.replace("_", "-")
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", default=None, help=text)
+        elif kind is list:
+            parser.add_argument(flag, action="append", metavar="TEXT", help=text)
+        elif name == "stop_token_ids":
+            parser.add_argument(flag, type=int, nargs="+", metavar="ID", help=text)
+        else:
+            parser.add_argument(
+                flag, type=kind, metavar="X" if kind is float else "N" if kind is int else "RULE", help=text
+            )
+    parser.add_argument(
+        "--logit-bias", action="append", metavar="ID=X", help="add X to the logit of this id; repeatable"
+    )
+    parser.add_argument("--stats", action="store_true", help="close with times and the most likely first tokens")
+    _model_arguments(parser)
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt")
+    _sampling_arguments(parser)
+
+
+def _chat_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("question", nargs="?", help="ask this and leave; without it, a conversation")
+    parser.add_argument("--system", help="what the assistant is told first")
+    _sampling_arguments(parser)
+
+
+def _next_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt")
+    parser.add_argument("-n", "--number", type=int, default=10, help="how many (10)")
+    _model_arguments(parser)
+
+
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a UTF-8 text file, or - for standard input")
+    _model_arguments(parser)
+
+
+def _tokens_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text")
+    parser.add_argument("--model", default="smollm2", help="whose tokenizer (smollm2)")
+
+
+COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argparse.ArgumentParser], None]], ...] = (
+    ("generate", generate, _generate_arguments),
+    ("chat", chat, _chat_arguments),
+    ("next", next_tokens, _next_arguments),
+    ("score", score, _score_arguments),
+    ("models", models, lambda parser: None),
+    ("tokens", tokens, _tokens_arguments),
+)

@@ -1,0 +1,215 @@
+"""LLM: the front door. Text or token ids in, completions out; vLLM's words."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from octavo.gpt.batch import dense_batch
+from octavo.gpt.cache import PagedCache
+from octavo.gpt.engine import Engine
+from octavo.gpt.memory import plan_memory
+from octavo.gpt.model import Model
+from octavo.gpt.outputs import RequestOutput
+from octavo.gpt.runner import Runner
+from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.weights import load_model, resolve_device
+from octavo.kernels import ops
+
+Prompt = str | Sequence[int]
+Message = dict[str, str]
+
+LOGIT_ROWS = 256  # positions whose logits are held at once while scoring
+
+
+class TokenProbability(NamedTuple):
+    token_id: int
+    text: str
+    probability: float
+
+
+class Score(NamedTuple):
+    """How well the model predicts a text: nll is the mean over `num_tokens` predictions, in nats."""
+
+    nll: float
+    perplexity: float
+    num_tokens: int
+
+
+class LLM:
+    """A model, its cache and an engine.
+
+    model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend "auto" is triton on CUDA,
+    else the fastest that runs here. Bad arguments raise ValueError, missing files FileNotFoundError.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2",
+        backend: str = "auto",
+        dtype: str = "auto",
+        device: str = "auto",
+        max_model_len: int | None = None,
+        block_size: int = 16,
+        num_blocks: int | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
+        seed: int = 0,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.device = resolve_device(device)
+        backend = ops.best_for(self.device.type) if backend == "auto" else backend
+        loaded = load_model(model, ops.load(backend), dtype, self.device.type)
+        self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.dummy
+        self.model: Model = loaded.model
+        self.dtype = loaded.dtype
+        self.config = plan_memory(
+            self.model.config, self.dtype, self.device,
+            max_model_len, block_size, num_blocks, max_num_seqs, max_num_batched_tokens,
+        )  # fmt: skip
+        cache = PagedCache(self.model.config, self.config.num_blocks, block_size, self.dtype, self.device)
+        runner = Runner(self.model, cache, block_size, self.device)
+        self.engine = Engine(runner, self.model.config, self.config, self.tokenizer, seed, enable_prefix_caching)
+
+    @property
+    def backend(self) -> str:
+        return self.model.ops.name
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self.engine.has_unfinished
+
+    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
+        """Queue a request for `step`; returns its number."""
+        return self._add(prompt, params or SamplingParams()).request_id
+
+    def step(self) -> list[RequestOutput]:
+        """One forward step for all requests; the live outputs of those that got something new."""
+        return self.engine.step()
+
+    def abort(self, request_id: int) -> None:
+        """End a request, in whatever state it is."""
+        self.engine.abort(request_id)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete each prompt; order is kept. params: one for all, or one each."""
+        prompts = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"params has {len(each)} entries for {len(prompts)} prompts")
+        requests: list[RequestOutput] = []
+        try:
+            requests.extend(self._add(prompt, p) for prompt, p in zip(prompts, each, strict=True))
+            for request in _progress(requests, use_tqdm):
+                while not request.finished:
+                    self.step()
+        finally:
+            for request in requests:
+                self.abort(request.request_id)
+        return requests
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+        """The completion's text, piece by piece; leaving the loop ends the request."""
+        params = params or SamplingParams()
+        if self.tokenizer is None:
+            raise ValueError("stream needs a tokenizer, and this model has none: use generate with token ids")
+        if params.n != 1:
+            raise ValueError(f"stream gives one completion, n is {params.n}")
+        return self._stream(self._add(prompt, params))
+
+    def _stream(self, request: RequestOutput) -> Iterator[str]:
+        output, seen = request.outputs[0], 0
+        try:
+            while not output.finished:
+                self.step()
+                new, seen = output.pieces[seen:], len(output.pieces)
+                yield from filter(None, new)
+            _raise_if_failed(request)
+        finally:
+            self.abort(request.request_id)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """The assistant's answer to one conversation, or to each of several."""
+        conversations: Any = [messages] if messages and isinstance(messages[0], dict) else messages
+        return self.generate([self.encode_chat(conversation) for conversation in conversations], params, use_tqdm)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation in the model's own template, ready for the assistant's answer."""
+        if self.tokenizer is None or self.tokenizer.chat_template is None:
+            raise ValueError(f"the model {self.name} has no chat template")
+        return self.tokenizer.encode_chat(list(messages))
+
+    def next_tokens(self, prompt: Prompt, n: int = 10) -> list[TokenProbability]:
+        """The n most likely next tokens, best first."""
+        request = self.generate([prompt], SamplingParams(temperature=0, max_tokens=1, logprobs=n), use_tqdm=False)[0]
+        _raise_if_failed(request)
+        ranked = sorted((request.outputs[0].logprobs or [{}])[0].items(), key=lambda entry: entry[1].rank)[:n]
+        return [TokenProbability(i, entry.decoded_token or "", math.exp(entry.logprob)) for i, entry in ranked]
+
+    @torch.inference_mode()
+    def score(self, prompt: Prompt) -> Score:
+        """How likely the model finds a text; one longer than the window is read in windows that overlap by half."""
+        ids = self.encode(prompt)
+        if len(ids) < 2:
+            raise ValueError("score needs at least two tokens, one to predict the other from")
+        window = min(self.config.max_model_len, self.model.config.context_size)
+        total, start, scored = 0.0, 0, 1
+        while scored < len(ids):
+            end = min(start + window, len(ids))
+            total += float(self._losses(ids[start:end])[scored - start - 1 :].double().sum())
+            start, scored = start + max(window // 2, 1), end
+        nll = total / (len(ids) - 1)
+        return Score(nll, math.exp(nll), len(ids) - 1)
+
+    def _losses(self, ids: list[int]) -> Tensor:
+        """Negative log-likelihood of each id but the first, float32 `[len(ids) - 1]`."""
+        tokens = torch.tensor([ids], dtype=torch.int32, device=self.device)
+        hidden = self.model.forward(dense_batch(tokens), None)[:-1]
+        targets = tokens[0, 1:].long()
+        parts = zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+        return torch.cat([F.cross_entropy(self.model.logits(h).float(), t, reduction="none") for h, t in parts])
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt as token ids; text begins with the model's beginning-of-text token where it wants one."""
+        if not isinstance(prompt, str):
+            return self.engine.checked_ids(prompt)
+        if self.tokenizer is None:
+            raise ValueError(f"the model {self.name} has no tokenizer: give token ids")
+        ids = self.tokenizer.encode(prompt)
+        bos_id = self.tokenizer.bos_id
+        return [bos_id, *ids] if bos_id is not None and (self.tokenizer.add_bos or not ids) else ids
+
+    def _add(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+        return self.engine.add(self.encode(prompt), params, prompt if isinstance(prompt, str) else None)
+
+
+def _is_one_prompt(prompts: Any) -> bool:
+    return isinstance(prompts, str) or (isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int))
+
+
+def _progress(requests: list[RequestOutput], wanted: bool) -> Iterator[RequestOutput]:
+    console = Console(stderr=True)
+    disable = not (wanted and console.is_terminal and len(requests) > 1)
+    return iter(track(requests, "generating", console=console, disable=disable))
+
+
+def _raise_if_failed(request: RequestOutput) -> None:
+    for output in request.outputs:
+        if output.finish_reason == "error":
+            raise ValueError(f"request {request.request_id} failed: {output.stop_reason}")

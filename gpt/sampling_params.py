@@ -1,0 +1,107 @@
+"""SamplingParams: how one request is decoded. vLLM's words and meanings; nonsense is refused when it is made."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_LOGPROBS = 1000
+MAX_N = 1024
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Per-request decoding options; every field is checked and a bad one is a ValueError that names it."""
+
+    n: int = 1  # completions of the same prompt
+    temperature: float = 1.0  # 0: the most likely token, always
+    top_k: int = 0  # keep the k most likely ids; 0 or -1: all
+    top_p: float = 1.0  # then the fewest of those that reach this probability
+    min_p: float = 0.0  # then those at least this likely, relative to the best
+    repetition_penalty: float = 1.0  # above 1 discourages ids of prompt and output
+    presence_penalty: float = 0.0  # subtracted once from the logits of ids already generated
+    frequency_penalty: float = 0.0  # subtracted for each time an id was generated
+    logit_bias: Mapping[int, float] | None = None  # added to the logits of these ids
+    seed: int | None = None  # None: drawn from the engine's own seed
+    max_tokens: int | None = 16  # None: as far as the window goes
+    min_tokens: int = 0  # before these, no end-of-text and no stop id can be drawn
+    stop: str | Sequence[str] = ()  # strings that end the text and are cut off
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # also report this many most likely ids a step
+    prompt_logprobs: int | None = None  # the same for every prompt position
+    skip_special_tokens: bool = True  # leave control tokens out of the text
+    overflow: str = "stop"  # at the end of the window: "stop", or "slide" and forget the oldest tokens
+    stop_strings: tuple[str, ...] = field(init=False, repr=False, default=())
+
+    def __post_init__(self) -> None:
+        _integer("n", self.n, 1, MAX_N)
+        _number("temperature", self.temperature, 0.0, math.inf)
+        _integer("top_k", self.top_k, -1, 2**31 - 1)
+        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _optional_integer("seed", self.seed, -(2**63), 2**63 - 1)
+        _optional_integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        _optional_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _optional_integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
+        if self.overflow not in ("stop", "slide"):
+            raise ValueError(f"overflow must be 'stop' or 'slide', not {self.overflow!r}")
+        for name in ("ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        for token_id in _sequence("stop_token_ids", self.stop_token_ids):
+            _integer("stop_token_ids", token_id, 0, 2**31 - 1)
+        self._check_logit_bias()
+        self._collect_stop_strings()
+
+    def _check_logit_bias(self) -> None:
+        if self.logit_bias is None:
+            return
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias must map token ids to numbers, not {self.logit_bias!r}")
+        for token_id, bias in self.logit_bias.items():
+            _integer("logit_bias", token_id, 0, 2**31 - 1)
+            _number("logit_bias", bias, -100.0, 100.0)
+
+    def _collect_stop_strings(self) -> None:
+        strings = (self.stop,) if isinstance(self.stop, str) else tuple(_sequence("stop", self.stop))
+        for text in strings:
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"stop must be non-empty strings, not {text!r}")
+        object.__setattr__(self, "stop_strings", strings)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the logits depend on what was said so far."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+def _sequence(name: str, value: Any) -> Sequence[Any]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise ValueError(f"{name} must be a sequence, not {value!r}")
+    return value
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer in [{low}, {high}], not {value!r}")
+
+
+def _optional_integer(name: str, value: Any, low: int, high: int) -> None:
+    if value is not None:
+        _integer(name, value, low, high)
+
+
+def _number(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
+    """Refuses what is no finite number in [low, high], or in (low, high]."""
+    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not real or not low <= value <= high or (open_low and value == low):
+        above = f"[{low:g}" if not open_low else f"({low:g}"
+        below = f"{high:g}]" if math.isfinite(high) else "inf)"
+        raise ValueError(f"{name} must be a number in {above}, {below}, not {value!r}")
