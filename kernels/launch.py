@@ -20,10 +20,11 @@ class Row:
     num_warps: int
     num_stages: int
     tiles: dict[str, int] = field(default_factory=dict)  # the kernel's constexpr names -> sizes
+    options: dict[str, int] = field(default_factory=dict)  # what only one vendor's compiler knows
 
     @property
     def kwargs(self) -> dict[str, int]:
-        return {**self.tiles, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {**self.tiles, **self.options, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,115 @@ def row(num_warps: int, num_stages: int, **tiles: int) -> Row:
     return Row(num_warps, num_stages, tiles)
 
 
+def power_of_two(size: int) -> int:
+    """The least power of two not below size."""
+    return 1 << max(0, size - 1).bit_length()
+
+
 WAIVERS: tuple[Waiver, ...] = ()
+
+NORM_MAX_DIM = 32768  # beyond it a row no longer fits the registers of one program
+
+
+def norm(device: torch.device, dim: int) -> Row:
+    """One program a token; 16 values a thread, so that a thread has two 16-byte loads in flight in 16 bits."""
+    tile, lanes = power_of_two(dim), 64 if arch_of(device).startswith("gfx") else 32
+    return row(min(max(tile // (16 * lanes), 1), 1024 // lanes), 1, TILE=tile)
+
+
+def elementwise(device: torch.device, hidden_dim: int) -> Row:
+    """A program computes up to 1024 values of one token, 8 a thread; 1024 divides most hidden dims."""
+    tile, lanes = min(1024, power_of_two(hidden_dim)), 64 if arch_of(device).startswith("gfx") else 32
+    return row(max(tile // (8 * lanes), 1), 1, TILE=tile)
+
+
+def rope(device: torch.device, num_heads: int, half_dim: int) -> Row:
+    """A program rotates up to 1024 pairs of one token, whole heads, 8 pairs a thread."""
+    half, lanes = power_of_two(half_dim), 64 if arch_of(device).startswith("gfx") else 32
+    heads = min(power_of_two(num_heads), max(1, 1024 // half))
+    return row(max(heads * half // (8 * lanes), 1), 1, TILE_HEADS=heads, TILE_HALF=half)
+
+
+THIN_ROWS = 64  # up to here one tile holds all tokens, and each weight is read once
+
+
+@dataclass(frozen=True)
+class LinearRows:
+    """linear on one arch in one dtype. BLOCK_K is the same throughout: a row's bits do not depend on the choice."""
+
+    fill: int  # programs that fill the GPU
+    few: tuple[Row, ...]  # thin, for a weight of fewer tiles than that: narrow tiles or a deep pipeline
+    thin: tuple[Row, ...]  # thin, for a wide weight; tokens ascending
+    tall: tuple[Row, ...]  # largest tile first
+
+
+def _tile(num_warps: int, num_stages: int, tokens: int, features: int, depth: int, **options: int) -> Row:
+    return Row(num_warps, num_stages, {"BLOCK_M": tokens, "BLOCK_N": features, "BLOCK_K": depth}, options)
+
+
+# Features are the left operand, so that wgmma and tcgen05 get their 64 rows however few tokens there are.
+_HOPPER = LinearRows(
+    132,
+    few=(_tile(4, 16, 16, 64, 64), _tile(4, 14, 32, 64, 64), _tile(4, 12, 64, 64, 64)),
+    thin=(_tile(4, 6, 16, 64, 64), _tile(4, 6, 32, 64, 64), _tile(4, 6, 64, 64, 64)),
+    tall=(_tile(8, 4, 256, 128, 64), _tile(8, 4, 128, 128, 64), _tile(4, 6, 64, 64, 64)),
+)
+_FLOAT32 = LinearRows(
+    132,
+    few=(_tile(4, 6, 16, 16, 32), _tile(4, 6, 32, 16, 32), _tile(4, 6, 64, 16, 32)),
+    thin=(_tile(4, 6, 16, 32, 32), _tile(4, 6, 32, 32, 32), _tile(4, 6, 64, 32, 32)),
+    tall=(_tile(8, 3, 128, 64, 32), _tile(8, 4, 64, 64, 32)),
+)
+# 16x16 MFMA on every path: with 32x32 on the tall one, k would be cut in other groups.
+_AMD = {"matrix_instr_nonkdim": 16}
+LINEAR = {
+    ("sm_80", 2): LinearRows(
+        108,
+        few=(_tile(4, 8, 16, 16, 64), _tile(4, 8, 32, 16, 64), _tile(4, 6, 64, 16, 64)),
+        thin=(_tile(4, 6, 16, 64, 64), _tile(4, 6, 32, 64, 64), _tile(4, 5, 64, 64, 64)),
+        tall=(_tile(8, 3, 128, 128, 64), _tile(4, 4, 64, 64, 64)),
+    ),
+    ("sm_90", 2): _HOPPER,
+    ("sm_100", 2): _HOPPER,
+    ("gfx942", 2): LinearRows(
+        304,
+        few=(_tile(4, 2, 16, 16, 64, **_AMD), _tile(4, 2, 32, 16, 64, **_AMD), _tile(4, 2, 64, 16, 64, **_AMD)),
+        thin=(_tile(4, 2, 16, 64, 64, **_AMD), _tile(4, 2, 32, 64, 64, **_AMD), _tile(4, 2, 64, 64, 64, **_AMD)),
+        tall=(_tile(8, 2, 128, 128, 64, **_AMD), _tile(4, 2, 64, 64, 64, **_AMD)),
+    ),
+    ("sm_80", 4): _FLOAT32,
+    ("sm_90", 4): _FLOAT32,
+    ("sm_100", 4): _FLOAT32,
+    ("gfx942", 4): LinearRows(
+        304,
+        few=(_tile(4, 2, 16, 16, 32, **_AMD), _tile(4, 2, 32, 16, 32, **_AMD), _tile(4, 2, 64, 16, 32, **_AMD)),
+        thin=(_tile(4, 2, 16, 32, 32, **_AMD), _tile(4, 2, 32, 32, 32, **_AMD), _tile(4, 2, 64, 32, 32, **_AMD)),
+        tall=(_tile(8, 2, 128, 64, 32, **_AMD), _tile(4, 2, 64, 64, 32, **_AMD)),
+    ),
+}
+_INTERPRETED = LinearRows(2, few=(), thin=(_tile(1, 1, 64, 128, 64),), tall=(_tile(1, 1, 32, 64, 64),))
+
+
+def linear(device: torch.device, dtype: torch.dtype, num_tokens: int, out_features: int) -> Row:
+    """Thin up to `THIN_ROWS` tokens: the least tile that holds them. Tall beyond: the largest that fills the GPU."""
+    arch = arch_of(device)
+    rows = _INTERPRETED if arch == "interpreter" else LINEAR[arch, dtype.itemsize]
+    if num_tokens <= THIN_ROWS:
+        tiles = out_features // rows.thin[0].tiles["BLOCK_N"]
+        fitting = rows.few if rows.few and tiles < rows.fill else rows.thin
+        return next(row for row in fitting if row.tiles["BLOCK_M"] >= num_tokens)
+    for row in rows.tall:
+        tokens, features = row.tiles["BLOCK_M"], row.tiles["BLOCK_N"]
+        if -(-num_tokens // tokens) * -(-out_features // features) >= rows.fill:
+            return row
+    return rows.tall[-1]
 
 
 def write_kv(device: torch.device, width: int) -> Row:
-    """A program copies up to 1024 of the `num_kv_heads * head_dim` values of one token, 8 a thread: 16 bytes in bf16."""
+    """A program copies up to 1024 of one token's `num_kv_heads * head_dim` values, 8 a thread: 16 bytes in bf16."""
     tile = min(1024, max(64, 1 << (width - 1).bit_length()))
     return row(max(1, tile // 256), 1, TILE=tile)
+
+
+def attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
+    return row(4, 2, BLOCK_M=16, BLOCK_N=32)

@@ -1,0 +1,141 @@
+"""linear: a matrix product whose row i depends on row i alone, with bias, GELU and residual in the epilogue.
+
+    y = activation(x @ weight.T + bias) + residual
+
+The product is computed as its transpose: a tile of weights is the left operand of `tl.dot`, a tile of tokens the right
+one. Tensor cores of sm_90 and sm_100 want 64 rows on the left, and a weight always has them; so one token runs on the
+same instruction as four thousand. Every launch sums k in the same order: tiles of BLOCK_K from 0, one float32
+accumulator, no split. Thin (up to 64 tokens): one tile holds all tokens, every weight is read once, 16 bytes a thread,
+through a pipeline deep enough to keep few programs busy. Tall: tiles of tokens in groups, so that the group's weights
+stay in L2. Either way a token's bits are the same (README.md: why, and how far that is proven).
+
+x may have strided rows; of every tensor only the last dimension must be contiguous. Rows of x and weight are read 16
+bytes a thread where addresses and strides are multiples of 16. https://arxiv.org/abs/2511.10909
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels import launch
+
+
+@triton.jit
+def _gelu(x):
+    u = x * tl.fma(x * x, 0.044715 * 0.7978845608028654, 0.7978845608028654)
+    decay = tl.exp2(-2.8853900817779268 * tl.abs(u))  # exp(-2 |u|): never overflows
+    return x * tl.where(u >= 0, 1.0, decay) / (1.0 + decay)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _linear_kernel(
+    y_ptr,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    num_tokens,
+    stride_y,
+    stride_x,
+    stride_weight,
+    stride_residual,
+    OUT_FEATURES: tl.constexpr,
+    IN_FEATURES: tl.constexpr,
+    GELU: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    # Programs walk GROUP tiles of tokens down before they step to the next tile of features.
+    tiles_n: tl.constexpr = (OUT_FEATURES + BLOCK_N - 1) // BLOCK_N
+    group, rest = tl.program_id(0) // (GROUP * tiles_n), tl.program_id(0) % (GROUP * tiles_n)
+    height = min(tl.cdiv(num_tokens, BLOCK_M) - group * GROUP, GROUP)
+    m = (group * GROUP + rest % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (rest // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    m_live, n_live = m[:, None] < num_tokens, n[:, None] < OUT_FEATURES
+    m_row, n_row = m.to(tl.int64)[:, None], n.to(tl.int64)[:, None]
+    x_ptrs = x_ptr + m_row * stride_x + k[None, :]
+    weight_ptrs = weight_ptr + n_row * stride_weight + k[None, :]
+
+    y = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in range(0, IN_FEATURES, BLOCK_K):
+        if IN_FEATURES % BLOCK_K == 0:
+            x = tl.load(x_ptrs + start, m_live, 0.0)  # [BLOCK_M, BLOCK_K]
+            weight = tl.load(weight_ptrs + start, n_live, 0.0)  # [BLOCK_N, BLOCK_K]
+        else:
+            k_live = start + k[None, :] < IN_FEATURES
+            x = tl.load(x_ptrs + start, m_live & k_live, 0.0)
+            weight = tl.load(weight_ptrs + start, n_live & k_live, 0.0)
+        y = tl.dot(weight, x.T, y, input_precision="ieee")
+
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + n, n < OUT_FEATURES, 0.0).to(tl.float32)[:, None]
+    if GELU:
+        y = _gelu(y)
+    y = y.T  # [BLOCK_M, BLOCK_N]
+    live = m_live & (n[None, :] < OUT_FEATURES)
+    if residual_ptr is not None:
+        y += tl.load(residual_ptr + m_row * stride_residual + n[None, :], live, 0.0).to(tl.float32)
+    tl.store(y_ptr + m_row * stride_y + n[None, :], y.to(y_ptr.dtype.element_ty), live)
+
+
+GROUP = 8  # tiles of tokens that share a tile of weights in L2
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """`activation(x @ weight.T + bias) + residual`, a new tensor, summed in float32 and rounded once.
+
+    x `[num_tokens, in_features]`, weight `[out_features, in_features]`, bias `[out_features]`, residual
+    `[num_tokens, out_features]`, all of one dtype (float32, float16, bfloat16); x, weight and residual may have strided
+    rows. activation None or "gelu" (the tanh form). ValueError on anything else.
+    """
+    _check(x, weight, bias, activation, residual)
+    (num_tokens, in_features), out_features = x.shape, weight.shape[0]
+    y = torch.empty(num_tokens, out_features, dtype=x.dtype, device=x.device)
+    if num_tokens == 0:
+        return y
+    row = launch.linear(x.device, x.dtype, num_tokens, out_features)
+    tiles = triton.cdiv(num_tokens, row.tiles["BLOCK_M"]) * triton.cdiv(out_features, row.tiles["BLOCK_N"])
+    _linear_kernel[(tiles,)](
+        y,
+        x,
+        weight,
+        bias,
+        residual,
+        num_tokens,
+        y.stride(0),
+        x.stride(0),
+        weight.stride(0),
+        0 if residual is None else residual.stride(0),
+        OUT_FEATURES=out_features,
+        IN_FEATURES=in_features,
+        GELU=activation == "gelu",
+        GROUP=GROUP,
+        **row.kwargs,
+    )
+    return y
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None) -> None:
+    if x.ndim != 2 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"x must be [num_tokens, in_features] in 16 or 32 bits, not {tuple(x.shape)} {x.dtype}")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight must be [out_features, {x.shape[1]}], not {tuple(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
+    if residual is not None and residual.shape != (x.shape[0], weight.shape[0]):
+        raise ValueError(f"residual must be {(x.shape[0], weight.shape[0])}, not {tuple(residual.shape)}")
+    if activation not in (None, "gelu"):
+        raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual)):
+        if tensor is None:
+            continue
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise ValueError(f"{name} must be {x.dtype} on {x.device}, not {tensor.dtype} on {tensor.device}")
+        if tensor.stride(-1) != 1:
+            raise ValueError(f"{name} must have a contiguous last dimension, not stride {tensor.stride(-1)}")
