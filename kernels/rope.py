@@ -1,0 +1,148 @@
+"""rope: rotate pairs of each head of q and k by an angle that grows with the position.
+
+    (a, b) -> (a cos - b sin, b cos + a sin), cos and sin from row `position` of the tables
+
+Pairs are (i, i + head_dim / 2), or neighbours (2i, 2i + 1) when interleaved: neighbours are read as one contiguous
+line and parted in registers, so both pairings load 16 bytes a thread. One program rotates whole heads of one token,
+heads of q first, then heads of k; positions are data, so any tokens may stand side by side. float32 inside, one
+rounding. q and k may be strided views of one fused projection; of every tensor only the last dimension must be
+contiguous. A position outside the tables gives NaN, never a read outside them. https://arxiv.org/abs/2104.09864
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels import launch
+
+
+@triton.jit
+def _rotate(
+    y_ptr,
+    x_ptr,
+    stride_head,
+    cos,
+    sin,
+    tile,
+    NUM_HEADS: tl.constexpr,
+    HALF_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    TILE_HEADS: tl.constexpr,
+    TILE_HALF: tl.constexpr,
+):
+    head = tile * TILE_HEADS + tl.arange(0, TILE_HEADS)[:, None]
+    if INTERLEAVED:
+        column = tl.arange(0, 2 * TILE_HALF)[None, :]
+        live = (head < NUM_HEADS) & (column < 2 * HALF_DIM)
+        pairs = tl.load(x_ptr + head * stride_head + column, live, 0.0).to(tl.float32)  # [TILE_HEADS, 2 * TILE_HALF]
+        a, b = tl.split(pairs.reshape(TILE_HEADS, TILE_HALF, 2))
+        pairs = tl.join(a * cos - b * sin, b * cos + a * sin).reshape(TILE_HEADS, 2 * TILE_HALF)
+        tl.store(y_ptr + head * (2 * HALF_DIM) + column, pairs.to(y_ptr.dtype.element_ty), live)
+    else:
+        column = tl.arange(0, TILE_HALF)[None, :]
+        live = (head < NUM_HEADS) & (column < HALF_DIM)
+        a = tl.load(x_ptr + head * stride_head + column, live, 0.0).to(tl.float32)  # [TILE_HEADS, TILE_HALF]
+        b = tl.load(x_ptr + head * stride_head + HALF_DIM + column, live, 0.0).to(tl.float32)
+        y_ptrs = y_ptr + head * (2 * HALF_DIM) + column
+        tl.store(y_ptrs, (a * cos - b * sin).to(y_ptr.dtype.element_ty), live)
+        tl.store(y_ptrs + HALF_DIM, (b * cos + a * sin).to(y_ptr.dtype.element_ty), live)
+
+
+@triton.jit(do_not_specialize=["context_size"])
+def _rope_kernel(
+    q_out_ptr,
+    k_out_ptr,
+    q_ptr,
+    k_ptr,
+    positions_ptr,
+    cos_ptr,
+    sin_ptr,
+    context_size,
+    stride_q_token,
+    stride_q_head,
+    stride_k_token,
+    stride_k_head,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HALF_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    TILE_HEADS: tl.constexpr,
+    TILE_HALF: tl.constexpr,
+):
+    token, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    q_tiles: tl.constexpr = (NUM_HEADS + TILE_HEADS - 1) // TILE_HEADS
+    position = tl.load(positions_ptr + token).to(tl.int64)
+    column = tl.arange(0, TILE_HALF)
+    known = (position >= 0) & (position < context_size) & (column < HALF_DIM)
+    cos = tl.load(cos_ptr + position * HALF_DIM + column, known, float("nan"))[None, :]  # [1, TILE_HALF]
+    sin = tl.load(sin_ptr + position * HALF_DIM + column, known, float("nan"))[None, :]
+    if tile < q_tiles:
+        q_out_ptr += token * (NUM_HEADS * 2 * HALF_DIM)
+        q_ptr += token * stride_q_token
+        _rotate(
+            q_out_ptr, q_ptr, stride_q_head, cos, sin, tile, NUM_HEADS, HALF_DIM, INTERLEAVED, TILE_HEADS, TILE_HALF
+        )
+    else:
+        k_out_ptr += token * (NUM_KV_HEADS * 2 * HALF_DIM)
+        k_ptr += token * stride_k_token
+        tile -= q_tiles
+        _rotate(
+            k_out_ptr, k_ptr, stride_k_head, cos, sin, tile, NUM_KV_HEADS, HALF_DIM, INTERLEAVED, TILE_HEADS, TILE_HALF
+        )
+
+
+def rope(
+    q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rotated copies of q and k.
+
+    q `[num_tokens, num_heads, head_dim]` and k `[num_tokens, num_kv_heads, head_dim]` of one dtype (float32, float16,
+    bfloat16), strided views welcome; positions `[num_tokens]` int32 or int64; cos and sin float32
+    `[context_size, head_dim / 2]`. Pairs are `(i, i + head_dim / 2)`, or `(2i, 2i + 1)` when interleaved. ValueError
+    on anything else.
+    """
+    _check(q, k, positions, cos, sin)
+    (num_tokens, num_heads, head_dim), num_kv_heads = q.shape, k.shape[1]
+    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    if num_tokens == 0:
+        return q_out, k_out
+    row = launch.rope(q.device, num_heads, head_dim // 2)
+    tiles = (triton.cdiv(heads, row.tiles["TILE_HEADS"]) for heads in (num_heads, num_kv_heads))
+    _rope_kernel[(num_tokens, sum(tiles))](
+        q_out,
+        k_out,
+        q,
+        k,
+        positions,
+        cos,
+        sin,
+        cos.shape[0],
+        *q.stride()[:2],
+        *k.stride()[:2],
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        HALF_DIM=head_dim // 2,
+        INTERLEAVED=interleaved,
+        **row.kwargs,
+    )
+    return q_out, k_out
+
+
+def _check(q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
+    if q.ndim != 3 or q.shape[2] % 2 or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"q must be [num_tokens, num_heads, even head_dim], not {list(q.shape)} {q.dtype}")
+    if k.ndim != 3 or k.shape[::2] != q.shape[::2] or k.dtype != q.dtype:
+        expected = f"[{q.shape[0]}, num_kv_heads, {q.shape[2]}] {q.dtype}"
+        raise ValueError(f"k must be {expected}, not {list(k.shape)} {k.dtype}")
+    if positions.shape != q.shape[:1] or positions.dtype not in (torch.int32, torch.int64):
+        found = f"{list(positions.shape)} {positions.dtype}"
+        raise ValueError(f"positions must be [{q.shape[0]}] of int32 or int64, not {found}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.shape != (cos.shape[0], q.shape[2] // 2) or table.dtype != torch.float32 or not table.is_contiguous():
+            found = f"{list(table.shape)} {table.dtype}"
+            raise ValueError(f"{name} must be contiguous [context_size, {q.shape[2] // 2}] float32, not {found}")
+    for name, tensor in (("q", q), ("k", k), ("positions", positions), ("cos", cos), ("sin", sin)):
+        if tensor.device != q.device or tensor.stride(-1) != 1:
+            raise ValueError(f"{name} must be on {q.device} with a contiguous last dimension")
