@@ -6,6 +6,7 @@ it is the oracle of the tests, run in the tested dtype it sets their error budge
 
 Shapes use the project's glossary (DESIGN.md): tokens of all sequences lie end to end, `[num_tokens, ...]`, and
 `cu_seqlens` holds where each sequence begins. Padding is legal data: slot -1 stores nothing, context 0 yields zeros.
+The sampling ops stand in reference_sampling.py.
 """
 
 from itertools import pairwise
@@ -13,6 +14,10 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from octavo.kernels.reference_sampling import apply_penalties as apply_penalties
+from octavo.kernels.reference_sampling import sample as sample
+from octavo.kernels.reference_sampling import top_logprobs as top_logprobs
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -162,125 +167,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return o.unflatten(1, (-1, num_queries)).permute(2, 0, 1, 3).reshape(num_queries, num_heads, head_dim)
 
 
-def apply_penalties(
-    logits: Tensor,
-    counts: Tensor,
-    in_prompt: Tensor,
-    repetition_penalty: Tensor,
-    presence_penalty: Tensor,
-    frequency_penalty: Tensor,
-    bias_ids: Tensor,
-    bias_values: Tensor,
-) -> None:
-    """Change logits `[num_seqs, vocab_size]` in place by what each sequence has said so far (vLLM's semantics).
+def lm_head_sample(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """The LM head and an unfiltered draw in one: the ids that `sample` chooses from `linear(hidden, weight)`.
 
-    counts `[num_seqs, vocab_size]` int32: how often each id was generated; in_prompt `[num_seqs, vocab_size]` bool.
-    repetition_penalty r > 0 (1 off): logits of ids in prompt or output are divided by r if positive, else multiplied.
-    frequency_penalty f and presence_penalty p (0 off): minus `f * count`, minus p if count > 0. These three are
-    `[num_seqs]` float32. bias_ids `[num_seqs, max_bias]` int32 (-1 unused) and bias_values float32 are added last.
+    hidden `[num_seqs, dim]`, weight `pack([vocab_size, dim])`; temperature, seeds, positions as in `sample`, no filter.
+    Returns token_ids `[num_seqs]` int32, -1 where a row's logits have a NaN or none above -inf.
     """
-    said = counts > 0
-    repeated = torch.where(logits > 0, 1 / repetition_penalty.unsqueeze(1), repetition_penalty.unsqueeze(1))
-    logits *= torch.where(said | in_prompt, repeated, 1.0).to(logits.dtype)
-    logits -= (frequency_penalty.unsqueeze(1) * counts + presence_penalty.unsqueeze(1) * said).to(logits.dtype)
-    used = bias_ids >= 0
-    rows = used.nonzero()[:, 0]
-    logits.index_put_((rows, bias_ids[used].long()), bias_values[used].to(logits.dtype), accumulate=True)
-
-
-def sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seeds: Tensor,
-    positions: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Choose one token a row; returns `(token_ids int32, logprobs float32)`, both `[num_seqs]`.
-
-    logits `[num_seqs, vocab_size]` of any float dtype. Per row: temperature float32 (0 takes the first maximum), top_k
-    int32 (0 off), top_p float32 (1 off), min_p float32 (0 off), seeds int64, positions int32 (the new token's). Filters
-    act in Hugging Face's order: temperature, top-k, top-p on what is left, min-p; ties go to the lower id, so exactly k
-    survive top-k. The draw is Gumbel-max over `gumbel_noise`. The log-probability is the chosen token's under the raw
-    softmax of the row. A row with a NaN, or with no logit above -inf, gets id -1 and log-probability NaN.
-    """
-    logits = logits.float()
-    peak = logits.amax(-1, keepdim=True)  # NaN if any is NaN
-    legal = (peak > -torch.inf).squeeze(1)
-    gap = torch.where(logits == peak, 0.0, logits - peak)  # 0 at the maximum, even at +inf
-    gap = torch.where(legal.unsqueeze(1), gap, 0.0)
-    score = gap
-    if bool((temperature > 0).any()):
-        drawn = (temperature > 0).unsqueeze(1)
-        scaled = gap / torch.where(drawn, temperature.unsqueeze(1), 1.0)
-        kept = surviving(scaled, gap, top_k, top_p, min_p)
-        noisy = scaled + gumbel_noise(seeds, positions, logits.shape[1])
-        score = torch.where(drawn, noisy.masked_fill(~kept, -torch.inf), gap)
-    token_ids = score.argmax(-1)
-    logprobs = gap.gather(1, token_ids.unsqueeze(1)).squeeze(1) - gap.exp().sum(-1).log()
-    return torch.where(legal, token_ids, -1).int(), torch.where(legal, logprobs, torch.nan)
-
-
-# Top-p sums weights in units of 2^-44 of the largest: integers add in any order to the same bits.
-TOP_P_UNIT = 2.0**44
-
-
-def surviving(scaled: Tensor, gap: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Which ids pass top-k, then top-p, then min-p: bool `[num_seqs, vocab_size]`.
-
-    gap `logit - max` orders the ids (ties: lower id first); scaled is `gap / temperature`, so an id's weight is
-    `exp(scaled)`, 1 at the maximum. Top-p keeps an id if the weights ranked before it sum to less than top_p of all.
-    """
-    weight = scaled.exp()
-    kept = weight >= min_p.unsqueeze(1)
-    if not bool(((top_k > 0) | (top_p < 1)).any()):
-        return kept
-    order = gap.sort(dim=-1, descending=True, stable=True).indices
-    rank = torch.arange(gap.shape[1], device=gap.device)
-    limit = torch.where(top_k > 0, top_k, gap.shape[1]).unsqueeze(1)
-    units = torch.where(rank < limit, (weight.gather(1, order).double() * TOP_P_UNIT).long(), 0)
-    before = units.cumsum(-1) - units
-    mass = (before + units)[:, -1:].double() * top_p.double().unsqueeze(1)
-    ranked = (rank < limit) & ((before < mass) | (top_p >= 1).unsqueeze(1))
-    return kept & torch.zeros_like(kept).scatter(1, order, ranked)
-
-
-def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """Gumbel(0, 1) noise float32 `[num_seqs, vocab_size]`, a function of (seed, position, token id) and nothing else.
-
-    Token id t takes word `t % 4` of Philox4x32-10 at counter `(t // 4, position, 0, 0)` under the 64-bit seed as key.
-    A word w becomes `u = min(w * 2^-32 + 2^-33, 1 - 2^-24)` and `-log(-log1p(-u))`, which resolves the winning tail.
-    """
-    group = torch.arange(-(-vocab_size // 4), device=seeds.device).expand(len(seeds), -1)
-    zero = torch.zeros_like(group)
-    counter = (group, positions.long().unsqueeze(1).expand_as(group) & 0xFFFFFFFF, zero, zero)
-    key = (seeds.unsqueeze(1) & 0xFFFFFFFF, (seeds.unsqueeze(1) >> 32) & 0xFFFFFFFF)
-    words = torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :vocab_size]
-    uniform = (words.float() * 2.0**-32 + 2.0**-33).clamp(max=1 - 2.0**-24)
-    return -torch.log(-torch.log1p(-uniform))
-
-
-def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al., SC 2011): four counter words and two key words, each int64 in [0, 2^32)."""
-    (c0, c1, c2, c3), (k0, k1) = counter, key
-    for _ in range(10):
-        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps past 2^63; the bits are right
-        c0, c1, c2, c3 = (
-            (b >> 32) & 0xFFFFFFFF ^ c1 ^ k0,
-            b & 0xFFFFFFFF,
-            (a >> 32) & 0xFFFFFFFF ^ c3 ^ k1,
-            a & 0xFFFFFFFF,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c0, c1, c2, c3
-
-
-def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """The `num` most likely ids of each row, best first, ties to the lower id: `(ids int32, logprobs float32)`.
-
-    logits `[num_seqs, vocab_size]`; both results `[num_seqs, num]`, log-probabilities under the raw softmax.
-    """
-    logprobs = torch.log_softmax(logits.float(), -1)
-    values, ids = logprobs.sort(dim=-1, descending=True, stable=True)
-    return ids[:, :num].int(), values[:, :num]
+    off = torch.zeros_like(temperature)
+    return sample(linear(hidden, weight), temperature, off.int(), 1 + off, off, seeds, positions)[0]
