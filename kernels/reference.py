@@ -114,8 +114,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     num_kv_heads; cu_seqlens `[num_seqs + 1]` int32; max_seqlen bounds the longest sequence. Returns o shaped as q.
     """
     bounds = cu_seqlens.tolist()
-    pieces = [_attend(q[a:b], k[a:b], v[a:b], scale) for a, b in pairwise(bounds)]
-    return torch.cat([*pieces, torch.zeros_like(q[bounds[-1] :])])
+    lengths = [b - a for a, b in pairwise(bounds)]
+    parts = (x[: bounds[-1]].split(lengths) for x in (q, k, v))
+    if len(set(lengths)) == 1:  # as in training: one product for all
+        o = _attend(*(torch.stack(part) for part in parts), scale).flatten(0, 1)
+    else:
+        o = torch.cat([_attend(*rows, scale) for rows in zip(*parts, strict=True)] or [q[:0]])
+    return torch.cat([o, torch.zeros_like(q[bounds[-1] :])])
 
 
 def paged_attention(
@@ -145,33 +150,25 @@ def paged_attention(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """One sequence: the n queries belong to the last n of the keys. The mask, for 2 queries of 4 keys:
+    """Sequences of one length, `[..., tokens, heads, head_dim]`; n queries belong to the last n of the keys.
 
-    1 1 1 0
-    1 1 1 1
+    The mask, for 2 queries of 4 keys:
+
+        1 1 1 0
+        1 1 1 1
     """
-    num_queries, num_heads, head_dim = q.shape
-    num_keys, num_kv_heads, _ = k.shape
+    num_queries = q.shape[-3]
+    num_keys, num_kv_heads = k.shape[-3:-1]
     if num_keys == 0:
         return torch.zeros_like(q)
-    rows = q.unflatten(1, (num_kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)  # [num_kv_heads, group * queries, dim]
-    scores = (rows @ k.permute(1, 2, 0)).unflatten(1, (-1, num_queries)) * scale
+    # A kv head's query heads lie above one another: [..., num_kv_heads, group * num_queries, head_dim].
+    rows = q.unflatten(-2, (num_kv_heads, -1)).movedim(-4, -2).flatten(-3, -2)
+    scores = (rows @ k.movedim(-3, -1)).unflatten(-2, (-1, num_queries)) * scale
     if num_queries > 1:
         last = torch.arange(num_queries, device=q.device).unsqueeze(1) + (num_keys - num_queries)
-        hidden = torch.arange(num_keys, device=q.device) > last  # [num_queries, num_keys]
-        scores = scores.masked_fill(hidden, -torch.inf)
+        scores = scores.masked_fill(torch.arange(num_keys, device=q.device) > last, -torch.inf)
     weights = torch.softmax(scores, -1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
     if num_queries > num_keys:
-        weights = weights.nan_to_num(0.0)
-    o = weights.flatten(1, 2) @ v.transpose(0, 1)  # [num_kv_heads, group * queries, head_dim]
-    return o.unflatten(1, (-1, num_queries)).permute(2, 0, 1, 3).reshape(num_queries, num_heads, head_dim)
-
-
-def lm_head_sample(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """The LM head and an unfiltered draw in one: the ids that `sample` chooses from `linear(hidden, weight)`.
-
-    hidden `[num_seqs, dim]`, weight `pack([vocab_size, dim])`; temperature, seeds, positions as in `sample`, no filter.
-    Returns token_ids `[num_seqs]` int32, -1 where a row's logits have a NaN or none above -inf.
-    """
-    off = torch.zeros_like(temperature)
-    return sample(linear(hidden, weight), temperature, off.int(), 1 + off, off, seeds, positions)[0]
+        weights = weights.nan_to_num(0.0)  # queries before the first key see nothing
+    o = weights.flatten(-3, -2) @ v.movedim(-2, -3)  # [..., num_kv_heads, group * num_queries, head_dim]
+    return o.unflatten(-2, (-1, num_queries)).movedim(-2, -4).flatten(-3, -2)

@@ -1,0 +1,54 @@
+"""Tiny networks and engines for tests: real code, toy sizes."""
+
+from dataclasses import replace
+
+import torch
+
+from octavo.gpt.cache import PagedCache
+from octavo.gpt.config import EngineConfig, ModelConfig
+from octavo.gpt.engine import Engine
+from octavo.gpt.gpt2 import GPT2
+from octavo.gpt.llama import Llama
+from octavo.gpt.model import Model
+from octavo.gpt.runner import Runner
+from octavo.gpt.sampling_params import SamplingParams
+from octavo.kernels.ops import REFERENCE, Ops
+
+TINY_GPT2 = ModelConfig(
+    family="gpt2", vocab_size=97, context_size=64, dim=32, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=8,
+    hidden_dim=64,
+)  # fmt: skip
+TINY_LLAMA = replace(TINY_GPT2, family="llama", num_kv_heads=2, hidden_dim=48, tied_head=False)
+TINY = {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}
+
+
+def tiny_model(config: ModelConfig, ops: Ops = REFERENCE, seed: int = 0) -> Model:
+    """A random network whose next-token choices are far from uniform, so that tests can tell them apart."""
+    model = (GPT2 if config.family == "gpt2" else Llama)(config, ops, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    return model.eval().requires_grad_(False)
+
+
+def tiny_engine(model: Model, prefix_caching: bool = True, **limits: int) -> Engine:
+    """An engine on the CPU with small limits; `limits` are EngineConfig's fields."""
+    defaults = {"max_model_len": model.config.context_size, "block_size": 4, "num_blocks": 64, "max_num_seqs": 16}
+    config = EngineConfig(**{**defaults, "max_num_batched_tokens": 64, **limits})
+    dtype, device = next(model.parameters()).dtype, torch.device("cpu")
+    cache = PagedCache(model.config, config.num_blocks, config.block_size, dtype, device)
+    cache.data.fill_(torch.nan)  # what no token wrote must never be read
+    runner = Runner(model, cache, config.block_size, device)
+    return Engine(runner, model.config, config, tokenizer=None, seed=0, enable_prefix_caching=prefix_caching)
+
+
+def run(engine: Engine, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[list[int]]:
+    """Complete all prompts together; the first completion's ids of each."""
+    each = params if isinstance(params, list) else [params] * len(prompts)
+    requests = [engine.add(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
+    for _ in range(10_000):
+        if not engine.has_unfinished:
+            return [request.outputs[0].token_ids for request in requests]
+        engine.step()
+    raise AssertionError("the engine made no progress")
