@@ -104,8 +104,7 @@ def _check(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping:
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name} must have a contiguous last dimension, not stride {tensor.stride(-1)}")
     if slot_mapping.shape != k.shape[:1] or slot_mapping.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"slot_mapping must be [{k.shape[0]}] of int32 or int64, not {tuple(slot_mapping.shape)} {slot_mapping.dtype}"
-        )
+        got = f"{slot_mapping.dtype} {list(slot_mapping.shape)}"
+        raise ValueError(f"slot_mapping must be int32 or int64 [{k.shape[0]}], not {got}")
     if slot_mapping.device != k.device or not slot_mapping.is_contiguous():
         raise ValueError(f"slot_mapping must be contiguous on {k.device}")

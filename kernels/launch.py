@@ -171,3 +171,11 @@ def write_kv(device: torch.device, width: int) -> Row:
 
 def attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
     return row(4, 2, BLOCK_M=16, BLOCK_N=32)
+
+
+def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
+    return row(4, 2, BLOCK_N=32)
+
+
+def resident_programs(device: torch.device) -> int:
+    return 3

@@ -66,6 +66,14 @@ def _triton() -> Ops:
     if not torch.cuda.is_available() and not knobs.runtime.interpret:
         raise RuntimeError("backend 'triton' needs a CUDA device, or TRITON_INTERPRET=1 to run in Triton's interpreter")
 
+    from octavo.kernels.attention import causal_attention
     from octavo.kernels.kv_cache import write_kv
+    from octavo.kernels.paged_attention import paged_attention
 
-    return replace(REFERENCE, name="triton", write_kv=write_kv)
+    return replace(
+        REFERENCE,
+        name="triton",
+        write_kv=write_kv,
+        causal_attention=causal_attention,
+        paged_attention=paged_attention,
+    )

@@ -7,4 +7,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined, so before any is imported
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter
+
+    interpreter.install()
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

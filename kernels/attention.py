@@ -1,0 +1,176 @@
+"""causal_attention: fused attention of whole prompts, lying end to end, each token to itself and its past.
+
+    o_i = sum_{j <= i} softmax_j(scale * q_i . k_j) v_j, within each sequence
+
+One program owns BLOCK_M queries of one head of one sequence and walks over their keys: first the tiles of BLOCK_N keys
+that all its queries see, with no mask, then the tiles that the diagonal crosses. Query tiles of a sequence start
+longest first, so the last ones to run are short; SECTION heads advance together, so that their keys and values are
+read from L2 by many tiles at once. A head of k and v serves its group of query heads in place. A head_dim that is no
+power of two is padded inside. Rows of q beyond the last sequence (padding) come out as zeros.
+q, k and v may be strided views of one fused projection whose last dimension is contiguous; rows that start at multiples
+of 16 bytes load at full width. The mathematics of a tile is in attention_tile.py; https://arxiv.org/abs/2307.08691
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels import launch
+from octavo.kernels.attention_tile import (
+    LOG2_E,
+    SECTION,
+    attend,
+    check_bounds,
+    check_heads,
+    check_index,
+    head_tile,
+    load_rows,
+    normalise,
+    zero_rows,
+)
+
+
+@triton.jit
+def _attend_keys(
+    q,
+    k_ptr,
+    v_ptr,
+    stride_k,
+    stride_v,
+    begin,
+    row,
+    column,
+    first,
+    last,
+    m_i,
+    l_i,
+    acc,
+    scale_log2,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Fold keys `[first, last)` of one sequence into m, l and acc; without MASKED all rows must see them all."""
+    lane = tl.arange(0, BLOCK_N)
+    k_tile = k_ptr + (begin + first) * stride_k + lane[:, None] * stride_k + column[None, :]
+    v_tile = v_ptr + (begin + first) * stride_v + lane[:, None] * stride_v + column[None, :]
+    for start in range(first, last, BLOCK_N):
+        key = start + lane
+        k = load_rows(k_tile, key, last, column, HEAD_DIM, MASKED)  # [BLOCK_N, D]
+        v = load_rows(v_tile, key, last, column, HEAD_DIM, MASKED)  # [BLOCK_N, D]
+        visible = key[None, :] <= row[:, None]
+        m_i, l_i, acc = attend(q, k, v, visible, m_i, l_i, acc, scale_log2, MASKED, PRECISION)
+        k_tile += BLOCK_N * stride_k
+        v_tile += BLOCK_N * stride_v
+    return m_i, l_i, acc
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _causal_attention_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    o_ptr,
+    cu_seqlens_ptr,
+    num_tokens,
+    scale_log2,
+    stride_q_token,
+    stride_q_head,
+    stride_k_token,
+    stride_k_head,
+    stride_v_token,
+    stride_v_head,
+    NUM_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SECTION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    seq, num_seqs = tl.program_id(2), tl.num_programs(2) - 1
+    head = tl.program_id(1) * SECTION + tl.program_id(0) % SECTION
+    if head >= NUM_HEADS:
+        return
+    turn, num_turns = tl.program_id(0) // SECTION, tl.num_programs(0) // SECTION
+    column = tl.arange(0, HEAD_TILE)
+    begin = tl.load(cu_seqlens_ptr + seq)
+    if seq == num_seqs:  # the padding after the last sequence
+        zero_rows(
+            o_ptr, begin + turn * BLOCK_M, num_tokens, num_turns * BLOCK_M, head, column, NUM_HEADS, HEAD_DIM, BLOCK_M
+        )
+        return
+    length = tl.load(cu_seqlens_ptr + seq + 1) - begin
+    first_row = (tl.cdiv(length, BLOCK_M) - 1 - turn) * BLOCK_M
+    if first_row < 0:
+        return
+    row = first_row + tl.arange(0, BLOCK_M)
+    last_key = tl.minimum(first_row + BLOCK_M, length)
+    last_full = (first_row + 1) // BLOCK_N * BLOCK_N  # keys before it are seen by every row
+
+    begin = begin.to(tl.int64)
+    q_ptr += (begin + first_row) * stride_q_token + head * stride_q_head
+    k_ptr += head // GROUP * stride_k_head
+    v_ptr += head // GROUP * stride_v_head
+    q_tile = q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_q_token + column[None, :]
+    q = load_rows(q_tile, row, length, column, HEAD_DIM, True)  # [BLOCK_M, D]
+    m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, HEAD_TILE], tl.float32)
+    m_i, l_i, acc = _attend_keys(
+        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, column, 0, last_full,
+        m_i, l_i, acc, scale_log2, HEAD_DIM, BLOCK_N, PRECISION, False,
+    )  # fmt: skip
+    m_i, l_i, acc = _attend_keys(
+        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, column, last_full, last_key,
+        m_i, l_i, acc, scale_log2, HEAD_DIM, BLOCK_N, PRECISION, True,
+    )  # fmt: skip
+
+    o = normalise(l_i, acc).to(o_ptr.dtype.element_ty)
+    o_tile = o_ptr + ((begin + row)[:, None] * NUM_HEADS + head) * HEAD_DIM + column[None, :]
+    tl.store(o_tile, o, mask=(row < length)[:, None] & (column < HEAD_DIM)[None, :])
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> Tensor:
+    """Each token attends to itself and the earlier tokens of its own sequence.
+
+    q `[num_tokens, num_heads, head_dim]`, k and v `[num_tokens, num_kv_heads, head_dim]`, float32, float16 or bfloat16,
+    with num_heads a multiple of num_kv_heads and head_dim a multiple of 8 up to 256; cu_seqlens `[num_seqs + 1]` int32,
+    from 0; max_seqlen bounds the longest sequence; scale > 0. Returns o shaped as q, contiguous, zeros in rows beyond
+    the last sequence. ValueError on a wrong rank, shape, dtype, device, stride or bound.
+    """
+    if k.ndim != 3 or len(k) != len(q):
+        raise ValueError(f"k must be [{len(q)}, num_kv_heads, head_dim], not {tuple(k.shape)}")
+    check_heads(q, k, v, ("k", "v"), scale)
+    check_index("cu_seqlens", cu_seqlens, (-1,), q.device)
+    check_bounds("cu_seqlens", cu_seqlens, max_seqlen, "max_seqlen", len(q))
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if len(q) == 0:
+        return o
+    num_heads, head_dim = q.shape[1:]
+    row = launch.attention(q.device, q.dtype, head_dim)
+    tiles = max(1, triton.cdiv(max_seqlen, row.tiles["BLOCK_M"]))
+    grid = (tiles * SECTION, triton.cdiv(num_heads, SECTION), len(cu_seqlens))  # the last "sequence" is the padding
+    _causal_attention_kernel[grid](
+        q,
+        k,
+        v,
+        o,
+        cu_seqlens,
+        len(q),
+        scale * LOG2_E,
+        *q.stride()[:2],
+        *k.stride()[:2],
+        *v.stride()[:2],
+        NUM_HEADS=num_heads,
+        GROUP=num_heads // k.shape[1],
+        HEAD_DIM=head_dim,
+        HEAD_TILE=head_tile(head_dim),
+        PRECISION="ieee",
+        SECTION=SECTION,
+        **row.kwargs,
+    )
+    return o

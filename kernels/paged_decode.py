@@ -1,0 +1,191 @@
+"""The decode path of paged_attention: one query per sequence, bound by the speed of reading the cache.
+
+    o = sum_j softmax_j(scale * q . k_j) v_j, over all of a sequence's cached context
+
+The query heads of one kv head share a tile, so each key and value is read once. A context is cut in pieces of SPLIT
+tokens, a fixed size: its bits depend on its own length alone. A fixed number of programs takes the live pieces of all
+sequences in turn, each finding its own on the device from the context lengths; so a batch of very unequal lengths
+stays balanced, a single long context fills the GPU, nothing is planned on the host, and the launch depends on buffer
+sizes only, as a CUDA graph needs. Each piece leaves its (m, l, acc) in a float32 workspace, and a second kernel merges
+a sequence's pieces in order, MERGE at a time. Without a query nothing is read; context 0 and padding rows give zeros.
+A tile's mathematics is in attention_tile.py; splitting the context: https://pytorch.org/blog/flash-decoding/
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels import launch
+from octavo.kernels.attention_tile import attend_cache, head_tile, load_rows, zero_rows
+
+SPLIT = 256  # tokens of context in a piece: the bits of a longer sequence depend on it
+MERGE = 16  # pieces merged at once
+SEQS = 256  # sequences looked through at once for the owner of a piece
+
+
+# fmt: off
+@triton.jit
+def _contexts(context_lens_ptr, cu_seqlens_q_ptr, seq, live, capacity):
+    """How much of the cache these sequences read: nothing without a query."""
+    begin = tl.load(cu_seqlens_q_ptr + seq, mask=live, other=0)
+    end = tl.load(cu_seqlens_q_ptr + seq + 1, mask=live, other=0)
+    length = tl.load(context_lens_ptr + seq, mask=live, other=0)
+    return tl.where(end > begin, tl.minimum(length, capacity), 0)
+
+
+@triton.jit
+def _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, piece, SPLIT: tl.constexpr, SEQS: tl.constexpr):
+    """Of all pieces, sequence after sequence: the owner of that one, the pieces before the owner's, their total."""
+    owner, before, total = 0, 0, 0
+    for start in range(0, num_seqs, SEQS):
+        seq = start + tl.arange(0, SEQS)
+        pieces = tl.cdiv(_contexts(context_lens_ptr, cu_seqlens_q_ptr, seq, seq < num_seqs, capacity), SPLIT)
+        end = total + tl.cumsum(pieces, 0)
+        passed = (end <= piece) & (seq < num_seqs)
+        owner += tl.sum(passed.to(tl.int32))
+        before = tl.maximum(before, tl.max(tl.where(passed, end, 0)))
+        total += tl.sum(pieces)
+    return owner, before, total
+
+
+@triton.jit(do_not_specialize=["num_seqs", "capacity"])
+def _split_kernel(
+    q_ptr, k_cache_ptr, v_cache_ptr, partial_ptr, stats_ptr, block_table_ptr, context_lens_ptr, cu_seqlens_q_ptr,
+    num_seqs, capacity, scale_log2,
+    stride_q_token, stride_q_head, stride_block, stride_slot, stride_head, stride_table,
+    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_TILE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, SEQS: tl.constexpr, BLOCK_N: tl.constexpr,
+):
+    column, member = tl.arange(0, HEAD_TILE), tl.arange(0, GROUP_TILE)
+    _, _, total = _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, 0, SPLIT, SEQS)
+    for item in range(tl.program_id(0), total * NUM_KV_HEADS, tl.num_programs(0)):
+        piece, kv_head = item // NUM_KV_HEADS, item % NUM_KV_HEADS
+        seq, before, _ = _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, piece, SPLIT, SEQS)
+        first = (piece - before) * SPLIT
+        context = tl.minimum(tl.load(context_lens_ptr + seq), capacity)
+        last = tl.minimum(first + SPLIT, context)
+
+        head = kv_head * GROUP + member  # [GROUP_TILE]
+        token = tl.load(cu_seqlens_q_ptr + seq).to(tl.int64)
+        q_tile = q_ptr + token * stride_q_token + head[:, None] * stride_q_head + column[None, :]
+        q = load_rows(q_tile, member, GROUP, column, HEAD_DIM, True)  # [GROUP_TILE, D]
+        m_i = tl.full([GROUP_TILE], -float("inf"), tl.float32)
+        l_i = tl.zeros([GROUP_TILE], tl.float32)
+        acc = tl.zeros([GROUP_TILE, HEAD_TILE], tl.float32)
+        m_i, l_i, acc = attend_cache(
+            q, k_cache_ptr + kv_head * stride_head, v_cache_ptr + kv_head * stride_head,
+            block_table_ptr + seq.to(tl.int64) * stride_table, stride_block, stride_slot,
+            tl.full([GROUP_TILE], 0, tl.int32) + last - 1, column, first, last,
+            m_i, l_i, acc, scale_log2, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
+        )
+
+        index = (seq.to(tl.int64) * tl.cdiv(capacity, SPLIT) + piece - before) * NUM_KV_HEADS * GROUP + head
+        live = member < GROUP
+        tl.store(stats_ptr + index * 2, m_i, mask=live)
+        tl.store(stats_ptr + index * 2 + 1, l_i, mask=live)
+        mask = live[:, None] & (column < HEAD_DIM)[None, :]
+        tl.store(partial_ptr + index[:, None] * HEAD_DIM + column[None, :], acc, mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_seqs", "num_tokens", "capacity"])
+def _merge_kernel(
+    partial_ptr, stats_ptr, o_ptr, context_lens_ptr, cu_seqlens_q_ptr, num_seqs, num_tokens, capacity,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr,
+    SPLIT: tl.constexpr, MERGE: tl.constexpr,
+):
+    seq, head = tl.program_id(0), tl.program_id(1)
+    column = tl.arange(0, HEAD_TILE)
+    first_padding = tl.maximum(tl.load(cu_seqlens_q_ptr + num_seqs), seq)  # this program's row, if it is padding
+    zero_rows(o_ptr, first_padding, tl.minimum(seq + 1, num_tokens), 1, head, column, NUM_HEADS, HEAD_DIM, 1)
+    if seq >= num_seqs:
+        return
+    token = tl.load(cu_seqlens_q_ptr + seq)
+    if tl.load(cu_seqlens_q_ptr + seq + 1) == token:
+        return
+    num_pieces = tl.cdiv(tl.minimum(tl.load(context_lens_ptr + seq), capacity), SPLIT)
+    begin = seq.to(tl.int64) * tl.cdiv(capacity, SPLIT)
+    m_i, l_i = -float("inf"), 0.0
+    acc = tl.zeros([HEAD_TILE], tl.float32)
+    for start in range(0, num_pieces, MERGE):
+        piece = start + tl.arange(0, MERGE)
+        live = piece < num_pieces
+        index = (begin + piece) * NUM_HEADS + head  # [MERGE]
+        m_part = tl.load(stats_ptr + index * 2, mask=live, other=-float("inf"))
+        l_part = tl.load(stats_ptr + index * 2 + 1, mask=live, other=0.0)
+        acc_tile = partial_ptr + index[:, None] * HEAD_DIM + column[None, :]
+        acc_part = load_rows(acc_tile, piece, num_pieces, column, HEAD_DIM, True)  # [MERGE, D]
+        m_new = tl.maximum(m_i, tl.max(m_part, 0))
+        alpha, weight = tl.exp2(m_i - m_new), tl.exp2(m_part - m_new)
+        l_i = l_i * alpha + tl.sum(weight * l_part, 0)
+        acc = acc * alpha + tl.sum(weight[:, None] * acc_part, 0)
+        m_i = m_new
+    o = acc / tl.where(l_i == 0.0, 1.0, l_i)
+    offset = (token.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + column
+    tl.store(o_ptr + offset, o.to(o_ptr.dtype.element_ty), mask=column < HEAD_DIM)
+# fmt: on
+
+
+def decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    scale_log2: float,
+    o: Tensor,
+) -> None:
+    """Fill o, shaped as q and contiguous; the other arguments are those of paged_attention, already checked there."""
+    num_tokens, num_heads, head_dim = q.shape
+    block_size, num_kv_heads = k_cache.shape[1:3]
+    num_seqs, group = len(context_lens), num_heads // num_kv_heads
+    capacity = block_table.shape[1] * block_size
+    pieces = num_seqs * triton.cdiv(capacity, SPLIT)
+    partial = torch.empty((pieces, num_heads, head_dim), dtype=torch.float32, device=q.device)
+    stats = torch.empty((pieces, num_heads, 2), dtype=torch.float32, device=q.device)  # m and l
+    row = launch.paged_decode(q.device, q.dtype, head_dim)
+    programs = min(pieces * num_kv_heads, launch.resident_programs(q.device))
+    if programs > 0:
+        _split_kernel[(programs,)](
+            q,
+            k_cache,
+            v_cache,
+            partial,
+            stats,
+            block_table,
+            context_lens,
+            cu_seqlens_q,
+            num_seqs,
+            capacity,
+            scale_log2,
+            *q.stride()[:2],
+            *k_cache.stride()[:3],
+            block_table.stride(0),
+            NUM_KV_HEADS=num_kv_heads,
+            GROUP=group,
+            GROUP_TILE=max(16, triton.next_power_of_2(group)),  # tl.dot's least number of rows
+            HEAD_DIM=head_dim,
+            HEAD_TILE=head_tile(head_dim),
+            BLOCK_SIZE=block_size,
+            PRECISION="ieee",
+            SPLIT=SPLIT,
+            SEQS=SEQS,
+            **row.kwargs,
+        )
+    _merge_kernel[(max(num_seqs, num_tokens), num_heads)](
+        partial,
+        stats,
+        o,
+        context_lens,
+        cu_seqlens_q,
+        num_seqs,
+        num_tokens,
+        capacity,
+        NUM_HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        HEAD_TILE=head_tile(head_dim),
+        SPLIT=SPLIT,
+        MERGE=MERGE,
+    )
