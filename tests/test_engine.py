@@ -192,7 +192,7 @@ def test_logprobs_are_the_raw_softmax(model):
         assert entries[token_id].logprob == pytest.approx(float(expected[step, token_id]), abs=1e-4)
         assert [i for i, _ in best[:4]] == expected[step].topk(4).indices.tolist()
     assert output.cumulative_logprob == pytest.approx(
-        sum(e[i].logprob for i, e in zip(output.token_ids, output.logprobs))
+        sum(e[i].logprob for i, e in zip(output.token_ids, output.logprobs, strict=True))
     )
 
 

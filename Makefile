@@ -1,0 +1,44 @@
+# One command to an answer, one to green tests:  make demo   make test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+THREADS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+
+.PHONY: help demo test check codegen gpu clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+demo: $(READY)  ## ask SmolLM2 a question (fetches the model once, 94 MB)
+	@$(BIN)/octavo chat "What is the capital of France?" --temperature 0 --stats
+
+test: $(READY)  ## the whole test suite, on the CPU
+	@$(BIN)/python -m pytest -q -m "not codegen and not gpu"
+
+check: $(READY) build/types  ## ruff, format, mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy build/types/octavo
+
+codegen: $(READY)  ## compile every row of the launch table for named GPUs, with no GPU
+	@$(BIN)/python -m pytest -q -m codegen
+	@$(BIN)/python -m octavo.kernels.codegen
+
+clean:  ## remove what was built, and the environment
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+
+# The environment, made again only when what it should hold changed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
+	  "octavo: the pins in constraints.txt are for Python 3.11 and 3.12, this is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]' || { \
+	  echo "octavo: pip could not install the pins of constraints.txt for $$($(PYTHON) --version)." \
+	       "If it names no matching wheel, use another Python: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@touch $@
+
+# mypy wants the import path as folders: octavo/kernels, octavo/gpt, octavo/bench.
+build/types:
+	@mkdir -p build/types/octavo
+	@for name in kernels gpt bench; do ln -sfn ../../../$$name build/types/octavo/$$name; done
