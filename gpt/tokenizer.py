@@ -1,0 +1,189 @@
+"""Text to token ids and back: byte-level BPE, run by tiktoken on a vocabulary from the model's own files.
+
+A tokenizer knows nothing of files: `tokenizer_files` reads them into a `Vocabulary`. Text that spells a control token
+is ordinary text; only chat templates and token ids make control tokens.
+
+tiktoken merges the pair whose joined bytes rank lowest, Hugging Face's tokenizers the pair that ranks lowest among the
+merges. The two agree where every merge joins what earlier merges built, as training makes them; the reader checks it.
+"""
+
+import codecs
+import operator
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tiktoken
+
+from octavo.gpt.chat_template import StandIns, plain_messages, render
+from octavo.gpt.pretokenizer import ONE_PATTERN, AddedToken, Cutter, split
+
+# tiktoken's regular expressions keep a state for each character of whitespace before a word, a million at most.
+_LONG_BLANK = re.compile(r"(?<!\s)\s{100000}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What a model's files say about its tokens, in one form."""
+
+    tokens: Mapping[int, bytes]  # every id
+    mergeable: Mapping[bytes, int]  # what BPE builds -> id, in order: single bytes, then the merges, first to last
+    splits: tuple[str, ...]  # the pre-tokenizer
+    added: tuple[AddedToken, ...] = ()
+    whole: Mapping[bytes, int] = field(default_factory=dict)  # pieces that are tokens though no merge builds them
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()  # the first is the end of a text, the others end a turn
+    unk_id: int | None = None  # stands for a byte with no token; without it such bytes are dropped
+    fuse_unk: bool = False
+    add_bos: bool = False
+    normal_form: str | None = None
+    chat_template: str | None = None
+
+
+class Tokenizer:
+    """`encode` and `decode` of one model. All errors are ValueErrors in one line.
+
+    bos_id, eos_id, eos_ids   token ids; None, None and () where the files name none
+    add_bos                   whether a prompt of this model starts with bos_id; `encode` itself never adds it
+    specials                  text -> id of the control tokens
+    chat_template             the jinja2 template of the files, or None
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.bos_id, self.eos_ids, self.add_bos = vocabulary.bos_id, vocabulary.eos_ids, vocabulary.add_bos
+        self.eos_id = self.eos_ids[0] if self.eos_ids else None
+        self.chat_template = vocabulary.chat_template
+        self.specials = {token.text: token.id for token in vocabulary.added if token.special}
+        self._vocabulary = vocabulary
+        self._bytes = {**vocabulary.tokens, **{token.id: token.text.encode() for token in vocabulary.added}}
+        self.vocab_size = max(self._bytes) + 1
+        self._special_ids = frozenset(self.specials.values())
+        self._in_any_text = Cutter(token for token in vocabulary.added if not token.special)
+        self._in_templates = Cutter(vocabulary.added)
+        self._build_bpe()
+
+    def _build_bpe(self) -> None:
+        mergeable, splits = self._vocabulary.mergeable, self._vocabulary.splits
+        self._one_pattern = splits in ONE_PATTERN and not self._vocabulary.whole
+        self._id_of_rank = list(mergeable.values())
+        self._bpe = tiktoken.Encoding(
+            "octavo",
+            pat_str=ONE_PATTERN.get(splits, r"(?s).+"),
+            mergeable_ranks={token: rank for rank, token in enumerate(mergeable)},
+            special_tokens={},
+        )
+        self._no_token = bytes(byte for byte in range(256) if bytes([byte]) not in mergeable)
+        one_or_more = b"+" if self._vocabulary.fuse_unk else b""
+        self._unknown = re.compile(b"[" + re.escape(self._no_token) + b"]" + one_or_more) if self._no_token else None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without BOS. Bytes that the vocabulary lacks become its unknown token or nothing."""
+        self._check(text)
+        return self._encode_cut(self._in_any_text.cut(text))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+        """The ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.
+
+        The template's control tokens become special; the same text inside a message stays text.
+        """
+        if self.chat_template is None:
+            raise ValueError("this model's files hold no chat template")
+        plain = plain_messages(messages)
+        stand_ins = StandIns(self.specials, self.chat_template, plain)
+        bos, eos = (self.token_bytes(id).decode() if id is not None else None for id in (self.bos_id, self.eos_id))
+        text = render(self.chat_template, stand_ins.hide(plain), add_generation_prompt, bos, eos)
+        self._check(text)
+        parts = self._in_templates.cut(text)
+        return self._encode_cut(stand_ins.reveal(part) if isinstance(part, str) else part for part in parts)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of the ids; bytes that are no UTF-8 become U+FFFD. ValueError names an id outside the vocabulary."""
+        return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int], skip_special_tokens: bool = False) -> bytes:
+        if not isinstance(ids, Iterable):
+            raise ValueError(f"ids must be a list of token ids, not {type(ids).__name__}")
+        skipped = self._special_ids if skip_special_tokens else frozenset()
+        numbers = [self._check_id(token_id) for token_id in ids]
+        return b"".join(self._bytes.get(number, b"") for number in numbers if number not in skipped)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one id stands for; b"" for an id that the files leave unused."""
+        return self._bytes.get(self._check_id(token_id), b"")
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special_ids
+
+    def _check_id(self, token_id: int) -> int:
+        try:
+            number = operator.index(token_id)
+        except TypeError:
+            raise ValueError(f"a token id must be an integer, not {token_id!r}") from None
+        if not 0 <= number < self.vocab_size:
+            raise ValueError(f"token id {number} is outside the vocabulary of {self.vocab_size}")
+        return number
+
+    @staticmethod
+    def _check(text: str) -> None:
+        if not isinstance(text, str):
+            raise ValueError(f"text must be a str, not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise ValueError(f"text holds a lone surrogate, U+{code:04X}, at position {error.start}") from None
+
+    def _encode_cut(self, parts: Iterable[str | int]) -> list[int]:
+        ids: list[int] = []
+        for part in parts:
+            ids += self._encode_ordinary(part) if isinstance(part, str) else [part]
+        return ids
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if self._vocabulary.normal_form:
+            text = unicodedata.normalize(self._vocabulary.normal_form, text)
+        if self._one_pattern and not _LONG_BLANK.search(text) and not self._lacks_bytes_of(text):
+            return [self._id_of_rank[rank] for rank in self._bpe.encode_ordinary(text)]
+        ids: list[int] = []
+        for piece in split(text, self._vocabulary.splits):
+            data = piece.encode()
+            whole = self._vocabulary.whole.get(data)
+            ids += self._encode_piece(data) if whole is None else [whole]
+        return ids
+
+    def _lacks_bytes_of(self, text: str) -> bool:
+        data = text.encode() if self._no_token else b""
+        return len(data.translate(None, self._no_token)) < len(data)
+
+    def _encode_piece(self, data: bytes) -> list[int]:
+        if self._unknown is None:
+            return self._merge(data)
+        unk_id = self._vocabulary.unk_id
+        if unk_id is None:
+            return self._merge(self._unknown.sub(b"", data))
+        first, *others = (self._merge(known) for known in self._unknown.split(data))
+        return first + [id for ids in others for id in [unk_id, *ids]]
+
+    def _merge(self, data: bytes) -> list[int]:
+        return [self._id_of_rank[rank] for rank in self._bpe._encode_single_piece(data)] if data else []
+
+
+class StreamDecoder:
+    """Decodes ids one by one: what `push` and `flush` return adds up to `decode` of all the ids."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = False) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes: whole characters only."""
+        data = self._tokenizer.token_bytes(token_id)
+        return "" if self._skip and self._tokenizer.is_special(token_id) else self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """The end: U+FFFD if the bytes stop inside a character. The decoder is then as new."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest

@@ -1,0 +1,246 @@
+"""The tokenizer of a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, and what stands beside.
+
+`tokenizer_config.json` and `special_tokens_map.json` name the BOS and EOS tokens, `config.json` numbers them where no
+name is given; chat templates are in `chat_template.jinja` or the tokenizer's configuration. Whatever would make ids
+other than byte-level BPE's is refused by name. https://huggingface.co/docs/tokenizers/components
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from octavo.gpt.pretokenizer import DIGIT, DIGITS, GPT2, AddedToken
+from octavo.gpt.tokenizer import Tokenizer
+from octavo.gpt.tokenizer_files import END_OF_TEXT, make_tokenizer, split_merge
+
+# Fields of tokenizer.json's "model" and the values that leave byte-level BPE as it is.
+_PLAIN_BPE = {
+    "type": ("BPE",),
+    "dropout": (None, 0),
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+    "byte_fallback": (None, False),
+}
+
+
+@dataclass
+class _Parts:
+    """What `tokenizer.json`, or `vocab.json` and `merges.txt`, say."""
+
+    source: Path
+    tokens: dict[int, str]
+    merges: list[tuple[str, str]]
+    splits: tuple[str, ...] = (GPT2,)
+    added: dict[int, AddedToken] = field(default_factory=dict)
+    prompt_start: int | None = None  # the BOS that the file itself puts before every prompt
+    default_special: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def from_folder(folder: Path) -> Tokenizer | None:
+    """The folder's tokenizer; None if it has no tokenizer files. ValueErrors name the file at fault."""
+    names = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
+    one_file, vocab, merges, sentencepiece = (folder / name for name in names)
+    try:
+        config = _read(folder / "tokenizer_config.json")
+        if one_file.exists():
+            return _with_config(folder, config, _from_tokenizer_json(one_file))
+        if vocab.exists() and merges.exists():
+            return _with_config(folder, config, _from_vocab_and_merges(vocab, merges, config))
+    except (TypeError, KeyError, AttributeError, IndexError) as error:  # a field of another shape than its place has
+        raise ValueError(f"{folder}: malformed tokenizer files ({type(error).__name__}: {error})") from None
+    if vocab.exists() or merges.exists():
+        raise ValueError(f"{folder}: vocab.json and merges.txt belong together, and one is missing")
+    if sentencepiece.exists():
+        raise ValueError(f"{sentencepiece}: sentencepiece is not supported, only byte-level BPE")
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value
+
+
+def _by_id(vocab: dict[str, int], source: Path) -> dict[int, str]:
+    tokens = {id: token for token, id in vocab.items()}
+    if len(tokens) != len(vocab) or not all(type(id) is int and id >= 0 for id in tokens):
+        raise ValueError(f"{source}: the vocabulary must number its tokens, each by an integer of its own")
+    return tokens
+
+
+def _from_vocab_and_merges(vocab: Path, merges: Path, config: dict[str, Any]) -> _Parts:
+    """GPT-2's pair of files; other tokenizers kept in such a pair cut text in other ways."""
+    name = config.get("tokenizer_class")
+    if name not in (None, "GPT2Tokenizer", "GPT2TokenizerFast") or config.get("add_prefix_space"):
+        what = (
+            f"tokenizer_class {name!r}"
+            if name not in (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+            else "add_prefix_space"
+        )
+        raise ValueError(f"{vocab.parent / 'tokenizer_config.json'}: {what} needs a tokenizer.json")
+    tokens = _by_id(_read(vocab), vocab)
+    lines = merges.read_text(encoding="utf-8").split("\n")
+    pairs = [
+        split_merge(line.rstrip("\r"), str(merges))
+        for line in lines
+        if line.strip() and not line.startswith("#version")
+    ]
+    added = _read(vocab.parent / "added_tokens.json")
+    return _Parts(
+        vocab,
+        tokens,
+        pairs,
+        added={id: AddedToken(text, id, special=False) for text, id in added.items()},
+        default_special=END_OF_TEXT,
+    )
+
+
+def _from_tokenizer_json(path: Path) -> _Parts:
+    data = _read(path)
+    model = data["model"]
+    for name, plain in _PLAIN_BPE.items():
+        if model.get(name) not in plain:
+            raise ValueError(f"{path}: model {name} {model.get(name)!r} is not supported, only byte-level BPE")
+    normal_form = (data.get("normalizer") or {}).get("type")
+    if normal_form not in (None, "NFC"):
+        raise ValueError(f"{path}: normalizer {normal_form!r} is not supported")
+    merges = [split_merge(merge, str(path)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    unknown = model.get("unk_token")
+    options = {
+        "ignore_merges": bool(model.get("ignore_merges")),
+        "unk_id": None if unknown is None else model["vocab"][unknown],
+        "fuse_unk": bool(model.get("fuse_unk")),
+        "normal_form": normal_form,
+    }
+    return _Parts(
+        path,
+        _by_id(model["vocab"], path),
+        merges,
+        _splits(data.get("pre_tokenizer"), path),
+        {entry["id"]: _added(entry["id"], entry, path) for entry in data.get("added_tokens", ())},
+        _prompt_start(data.get("post_processor"), path),
+        options=options,
+    )
+
+
+def _added(id: int, entry: dict[str, Any], source: Path) -> AddedToken:
+    if entry.get("single_word"):
+        raise ValueError(f"{source}: added token {entry['content']!r} asks for single_word, which is not supported")
+    strips = bool(entry.get("lstrip")), bool(entry.get("rstrip"))
+    return AddedToken(entry["content"], id, bool(entry.get("special")), *strips)
+
+
+def _splits(spec: dict[str, Any] | None, source: Path) -> tuple[str, ...]:
+    """The regular expressions of a pre-tokenizer, which must end in ByteLevel."""
+    stages = _flat(spec, "pretokenizers")
+    if not stages or stages[-1]["type"] != "ByteLevel" or any(stage["type"] == "ByteLevel" for stage in stages[:-1]):
+        names = " + ".join(stage["type"] for stage in stages)
+        raise ValueError(f"{source}: pre_tokenizer {names or None!r} is not supported: only one that ends in ByteLevel")
+    return tuple(pattern for stage in stages if (pattern := _stage(stage, source)))
+
+
+def _flat(spec: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:
+    if spec is None:
+        return []
+    return [stage for part in spec[parts] for stage in _flat(part, parts)] if spec["type"] == "Sequence" else [spec]
+
+
+def _stage(stage: dict[str, Any], source: Path) -> str | None:
+    match stage:
+        case {"type": "ByteLevel", "add_prefix_space": True}:
+            raise ValueError(f"{source}: pre_tokenizer ByteLevel with add_prefix_space is not supported")
+        case {"type": "ByteLevel"}:
+            return GPT2 if stage.get("use_regex", True) else None
+        case {"type": "Digits"}:
+            return DIGIT if stage["individual_digits"] else DIGITS
+        case {"type": "Split", "behavior": "Isolated", "pattern": {"String": str(text)}}:
+            return regex.escape(text)
+        case {"type": "Split", "behavior": "Isolated", "pattern": {"Regex": str(pattern)}}:
+            try:
+                regex.compile(pattern)
+            except regex.error as error:
+                raise ValueError(f"{source}: pre_tokenizer Split: {error} in {pattern!r}") from None
+            return pattern
+    behavior = f" with behavior {stage['behavior']!r}" if "behavior" in stage else ""
+    raise ValueError(f"{source}: pre_tokenizer {stage['type']!r}{behavior} is not supported")
+
+
+def _prompt_start(spec: dict[str, Any] | None, source: Path) -> int | None:
+    """The id that a post-processor puts before a prompt."""
+    found = None
+    for stage in _flat(spec, "processors"):
+        match stage:
+            case {"type": "ByteLevel"} | {"type": "TemplateProcessing", "single": [{"Sequence": _}]}:
+                pass
+            case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": name}}, {"Sequence": _}]}:
+                (found,) = stage["special_tokens"][name]["ids"]
+            case _:
+                what = " that adds more than BOS" if stage["type"] == "TemplateProcessing" else ""
+                raise ValueError(f"{source}: post_processor {stage['type']!r}{what} is not supported")
+    return found
+
+
+def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokenizer:
+    source = folder / "tokenizer_config.json"
+    if config.get("add_eos_token"):
+        raise ValueError(f"{source}: add_eos_token is not supported")
+    listed = config.get("added_tokens_decoder", {}).items()
+    added = parts.added | {int(id): _added(int(id), entry, source) for id, entry in listed}
+    texts = parts.tokens | {id: token.text for id, token in added.items()}
+    bos_ids, eos_ids = (_named(folder, config, f"{name}_token", texts, parts) for name in ("bos", "eos"))
+    if config.get("add_bos_token") is not None:
+        add_bos = bool(config["add_bos_token"] and bos_ids)
+    elif add_bos := parts.prompt_start is not None:
+        bos_ids = (parts.prompt_start,)
+    for id in (*bos_ids, *eos_ids):
+        added[id] = added.get(id, AddedToken(texts[id], id, special=True))._replace(special=True)
+    return make_tokenizer(
+        str(parts.source),
+        texts,
+        parts.merges,
+        added.values(),
+        splits=parts.splits,
+        bos_id=bos_ids[0] if bos_ids else None,
+        eos_ids=eos_ids,
+        add_bos=add_bos,
+        chat_template=_chat_template(folder, config),
+        **parts.options,
+    )
+
+
+def _named(folder: Path, config: dict[str, Any], key: str, texts: dict[int, str], parts: _Parts) -> tuple[int, ...]:
+    """The ids of the BOS or EOS token: by its name beside the tokenizer, else by its number in `config.json`."""
+    name = config.get(key) or _read(folder / "special_tokens_map.json").get(key) or parts.default_special
+    text = name["content"] if isinstance(name, dict) else name
+    numbers = {token: id for id, token in texts.items()}
+    if text in numbers:
+        return (numbers[text],)
+    if text is not None and text != parts.default_special:
+        raise ValueError(f"{folder / 'tokenizer_config.json'}: {key} {text!r} is not in the vocabulary")
+    value = _read(folder / "config.json").get(f"{key}_id")
+    return tuple(id for id in (value if isinstance(value, list) else [value]) if id in texts)
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'}: chat_template must be text, not {type(template).__name__}"
+        )
+    return template
