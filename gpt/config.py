@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 
 FAMILIES = ("gpt2", "llama")
 
+MAX_CONTEXT = 2**20  # the rotary tables of a longer window would outweigh the model
+
 COUNTS = ("vocab_size", "context_size", "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
 
 
@@ -37,6 +39,8 @@ class ModelConfig:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 2**31 - 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if self.context_size > MAX_CONTEXT:
+            raise ValueError(f"context_size must be at most {MAX_CONTEXT}, not {self.context_size}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.family == "gpt2" and self.dim != self.num_heads * self.head_dim:
@@ -56,13 +60,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretch of the slow frequencies (`rope_type: llama3`), or the plain division of all (`linear`)."""
+    """Llama 3's stretch of the slow frequencies (`llama3`), a division of all (`linear`) or of each (`factors`)."""
 
-    kind: str  # "linear" or "llama3"
-    factor: float
+    kind: str  # "linear", "llama3" or "factors"
+    factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+    factors: tuple[float, ...] = ()  # one a frequency, as GGUF files store llama3's stretch
 
 
 @dataclass(frozen=True)

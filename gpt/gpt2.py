@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from octavo.gpt.batch import Batch
 from octavo.gpt.config import ModelConfig
-from octavo.gpt.model import LayerCache, LayerNorm, Linear, Model, attend, initialise
+from octavo.gpt.model import LayerCache, LayerNorm, Linear, Model, attend, embedding, initialise
 from octavo.kernels.ops import REFERENCE, Ops
 
 
@@ -49,8 +49,8 @@ class Block(nn.Module):
 class GPT2(Model):
     def __init__(self, config: ModelConfig, ops: Ops = REFERENCE, seed: int = 0) -> None:
         super().__init__(config, ops)
-        self.wte = nn.Embedding(config.vocab_size, config.dim)
-        self.wpe = nn.Embedding(config.context_size, config.dim)
+        self.wte = embedding(config.vocab_size, config.dim)
+        self.wpe = embedding(config.context_size, config.dim)
         self.h = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.ln_f = LayerNorm(config.dim, config.norm_eps)
         self.lm_head = None if config.tied_head else Linear(config.dim, config.vocab_size, bias=False)

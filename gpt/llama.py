@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from octavo.gpt.batch import Batch
 from octavo.gpt.config import ModelConfig, RopeScaling
-from octavo.gpt.model import LayerCache, Linear, Model, RMSNorm, attend, initialise
+from octavo.gpt.model import LayerCache, Linear, Model, RMSNorm, attend, embedding, initialise
 from octavo.kernels.ops import REFERENCE, Ops
 
 RopeTables = tuple[Tensor, Tensor]  # cos, sin: [context_size, head_dim / 2] float32
@@ -56,14 +56,17 @@ class Block(nn.Module):
 class Llama(Model):
     def __init__(self, config: ModelConfig, ops: Ops = REFERENCE, seed: int = 0) -> None:
         super().__init__(config, ops)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.embed_tokens = embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = None if config.tied_head else Linear(config.dim, config.vocab_size, bias=False)
-        cos, sin = rope_tables(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("cos", None, persistent=False)
+        self.register_buffer("sin", None, persistent=False)
         initialise(self, seed)
+
+    def make_buffers(self) -> None:
+        device = self.norm.weight.device
+        self.cos, self.sin = (table.to(device) for table in rope_tables(self.config))
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
         residual = self.embed_tokens(batch.token_ids)
@@ -82,17 +85,19 @@ class Llama(Model):
 
 
 def rope_tables(config: ModelConfig) -> RopeTables:
-    """cos and sin of every position's angles; on the CPU whatever the default device, since they are data."""
-    exponents = torch.arange(0, config.head_dim, 2, device="cpu").float() / config.head_dim
+    """cos and sin of every position's angles, on the CPU: the same bits for every device."""
+    exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     if config.rope_scaling is not None:
         frequencies = _stretch(frequencies, config.rope_scaling)
-    angles = torch.outer(torch.arange(config.context_size, device="cpu").float(), frequencies)
+    angles = torch.outer(torch.arange(config.context_size).float(), frequencies)
     return angles.cos(), angles.sin()
 
 
 def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Slow frequencies divided by the factor, fast ones kept, a ramp between (all divided where kind is linear)."""
+    """Slow frequencies divided by the factor, fast ones kept, a ramp between; or what `kind` says instead."""
+    if scaling.kind == "factors":
+        return frequencies / torch.tensor(scaling.factors)
     slow = frequencies / scaling.factor
     if scaling.kind == "linear":
         return slow

@@ -23,6 +23,11 @@ class ModelOutput(NamedTuple):
     loss: Tensor | None  # mean negative log-likelihood, None where there is nothing to predict
 
 
+def embedding(num_rows: int, dim: int) -> nn.Embedding:
+    """A table without values yet (torch's own constructor draws them, which takes seconds where there is no memory)."""
+    return nn.Embedding.from_pretrained(torch.empty(num_rows, dim), freeze=False)
+
+
 class Linear(nn.Module):
     """A weight `[out_features, in_features]` and perhaps a bias; once packed, whatever the backend's `linear` takes."""
 
@@ -107,6 +112,9 @@ class Model(nn.Module):
             return ModelOutput(logits, None)
         return ModelOutput(logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long()))
 
+    def make_buffers(self) -> None:
+        """Tensors that follow from the configuration, made on the weights' device once these have memory."""
+
     def pack(self) -> None:
         """Hand every weight matrix to the backend's `pack`, one at a time."""
         for module in self.modules():
@@ -116,16 +124,17 @@ class Model(nn.Module):
 
 def initialise(model: Model, seed: int) -> None:
     """Seeded random weights as GPT-2 draws them: normal(0.02), the residual projections divided by sqrt(2 layers)."""
-    if any(parameter.is_meta for parameter in model.parameters()):
+    device = next(model.parameters()).device
+    if device.type == "meta":
         return  # a shape without memory, about to be loaded
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     deep = (2 * model.config.num_layers) ** -0.5
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
-            value = torch.zeros(())
+            parameter.data.zero_()
         elif parameter.dim() == 1:
-            value = torch.ones(())
+            parameter.data.fill_(1)
         else:
             residual = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
-            value = torch.randn(parameter.shape, generator=generator) * (0.02 * deep if residual else 0.02)
-        parameter.data.copy_(value)
+            parameter.data.normal_(0, 0.02 * deep if residual else 0.02, generator=generator)
+    model.make_buffers()

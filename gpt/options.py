@@ -1,0 +1,52 @@
+"""Entries of a model's configuration, whichever file they come from, each checked as it is asked for."""
+
+from pathlib import Path
+from typing import Any
+
+
+class Options:
+    """A table of options, or its part below a prefix; null or absence is the default. Errors name file and option."""
+
+    def __init__(self, path: Path, table: dict[str, Any], prefix: str = "") -> None:
+        self.path, self.table, self.prefix = path, table, prefix
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.table.get(self.prefix + name)
+        return default if value is None else value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        value = self.get(name, default)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{self.path}: {self.prefix}{name} must be a positive integer, not {value!r}")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.get(name, default)
+        if type(value) is not bool:
+            raise ValueError(f"{self.path}: {self.prefix}{name} must be true or false, not {value!r}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.get(name, default)
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise ValueError(f"{self.path}: {self.prefix}{name} must be a positive number, not {value!r}")
+        return float(value)
+
+    def ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
+        """One token id or a list; an id outside the vocabulary never occurs and is left out."""
+        values = as_list(self.get(name))
+        if not all(type(value) is int for value in values):
+            raise ValueError(
+                f"{self.path}: {self.prefix}{name} must be a token id or a list of them, not {self.get(name)!r}"
+            )
+        return tuple(value for value in values if 0 <= value < vocab_size)
+
+    def refuse_other(self, name: str, *supported: Any) -> None:
+        """ValueError unless the option is left out or has one of these values."""
+        if self.get(name, supported[0]) not in supported:
+            only = ", ".join(map(repr, supported))
+            raise ValueError(f"{self.path}: {self.prefix}{name} = {self.get(name)!r} is not supported (only {only})")
+
+
+def as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]

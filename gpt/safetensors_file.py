@@ -1,0 +1,59 @@
+"""safetensors files: eight bytes of length, a JSON header that names every tensor, then the bytes.
+
+The header is checked against the file's size, tensor by tensor, before anything is read: what lies is refused by name.
+Format: https://huggingface.co/docs/safetensors/index#format
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from octavo.gpt.tensor_file import TensorFile, TensorInfo, require_inside
+
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+def open_safetensors(path: Path) -> TensorFile:
+    """The tensors of one file. ValueError names the file, and the tensor where one is at fault."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError(f"{path}: not a safetensors file, or cut off in its header ({size:,} bytes)")
+        header = _parse(path, file.read(length))
+    header.pop("__metadata__", None)
+    return TensorFile(path, {name: _info(path, name, entry, 8 + length, size) for name, entry in header.items()})
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{max(names, key=names.count)} stands twice in the header")
+        return table
+
+    try:
+        header = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the header is not valid: {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: the header is not a JSON object")
+    return header
+
+
+def _info(path: Path, name: str, entry: Any, data_start: int, size: int) -> TensorInfo:
+    try:
+        kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"{path}: tensor {name} lacks a dtype, shape or data_offsets") from None
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)) or start > end:
+        raise ValueError(f"{path}: tensor {name} has an impossible shape or place: {shape}, bytes {start} to {end}")
+    info = TensorInfo(shape, str(kind), data_start + start, end - start)
+    require_inside(path, name, info, size)
+    needed = math.prod(shape) * ITEM_BYTES.get(info.kind, 0)
+    if info.kind in ITEM_BYTES and needed != info.nbytes:
+        raise ValueError(f"{path}: tensor {name} {list(shape)} {kind} needs {needed:,} bytes and has {info.nbytes:,}")
+    return info

@@ -1,0 +1,74 @@
+"""What the checkpoint formats share: named tensors at known places of a file, read a few rows at a time.
+
+A file is mapped only while the bytes of one read are in use, so its pages never pile up in memory.
+"""
+
+import mmap
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies and how to read it."""
+
+    shape: tuple[int, ...]
+    kind: str  # the format's own name of the number type: "BF16", "Q4_1"
+    offset: int  # from the beginning of the file
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A file of tensors in plain number types; the header was checked, no tensor was read yet."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+
+    def __post_init__(self) -> None:
+        spans = sorted((info.offset, info.offset + info.nbytes, name) for name, info in self.tensors.items())
+        for (_, end, name), (start, _, other) in pairwise(spans):
+            if start < end:
+                raise ValueError(f"{self.path}: tensors {name} and {other} overlap at byte {start}")
+
+    def reads(self, kind: str) -> bool:
+        """Whether tensors of this number type can be read as floats."""
+        return kind in FLOATS
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start to stop of the first dimension, all where stop is None, as floats; a vector is one row."""
+        info = self.tensors[name]
+        if not self.reads(info.kind):
+            raise ValueError(f"{self.path}: tensor {name} is of type {info.kind}, which cannot be read as floats")
+        num_rows, *row_shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
+        stop, row_bytes = num_rows if stop is None else stop, info.nbytes // num_rows
+        raw = read_bytes(self.path, info.offset + start * row_bytes, (stop - start) * row_bytes)
+        rows = self.decode(raw.view(stop - start, row_bytes), info.kind).view(stop - start, *row_shape)
+        return rows if len(info.shape) > 1 else rows[0]
+
+    def decode(self, raw: Tensor, kind: str) -> Tensor:
+        """Bytes `[rows, row_bytes]` uint8 as floats `[rows, values]`."""
+        dtype = FLOATS[kind]
+        aligned = raw.data_ptr() % dtype.itemsize == 0
+        return (raw if aligned else raw.clone()).view(dtype)
+
+
+def read_bytes(path: Path, offset: int, nbytes: int) -> Tensor:
+    """That part of the file as uint8 `[nbytes]`: mapped until the tensor goes, and writing to it changes no file."""
+    skip = offset % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), skip + nbytes, access=mmap.ACCESS_COPY, offset=offset - skip)
+    return torch.frombuffer(mapped, dtype=torch.uint8, offset=skip, count=nbytes)
+
+
+def require_inside(path: Path, name: str, info: TensorInfo, size: int) -> None:
+    """ValueError unless the tensor ends within the file's `size` bytes."""
+    end = info.offset + info.nbytes
+    if end > size:
+        raise ValueError(f"{path}: tensor {name} ends at byte {end:,}, the file at byte {size:,} (truncated download?)")

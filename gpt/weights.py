@@ -1,0 +1,167 @@
+"""A model's name -> a model with weights, in the dtype and on the device that were asked for.
+
+The network is built without memory, every tensor of the checkpoint is checked against it, and only then parameters
+are made and filled a few rows at a time: no weight is ever held twice, whatever its type on disk.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from octavo.gpt import hub
+from octavo.gpt.checkpoint import Checkpoint, Piece
+from octavo.gpt.config import KNOWN_SHAPES, ModelConfig
+from octavo.gpt.gguf_checkpoint import open_gguf_checkpoint
+from octavo.gpt.gpt2 import GPT2
+from octavo.gpt.hf_checkpoint import open_folder
+from octavo.gpt.llama import Llama
+from octavo.gpt.model import Model, initialise
+from octavo.gpt.tokenizer import Tokenizer
+from octavo.gpt.tokenizer_files import from_gguf_metadata, gpt2
+from octavo.gpt.tokenizer_folder import from_folder
+from octavo.kernels.ops import Ops
+
+FAMILIES: dict[str, type[GPT2] | type[Llama]] = {"gpt2": GPT2, "llama": Llama}
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+DUMMY = "dummy:"  # names of networks with random weights begin so
+
+CHUNK = 2**20  # values read at once: they stay in the processor's cache while they are widened and copied
+
+
+class LoadedModel(NamedTuple):
+    model: Model
+    tokenizer: Tokenizer | None  # None where the model comes without one
+    name: str
+    source: Path | None  # the folder or file; None for random weights
+    dummy: bool
+    dtype: torch.dtype
+
+
+def load_model(name: str | Path, ops: Ops, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """The model of that name, folder or GGUF file, ready to decode: packed for its backend, without gradients.
+
+    dtype is float32, bfloat16, float16 or auto, device auto, cpu or cuda. Names are those of `hub.resolve`, and
+    `dummy:<shape>` for seeded random weights. ValueError or FileNotFoundError says what is wrong with an argument, or
+    with which tensor of which file, before any memory is taken.
+    """
+    place = resolve_device(device)
+    number_type = resolve_dtype(dtype, place)
+    if str(name).startswith(DUMMY):
+        model = _random(str(name), ops, number_type, place)
+        tokenizer, source = _dummy_tokenizer(str(name)), None
+    else:
+        source = hub.resolve(str(name))
+        checkpoint, tokenizer = _open(source)
+        model = _read(checkpoint, ops, number_type, place)
+    model.requires_grad_(False)
+    model.eval()
+    model.pack()
+    return LoadedModel(model, tokenizer, str(name), source, source is None, number_type)
+
+
+def load_tokenizer(name: str | Path) -> Tokenizer:
+    """The tokenizer of a model, without its weights; ValueError where the model has none."""
+    dummy = str(name).startswith(DUMMY)
+    if not Path(name).exists() and str(name).removeprefix(DUMMY) in hub.HUB_NAMES:
+        return gpt2(hub.gpt2_vocabulary())
+    tokenizer = None if dummy and _known_shape(str(name)) else _open(hub.resolve(str(name)))[1]
+    if tokenizer is None:
+        raise ValueError(f"{name} comes without a tokenizer")
+    return tokenizer
+
+
+def resolve_device(device: str) -> torch.device:
+    """cpu, cuda, or auto: cuda where PyTorch sees a GPU."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, not {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is cuda, but this PyTorch ({torch.__version__}) sees no GPU")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """float32, bfloat16, float16, or auto: bfloat16 where the device is fast at it, else float32."""
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
+    if device.type == "cuda":
+        return torch.bfloat16
+    probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return torch.bfloat16 if any(probe is not None and probe() for probe in probes) else torch.float32
+
+
+def _open(source: Path) -> tuple[Checkpoint, Tokenizer | None]:
+    if source.is_dir():
+        return open_folder(source), from_folder(source)
+    checkpoint, metadata = open_gguf_checkpoint(source)
+    return checkpoint, from_gguf_metadata(metadata, str(source))
+
+
+def _empty(config: ModelConfig, ops: Ops) -> Model:
+    """The network's modules and shapes, without memory."""
+    with torch.device("meta"):
+        return FAMILIES[config.family](config, ops)
+
+
+def _allocate(model: Model, dtype: torch.dtype, device: torch.device) -> None:
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+
+
+def _read(checkpoint: Checkpoint, ops: Ops, dtype: torch.dtype, device: torch.device) -> Model:
+    config, listing = checkpoint.config, checkpoint.listing
+    if config.num_layers > len(checkpoint.tensors):
+        raise ValueError(f"{listing}: {config.num_layers} layers, but only {len(checkpoint.tensors)} tensors")
+    try:
+        model = _empty(config, ops)
+    except RuntimeError as error:  # sizes whose product no computer can count
+        raise ValueError(f"{listing}: impossible sizes in the configuration: {error}") from None
+    plan = checkpoint.match(model)
+    _allocate(model, dtype, device)
+    for name, parameter in model.named_parameters():
+        for piece in plan[name]:
+            _fill(parameter.data, piece)
+    model.make_buffers()
+    return model
+
+
+def _fill(parameter: Tensor, piece: Piece) -> None:
+    """Copy a checkpoint's tensor into its rows of the parameter, some rows at a time."""
+    target = parameter.narrow(0, piece.first_row, piece.num_rows)
+    if parameter.dim() == 1:
+        target.copy_(piece.file.read(piece.name))
+        return
+    target = target.T if piece.transposed else target
+    step = max(1, CHUNK // target.shape[1])
+    for start in range(0, target.shape[0], step):
+        stop = min(start + step, target.shape[0])
+        target[start:stop].copy_(piece.file.read(piece.name, start, stop))
+
+
+def _random(name: str, ops: Ops, dtype: torch.dtype, device: torch.device) -> Model:
+    model = _empty(_known_shape(name), ops)
+    _allocate(model, dtype, device)
+    initialise(model, seed=0)
+    return model
+
+
+def _known_shape(name: str) -> ModelConfig:
+    shape = name.removeprefix(DUMMY)
+    if shape not in KNOWN_SHAPES:
+        raise ValueError(
+            f"unknown model {name!r}: dummy models are {', '.join(DUMMY + known for known in KNOWN_SHAPES)}"
+        )
+    return KNOWN_SHAPES[shape]
+
+
+def _dummy_tokenizer(name: str) -> Tokenizer | None:
+    """Plain GPT-2 BPE where the shape is GPT-2's and the vocabulary was fetched before."""
+    cached = hub.cached_gpt2_vocabulary() if name.startswith(f"{DUMMY}gpt2") else None
+    return gpt2(cached) if cached else None
