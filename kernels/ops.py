@@ -66,13 +66,25 @@ def _triton() -> Ops:
     if not torch.cuda.is_available() and not knobs.runtime.interpret:
         raise RuntimeError("backend 'triton' needs a CUDA device, or TRITON_INTERPRET=1 to run in Triton's interpreter")
 
+    from octavo.kernels.activation import bias_gelu, silu_mul
     from octavo.kernels.attention import causal_attention
     from octavo.kernels.kv_cache import write_kv
+    from octavo.kernels.linear import linear
+    from octavo.kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
     from octavo.kernels.paged_attention import paged_attention
+    from octavo.kernels.rope import rope
 
     return replace(
         REFERENCE,
         name="triton",
+        layer_norm=layer_norm,
+        rms_norm=rms_norm,
+        add_layer_norm=add_layer_norm,
+        add_rms_norm=add_rms_norm,
+        rope=rope,
+        bias_gelu=bias_gelu,
+        silu_mul=silu_mul,
+        linear=linear,
         write_kv=write_kv,
         causal_attention=causal_attention,
         paged_attention=paged_attention,
