@@ -61,7 +61,9 @@ def _isolate(pattern: regex.Pattern[str], text: str) -> Iterator[str]:
         yield text[end:]
 
 
-_SPACES = re.compile(r"\s*")
+# Unicode's White_Space; Python's own notion of space has four control characters more.
+_BLANKS = "".join(char for char in map(chr, range(0x3001)) if char.isspace() and char not in "\x1c\x1d\x1e\x1f")
+_BLANK_RUN = re.compile(f"[{_BLANKS}]*")
 
 
 class AddedToken(NamedTuple):
@@ -87,9 +89,10 @@ class Cutter:
         for match in self._pattern.finditer(text) if self._tokens else ():
             token = self._tokens[(match.lastindex or 0) - 1]
             before = text[end : match.start()]
-            if before := before.rstrip() if token.lstrip else before:
+            if before := before.rstrip(_BLANKS) if token.lstrip else before:
                 yield before
             yield token.id
-            end = _SPACES.match(text, match.end()).end() if token.rstrip else match.end()  # type: ignore[union-attr]
+            blanks = _BLANK_RUN.match(text, match.end()) if token.rstrip else None
+            end = blanks.end() if blanks else match.end()
         if end < len(text):
             yield text[end:]

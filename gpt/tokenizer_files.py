@@ -108,10 +108,11 @@ def gpt2(path: Path) -> Tokenizer:
             tokens[int(rank)] = base64.b64decode(token, validate=True)
         except (ValueError, binascii.Error):
             raise ValueError(f"{path}, line {number}: not a token in base64 and its rank") from None
-    if list(tokens) != list(range(len(tokens))) or not {bytes([byte]) for byte in range(256)} <= set(tokens.values()):
+    mergeable = {token: id for id, token in tokens.items()}
+    all_bytes = {bytes([byte]) for byte in range(256)} <= mergeable.keys()
+    if list(mergeable.values()) != list(range(len(tokens))) or not all_bytes:
         raise ValueError(f"{path}: not the ranks of a byte-level BPE (truncated download?)")
     end = AddedToken(END_OF_TEXT, len(tokens), special=True)
-    mergeable = {token: id for id, token in tokens.items()}
     facts = Vocabulary(
         tokens=tokens, mergeable=mergeable, splits=(GPT2,), added=(end,), bos_id=end.id, eos_ids=(end.id,)
     )

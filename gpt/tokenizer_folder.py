@@ -72,6 +72,13 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
 def _by_id(vocab: dict[str, int], source: Path) -> dict[int, str]:
     tokens = {id: token for token, id in vocab.items()}
     if len(tokens) != len(vocab) or not all(type(id) is int and id >= 0 for id in tokens):
@@ -81,26 +88,17 @@ def _by_id(vocab: dict[str, int], source: Path) -> dict[int, str]:
 
 def _from_vocab_and_merges(vocab: Path, merges: Path, config: dict[str, Any]) -> _Parts:
     """GPT-2's pair of files; other tokenizers kept in such a pair cut text in other ways."""
-    name = config.get("tokenizer_class")
-    if name not in (None, "GPT2Tokenizer", "GPT2TokenizerFast") or config.get("add_prefix_space"):
-        what = (
-            f"tokenizer_class {name!r}"
-            if name not in (None, "GPT2Tokenizer", "GPT2TokenizerFast")
-            else "add_prefix_space"
-        )
-        raise ValueError(f"{vocab.parent / 'tokenizer_config.json'}: {what} needs a tokenizer.json")
-    tokens = _by_id(_read(vocab), vocab)
-    lines = merges.read_text(encoding="utf-8").split("\n")
-    pairs = [
-        split_merge(line.rstrip("\r"), str(merges))
-        for line in lines
-        if line.strip() and not line.startswith("#version")
-    ]
+    name, source = config.get("tokenizer_class"), vocab.parent / "tokenizer_config.json"
+    if name not in (None, "GPT2Tokenizer", "GPT2TokenizerFast"):
+        raise ValueError(f"{source}: tokenizer_class {name!r} needs a tokenizer.json")
+    if config.get("add_prefix_space"):
+        raise ValueError(f"{source}: add_prefix_space is not supported")
+    lines = [line.rstrip("\r") for line in _text(merges).split("\n") if not line.startswith("#version")]
     added = _read(vocab.parent / "added_tokens.json")
     return _Parts(
         vocab,
-        tokens,
-        pairs,
+        _by_id(_read(vocab), vocab),
+        [split_merge(line, str(merges)) for line in lines if line],
         added={id: AddedToken(text, id, special=False) for text, id in added.items()},
         default_special=END_OF_TEXT,
     )
@@ -115,7 +113,7 @@ def _from_tokenizer_json(path: Path) -> _Parts:
     normal_form = (data.get("normalizer") or {}).get("type")
     if normal_form not in (None, "NFC"):
         raise ValueError(f"{path}: normalizer {normal_form!r} is not supported")
-    merges = [split_merge(merge, str(path)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     unknown = model.get("unk_token")
     options = {
         "ignore_merges": bool(model.get("ignore_merges")),
@@ -126,7 +124,7 @@ def _from_tokenizer_json(path: Path) -> _Parts:
     return _Parts(
         path,
         _by_id(model["vocab"], path),
-        merges,
+        [split_merge(merge, str(path)) for merge in merges],
         _splits(data.get("pre_tokenizer"), path),
         {entry["id"]: _added(entry["id"], entry, path) for entry in data.get("added_tokens", ())},
         _prompt_start(data.get("post_processor"), path),
@@ -184,7 +182,7 @@ def _prompt_start(spec: dict[str, Any] | None, source: Path) -> int | None:
             case {"type": "ByteLevel"} | {"type": "TemplateProcessing", "single": [{"Sequence": _}]}:
                 pass
             case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": name}}, {"Sequence": _}]}:
-                (found,) = stage["special_tokens"][name]["ids"]
+                found = stage["special_tokens"][name]["ids"][0]
             case _:
                 what = " that adds more than BOS" if stage["type"] == "TemplateProcessing" else ""
                 raise ValueError(f"{source}: post_processor {stage['type']!r}{what} is not supported")
@@ -195,8 +193,10 @@ def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokeniz
     source = folder / "tokenizer_config.json"
     if config.get("add_eos_token"):
         raise ValueError(f"{source}: add_eos_token is not supported")
-    listed = config.get("added_tokens_decoder", {}).items()
-    added = parts.added | {int(id): _added(int(id), entry, source) for id, entry in listed}
+    listed = config.get("added_tokens_decoder", {})
+    if not all(id.isdecimal() for id in listed):
+        raise ValueError(f"{source}: added_tokens_decoder must be keyed by token ids")
+    added = parts.added | {int(id): _added(int(id), entry, source) for id, entry in listed.items()}
     texts = parts.tokens | {id: token.text for id, token in added.items()}
     bos_ids, eos_ids = (_named(folder, config, f"{name}_token", texts, parts) for name in ("bos", "eos"))
     if config.get("add_bos_token") is not None:
@@ -235,7 +235,7 @@ def _named(folder: Path, config: dict[str, Any], key: str, texts: dict[int, str]
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        return _text(path)
     template = config.get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")

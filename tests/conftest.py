@@ -1,7 +1,11 @@
 """What every test gets: Triton's interpreter where there is no GPU, and memory that is poisoned before it is written."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -13,3 +17,37 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.install()
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def fetched(fetch: Callable[[], Path]) -> Path:
+    """A file from the cache folder; a test that needs it is skipped where it is not there and cannot be fetched."""
+    try:
+        return fetch()
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file; OCTAVO_TEST_GGUF names one that is at hand."""
+    from octavo.gpt import hub  # after the interpreter is set up
+
+    at_hand = os.environ.get("OCTAVO_TEST_GGUF")
+    return Path(at_hand) if at_hand else fetched(lambda: hub.resolve("smollm2"))
+
+
+@pytest.fixture(scope="session")
+def gpt2_vocabulary_path() -> Path:
+    """GPT-2's vocabulary as a `.tiktoken` file."""
+    from octavo.gpt import hub
+
+    return fetched(hub.gpt2_vocabulary)
+
+
+@pytest.fixture(scope="session")
+def transformers_smollm2(smollm2_path: Path) -> Any:
+    """SmolLM2 as transformers reads the same file, in float32: an oracle for all tests, which leave it as it is."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32
+    ).eval()

@@ -1,0 +1,83 @@
+"""What stands beside a folder's tokenizer: BOS and EOS, added tokens, the chat template."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_tokenizers import RULES, WITH_BOS, save, train
+from tokenizers import processors
+
+from octavo.gpt.tokenizer_folder import from_folder
+
+BESIDE = {
+    "names": ({"tokenizer_config.json": {"bos_token": "<s>", "eos_token": {"content": "<|im_end|>"}}}, 0, (1,)),
+    "names in the map": ({"special_tokens_map.json": {"eos_token": {"content": "<s>"}}}, None, (0,)),
+    "numbers": ({"config.json": {"bos_token_id": 0, "eos_token_id": [1, 0, 9999]}}, 0, (1, 0)),
+    "names go first": (
+        {"tokenizer_config.json": {"eos_token": "<s>"}, "config.json": {"bos_token_id": 1, "eos_token_id": 1}},
+        1,
+        (0,),
+    ),
+    "an ordinary token": ({"config.json": {"eos_token_id": 300}}, None, (300,)),
+}
+
+
+@pytest.mark.parametrize(("files", "bos_id", "eos_ids"), BESIDE.values(), ids=BESIDE.keys())
+def test_bos_and_eos(tmp_path: Path, files: dict[str, Any], bos_id: int | None, eos_ids: tuple[int, ...]) -> None:
+    save(train(RULES["gpt-2"]), tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    ours = from_folder(tmp_path)
+    assert (ours.bos_id, ours.eos_ids, ours.eos_id, ours.add_bos) == (bos_id, eos_ids, eos_ids[0], False)
+    assert all(ours.is_special(id) for id in eos_ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "config", "add_bos"),
+    [
+        (True, {}, True),
+        (True, {"add_bos_token": False}, False),
+        (False, {"add_bos_token": True, "bos_token": "<s>"}, True),
+        (False, {"add_bos_token": True}, False),
+        (False, {"bos_token": "<s>"}, False),
+    ],
+    ids=["template", "switched off", "switched on", "on without bos", "only named"],
+)
+def test_add_bos(tmp_path: Path, template: bool, config: dict[str, Any], add_bos: bool) -> None:
+    trained = train(RULES["gpt-2"])
+    if template:
+        trained.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), WITH_BOS])
+    ours = from_folder(save(trained, tmp_path, **config))
+    assert ours.add_bos == add_bos
+    assert ours.bos_id == (0 if add_bos or "bos_token" in config else None)
+    if not config:
+        assert [ours.bos_id, *ours.encode("a text")] == trained.encode("a text").ids
+
+
+def test_added_tokens_of_the_configuration(tmp_path: Path) -> None:
+    trained = train(RULES["gpt-2"])
+    size = trained.get_vocab_size()
+    listed = {str(size): {"content": "<new>", "special": True}, str(size + 1): {"content": "<use>"}}
+    ours = from_folder(save(trained, tmp_path, added_tokens_decoder=listed))
+    assert ours.specials["<new>"] == size
+    assert ours.encode("<use>") == [size + 1]
+    assert len(ours.encode("<new>")) > 1
+
+
+@pytest.mark.parametrize(
+    ("config", "file", "template"),
+    [
+        ({}, None, None),
+        ({"chat_template": "plain"}, None, "plain"),
+        ({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}, None, "d"),
+        ({"chat_template": [{"name": "rag", "template": "r"}]}, None, None),
+        ({"chat_template": "plain"}, "from the file é", "from the file é"),
+    ],
+    ids=["none", "text", "named", "no default", "file first"],
+)
+def test_where_the_chat_template_is(tmp_path: Path, config: dict, file: str | None, template: str | None) -> None:
+    save(train(RULES["gpt-2"]), tmp_path, **config)
+    if file is not None:
+        (tmp_path / "chat_template.jinja").write_text(file, encoding="utf-8")
+    assert from_folder(tmp_path).chat_template == template
