@@ -46,9 +46,10 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def chat(arguments: argparse.Namespace) -> None:
     """Answer one question, or hold a conversation until the input ends."""
-    params, llm = _params(arguments), _llm(arguments)
+    params = _params(arguments)
     if params.n > 1:
         raise ValueError(f"chat gives one answer, n is {params.n}")
+    llm = _llm(arguments)
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
     question = arguments.question if arguments.question is not None else show.ask(llm)
     while question is not None:

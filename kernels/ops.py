@@ -13,7 +13,7 @@ import torch
 
 from octavo.kernels import reference
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "cpu", "triton")
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,27 @@ def load(name: str) -> Ops:
     """The backend of that name, one of `BACKENDS`; ValueError if unknown, RuntimeError if it cannot run here."""
     if name == "reference":
         return REFERENCE
+    if name == "cpu":
+        return _cpu()
     if name == "triton":
         return _triton()
     raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
 
 
 def best_for(device_type: str) -> str:
-    """The backend that "auto" means on a device: triton on CUDA, else the reference."""
-    return "triton" if device_type == "cuda" else "reference"
+    """The backend that "auto" means on a device of that type."""
+    return "triton" if device_type == "cuda" else "cpu"
+
+
+def _cpu() -> Ops:
+    """The reference with what gains from knowing that it runs on a CPU."""
+    if not torch.backends.mkldnn.is_available():
+        raise RuntimeError("backend 'cpu' needs a PyTorch built with oneDNN: use backend 'reference'")
+
+    from octavo.kernels import cpu
+
+    replaced = ("pack", "linear", "rope", "write_kv", "causal_attention", "paged_attention")
+    return replace(REFERENCE, name="cpu", **{op: getattr(cpu, op) for op in replaced})
 
 
 def _triton() -> Ops:

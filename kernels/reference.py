@@ -159,7 +159,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """
     num_queries = q.shape[-3]
     num_keys, num_kv_heads = k.shape[-3:-1]
-    if num_keys == 0:
+    if num_queries == 0 or num_keys == 0:
         return torch.zeros_like(q)
     # A kv head's query heads lie above one another: [..., num_kv_heads, group * num_queries, head_dim].
     rows = q.unflatten(-2, (num_kv_heads, -1)).movedim(-4, -2).flatten(-3, -2)
