@@ -6,7 +6,7 @@ key tile only, so those are fixed per weight shape or head_dim, whatever the num
 rows, run `python -m octavo.kernels.codegen --arch sm_NN`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -82,9 +82,9 @@ def elementwise(device: torch.device, hidden_dim: int) -> Row:
 
 
 def rope(device: torch.device, num_heads: int, half_dim: int) -> Row:
-    """A program rotates up to 1024 pairs of one token, whole heads, 8 pairs a thread."""
+    """A program rotates up to 512 pairs of one token, whole heads, 8 pairs a thread."""
     half, lanes = power_of_two(half_dim), 64 if arch_of(device).startswith("gfx") else 32
-    heads = min(power_of_two(num_heads), max(1, 1024 // half))
+    heads = min(power_of_two(num_heads), max(1, 512 // half))
     return row(max(heads * half // (8 * lanes), 1), 1, TILE_HEADS=heads, TILE_HALF=half)
 
 
@@ -118,6 +118,7 @@ _FLOAT32 = LinearRows(
     thin=(_tile(4, 6, 16, 32, 32), _tile(4, 6, 32, 32, 32), _tile(4, 6, 64, 32, 32)),
     tall=(_tile(8, 3, 128, 64, 32), _tile(8, 4, 64, 64, 32)),
 )
+_FLOAT32_BLACKWELL = replace(_FLOAT32, tall=(_tile(8, 3, 128, 64, 32), _tile(4, 4, 64, 64, 32)))
 # 16x16 MFMA on every path: with 32x32 on the tall one, k would be cut in other groups.
 _AMD = {"matrix_instr_nonkdim": 16}
 LINEAR = {
@@ -125,7 +126,7 @@ LINEAR = {
         108,
         few=(_tile(4, 8, 16, 16, 64), _tile(4, 8, 32, 16, 64), _tile(4, 6, 64, 16, 64)),
         thin=(_tile(4, 6, 16, 64, 64), _tile(4, 6, 32, 64, 64), _tile(4, 5, 64, 64, 64)),
-        tall=(_tile(8, 3, 128, 128, 64), _tile(4, 4, 64, 64, 64)),
+        tall=(_tile(4, 3, 128, 64, 64), _tile(4, 4, 64, 64, 64)),
     ),
     ("sm_90", 2): _HOPPER,
     ("sm_100", 2): _HOPPER,
@@ -137,7 +138,7 @@ LINEAR = {
     ),
     ("sm_80", 4): _FLOAT32,
     ("sm_90", 4): _FLOAT32,
-    ("sm_100", 4): _FLOAT32,
+    ("sm_100", 4): _FLOAT32_BLACKWELL,
     ("gfx942", 4): LinearRows(
         304,
         few=(_tile(4, 2, 16, 16, 32, **_AMD), _tile(4, 2, 32, 16, 32, **_AMD), _tile(4, 2, 64, 16, 32, **_AMD)),
@@ -149,14 +150,17 @@ _INTERPRETED = LinearRows(2, few=(), thin=(_tile(1, 1, 64, 128, 64),), tall=(_ti
 
 
 def linear(device: torch.device, dtype: torch.dtype, num_tokens: int, out_features: int) -> Row:
-    """Thin up to `THIN_ROWS` tokens: the least tile that holds them. Tall beyond: the largest that fills the GPU."""
+    """Thin up to `THIN_ROWS` tokens: the least tile that holds them. Tall beyond: the largest that fills the GPU.
+
+    A width that is no multiple of 8 is stored value by value; the addresses of the largest tile would spill.
+    """
     arch = arch_of(device)
     rows = _INTERPRETED if arch == "interpreter" else LINEAR[arch, dtype.itemsize]
     if num_tokens <= THIN_ROWS:
         tiles = out_features // rows.thin[0].tiles["BLOCK_N"]
         fitting = rows.few if rows.few and tiles < rows.fill else rows.thin
         return next(row for row in fitting if row.tiles["BLOCK_M"] >= num_tokens)
-    for row in rows.tall:
+    for row in rows.tall[1:] if out_features % 8 else rows.tall:
         tokens, features = row.tiles["BLOCK_M"], row.tiles["BLOCK_N"]
         if -(-num_tokens // tokens) * -(-out_features // features) >= rows.fill:
             return row
@@ -179,3 +183,26 @@ def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row
 
 def resident_programs(device: torch.device) -> int:
     return 3
+
+
+GROUPS = 2048  # of a row at most: their maxima fit the registers of one program
+
+
+def sampling_scan(device: torch.device, vocab_size: int) -> Row:
+    """A program reads 2048 logits, 16 a thread: one tile of one row, or several rows of a small vocabulary."""
+    group = max(32, power_of_two(vocab_size) // GROUPS)
+    tile = max(group, min(2048, power_of_two(vocab_size)))
+    return _sampling(4, GROUP=group, TILE=tile, ROWS=_lanes(device) // tile)
+
+
+def sampling_choose(device: torch.device, vocab_size: int) -> Row:
+    """A program looks at 2048 ids at a time, 8 a thread: of one row, or of as many as its scan had."""
+    return _sampling(8, CHUNK=min(2048, max(32, power_of_two(vocab_size))))
+
+
+def _lanes(device: torch.device) -> int:
+    return 16384 if arch_of(device) == "interpreter" else 2048  # a step of the interpreter costs the same for more
+
+
+def _sampling(num_warps: int, **tiles: int) -> Row:
+    return Row(num_warps, 1, tiles, {"enable_fp_fusion": False})  # as sampling_tile.py asks
