@@ -65,10 +65,13 @@ def load_model(name: str | Path, ops: Ops, dtype: str = "auto", device: str = "a
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer of a model, without its weights; ValueError where the model has none."""
-    dummy = str(name).startswith(DUMMY)
-    if not Path(name).exists() and str(name).removeprefix(DUMMY) in hub.HUB_NAMES:
+    if str(name).removeprefix(DUMMY) in hub.HUB_NAMES and not Path(name).exists():
         return gpt2(hub.gpt2_vocabulary())
-    tokenizer = None if dummy and _known_shape(str(name)) else _open(hub.resolve(str(name)))[1]
+    if str(name).startswith(DUMMY):
+        _known_shape(str(name))
+        tokenizer = None
+    else:
+        tokenizer = _open(hub.resolve(str(name)))[1]
     if tokenizer is None:
         raise ValueError(f"{name} comes without a tokenizer")
     return tokenizer
