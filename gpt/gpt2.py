@@ -53,8 +53,13 @@ class GPT2(Model):
         self.wpe = embedding(config.context_size, config.dim)
         self.h = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.ln_f = LayerNorm(config.dim, config.norm_eps)
-        self.lm_head = None if config.tied_head else Linear(config.dim, config.vocab_size, bias=False)
+        if not config.tied_head:
+            self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
         initialise(self, seed)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.wte
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
         residual = self.wte(batch.token_ids) + self.wpe(batch.positions)
@@ -66,6 +71,3 @@ class GPT2(Model):
             x = block.mlp(x, self.ops)
             x, residual = next_norm.add(x, residual, self.ops)
         return x
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.ops.linear(hidden, self.wte.weight) if self.lm_head is None else self.lm_head(hidden, self.ops)

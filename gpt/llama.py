@@ -59,7 +59,8 @@ class Llama(Model):
         self.embed_tokens = embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.lm_head = None if config.tied_head else Linear(config.dim, config.vocab_size, bias=False)
+        if not config.tied_head:
+            self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
         self.register_buffer("cos", None, persistent=False)
         self.register_buffer("sin", None, persistent=False)
         initialise(self, seed)
@@ -67,6 +68,10 @@ class Llama(Model):
     def make_buffers(self) -> None:
         device = self.norm.weight.device
         self.cos, self.sin = (table.to(device) for table in rope_tables(self.config))
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.embed_tokens
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
         residual = self.embed_tokens(batch.token_ids)
@@ -78,10 +83,6 @@ class Llama(Model):
             x = block.mlp(x, self.ops)
             x, residual = next_norm.add(x, residual, self.ops)
         return x
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        weight = self.embed_tokens.weight
-        return self.ops.linear(hidden, weight) if self.lm_head is None else self.lm_head(hidden, self.ops)
 
 
 def rope_tables(config: ModelConfig) -> RopeTables:

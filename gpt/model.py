@@ -1,11 +1,11 @@
 """What the model families share: weights as modules, attention with or without a cache, and the training view.
 
-A family is a `Model` with two methods of its own: `forward(batch, cache) -> hidden` and `logits(hidden)`. The modules
+A family is a `Model` with its own `forward(batch, cache) -> hidden`; `logits(hidden)` is the same for all. The modules
 hold weights and name them as checkpoints do; all arithmetic goes through an `Ops` value that is passed along.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +90,13 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.ops = ops
+        self.lm_head: Linear | None = None  # None: the head is the embedding
+        self.packed_head: Any = None  # the tied head in the backend's own form, once packed
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding, `[vocab_size, dim]`."""
+        raise NotImplementedError
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
         """The hidden states after the last norm, `[num_tokens, dim]`; cache is one pair a layer, or None."""
@@ -97,7 +104,9 @@ class Model(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: `[n, dim]` -> `[n, vocab_size]`."""
-        raise NotImplementedError
+        if self.lm_head is not None:
+            return self.lm_head(hidden, self.ops)
+        return self.ops.linear(hidden, self.embedding.weight if self.packed_head is None else self.packed_head)
 
     def __call__(self, token_ids: Tensor, targets: Tensor | None = None) -> ModelOutput:
         """Logits at every position of `[batch, seq]` ids, and the loss; differentiable on the reference backend.
@@ -120,6 +129,8 @@ class Model(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack(self.ops)
+        if self.lm_head is None:
+            self.packed_head = self.ops.pack(self.embedding.weight.detach())
 
 
 def initialise(model: Model, seed: int) -> None:
