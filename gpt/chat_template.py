@@ -104,15 +104,15 @@ class StandIns:
     """
 
     def __init__(self, specials: Iterable[str], template: str, messages: list[dict[str, Any]]) -> None:
-        longest_first = sorted(specials, key=len, reverse=True)
-        letters = sorted(set("".join(longest_first)))
+        texts = list(specials)
+        letters = sorted(set("".join(texts)))
         taken = {*letters, *template, *json.dumps(messages, ensure_ascii=False)}
         free = (code for code in range(0xF0000, 0x10FFFE) if chr(code) not in taken)
         self._hidden = dict(zip(map(ord, letters), free, strict=False))
         if len(self._hidden) < len(letters):
             raise ValueError("messages use up every private Unicode character, none is left to mark control-token text")
         self._shown = {stand_in: letter for letter, stand_in in self._hidden.items()}
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
     def hide(self, value: Any) -> Any:
         """The same plain value, with every special text in its strings written in stand-ins."""

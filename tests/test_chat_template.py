@@ -60,6 +60,11 @@ def test_same_as_transformers(tmp_path: Path, template: str, add_generation_prom
     assert ours.encode_chat(MESSAGES, add_generation_prompt) == ids
 
 
+def test_a_token_that_the_model_lacks_is_no_text() -> None:
+    assert render("[{{ bos_token }}{{ eos_token }}]", MESSAGES) == "[]"
+    assert render("[{{ bos_token }}{{ eos_token }}]", MESSAGES, eos_token="<|im_end|>") == "[<|im_end|>]"
+
+
 def test_any_conversation(tmp_path: Path) -> None:
     ours, theirs = pair(tmp_path, CHATML)
     contents = TEXTS.filter(lambda text: "<|im_end|>" not in text and "<s>" not in text)

@@ -76,16 +76,18 @@ def test_variants(tmp_path: Path, make: Any) -> None:
     assert_same(from_folder(save(trained, tmp_path)), trained)
 
 
-def test_ignore_merges_takes_pieces_that_no_merge_builds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignore_merges", [True, False])
+def test_tokens_that_no_merge_builds(tmp_path: Path, ignore_merges: bool) -> None:
     trained = train(RULES["llama-bpe"])
     vocab = json.loads(trained.to_str())["model"]["vocab"]
-    extra = {"Ġunmergeable": len(vocab), "Ã©tÃ©": len(vocab) + 1}
-    oracle = with_model(trained, ignore_merges=True, vocab=vocab | extra)
+    size = len(vocab)
+    oracle = with_model(trained, ignore_merges=ignore_merges, vocab=vocab | {"Ġunmergeable": size, "Ã©tÃ©": size + 1})
     ours = from_folder(save(oracle, tmp_path))
     assert_same(ours, oracle)
     assert ours.encode("so unmergeable été") == oracle.encode("so unmergeable été").ids
-    assert len(vocab) in ours.encode(" unmergeable")
-    assert len(vocab) not in ours.encode(" unmergeables")
+    assert (size in ours.encode(" unmergeable")) == ignore_merges
+    assert size not in ours.encode(" unmergeables")
+    assert ours.decode([size, size + 1]) == " unmergeableété"
 
 
 def test_normal_form_c(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_added_tokens_are_found_in_any_text(tmp_path: Path, strips: dict[str, bo
     ours = from_folder(save(trained, tmp_path))
     assert_same(ours, trained)
     assert "<tool>" not in ours.specials
-    text = "a  <tool>>\n <tool> <tool>  the<|im_end|>"
+    text = "a  <tool>>\n <tool> <tool>  the<|im_end|>\x1d<tool>\x1d \x1d <tool> \x1d"
     assert ours.encode(text) == trained.encode(text).ids
     assert set(ours.encode(text)) >= {trained.token_to_id("<tool>"), trained.token_to_id("the")}
 
