@@ -26,9 +26,23 @@ SECTION = 4  # heads that advance side by side in prefill
 
 
 @triton.jit
+def _scores(q, k, PRECISION: tl.constexpr):
+    """`q @ k.T` of q `[M, D]` and k `[N, D]`."""
+    RUN: tl.constexpr = 32
+    if q.dtype == tl.float32 and q.shape[1] > RUN:
+        # Without a tensor core each thread holds whole operands: cut D, or they outgrow its registers.
+        RUNS: tl.constexpr = q.shape[1] // RUN
+        q_runs = tl.permute(tl.reshape(q, (q.shape[0], RUNS, RUN)), (1, 0, 2))
+        k_runs = tl.permute(tl.reshape(k, (k.shape[0], RUNS, RUN)), (1, 2, 0))
+        return tl.sum(tl.dot(q_runs, k_runs, input_precision=PRECISION), 0)
+    else:
+        return tl.dot(q, tl.trans(k), input_precision=PRECISION)
+
+
+@triton.jit
 def attend(q, k, v, visible, m_i, l_i, acc, scale_log2, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """Fold one tile into m, l, acc: q `[M, D]`, k and v `[N, D]`, visible `[M, N]`, unread unless MASKED."""
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [M, N]
+    s = _scores(q, k, PRECISION)  # [M, N]
     if MASKED:
         s = tl.where(visible, s, -float("inf"))
     m_new = tl.maximum(m_i, tl.max(s, 1) * scale_log2)

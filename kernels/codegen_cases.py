@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.kernels import activation, kv_cache, linear, norm, rope
+from octavo.kernels import activation, attention, kv_cache, linear, norm, paged_attention, rope
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,18 @@ def write_kv_calls(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(label, kv_cache.write_kv, (new, new, cache, cache, meta(64)), quick=num_kv_heads == 3)
 
 
+def attention_calls(dtype: torch.dtype) -> Iterator[Case]:
+    for num_heads, num_kv_heads, head_dim in ((12, 12, 64), (9, 3, 64), (32, 32, 80), *HEADS[2:]):
+        fused = meta(4096, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
+        q, k, v = fused.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        cache = meta(512, 16, num_kv_heads, head_dim, dtype=dtype)
+        paged = (q, cache, cache, meta(64, 256), meta(64), meta(65))
+        heads, quick, scale = f"{num_heads}:{num_kv_heads} x {head_dim}", head_dim in (64, 128), head_dim**-0.5
+        yield Case(f"causal {heads}", attention.causal_attention, (q, k, v, meta(9), 1024, scale), quick=quick)
+        yield Case(f"paged prefill {heads}", paged_attention.paged_attention, (*paged, 512, scale), quick=quick)
+        yield Case(f"paged decode {heads}", paged_attention.paged_attention, (*paged, 1, scale), quick=quick)
+
+
 # out_features, in_features: GPT-2's four and its head, SmolLM2's wide and narrow ones, Llama 3 8B's, an odd pair
 WEIGHTS = ((2304, 768), (768, 3072), (50257, 768), (1600, 1600), (960, 576), (576, 1536), (49152, 576), (4096, 14336))
 
@@ -96,5 +108,6 @@ CASES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "activation": activation_calls,
     "rope": rope_calls,
     "write_kv": write_kv_calls,
+    "attention": attention_calls,
     "linear": linear_calls,
 }

@@ -64,7 +64,15 @@ def power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-WAIVERS: tuple[Waiver, ...] = ()
+WAIVERS: tuple[Waiver, ...] = (
+    Waiver(
+        "_split_kernel",
+        "tensor_core",
+        ("sm_90", "sm_100"),
+        {},
+        "decode has 16 rows of queries, wgmma and tcgen05 take 64: mma.sync keeps up with the cache's bandwidth",
+    ),
+)
 
 NORM_MAX_DIM = 32768  # beyond it a row no longer fits the registers of one program
 
@@ -173,36 +181,54 @@ def write_kv(device: torch.device, width: int) -> Row:
     return row(max(1, tile // 256), 1, TILE=tile)
 
 
+# (arch, bytes of a value) -> the padded head_dim, at most -> the row. BLOCK_N is the key tile of prefill and decode
+# alike, so that it alone decides the bits. Without tensor cores float32 has to be content with small tiles.
+_FLOAT32_ATTENTION = {
+    64: row(4, 2, BLOCK_M=32, BLOCK_N=16),
+    128: row(8, 2, BLOCK_M=32, BLOCK_N=16),
+    256: row(8, 2, BLOCK_M=16, BLOCK_N=16),
+}
+_WGMMA_ATTENTION = {
+    64: row(8, 3, BLOCK_M=128, BLOCK_N=64),
+    128: row(8, 3, BLOCK_M=128, BLOCK_N=64),
+    256: row(8, 2, BLOCK_M=128, BLOCK_N=32),
+}
+ATTENTION = {
+    ("sm_80", 2): {
+        64: row(8, 3, BLOCK_M=128, BLOCK_N=64),
+        128: row(8, 3, BLOCK_M=128, BLOCK_N=32),
+        256: row(8, 2, BLOCK_M=64, BLOCK_N=32),
+    },
+    ("sm_90", 2): _WGMMA_ATTENTION,
+    ("sm_100", 2): _WGMMA_ATTENTION,
+    ("gfx942", 2): {
+        64: row(4, 2, BLOCK_M=128, BLOCK_N=64),
+        128: row(4, 2, BLOCK_M=128, BLOCK_N=64),
+        256: row(4, 2, BLOCK_M=64, BLOCK_N=32),
+    },
+    ("sm_80", 4): _FLOAT32_ATTENTION,
+    ("sm_90", 4): _FLOAT32_ATTENTION,
+    ("sm_100", 4): _FLOAT32_ATTENTION,
+    ("gfx942", 4): _FLOAT32_ATTENTION,
+}
+_INTERPRETED_ATTENTION = {64: row(1, 1, BLOCK_M=16, BLOCK_N=32), 256: row(1, 1, BLOCK_M=16, BLOCK_N=16)}
+# Programs of paged decode that are resident at once: four on each multiprocessor, two pairs of tiles in flight in each.
+DECODE_PROGRAMS = {"sm_80": 432, "sm_90": 528, "sm_100": 592, "gfx942": 1216, "interpreter": 3}
+
+
 def attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
-    return row(4, 2, BLOCK_M=16, BLOCK_N=32)
+    """Prefill, contiguous or paged: the row of the least listed head that holds this one."""
+    arch = arch_of(device)
+    rows = _INTERPRETED_ATTENTION if arch == "interpreter" else ATTENTION[arch, dtype.itemsize]
+    return next(row for width, row in rows.items() if width >= head_dim)
 
 
 def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
-    return row(4, 2, BLOCK_N=32)
+    """Decode: prefill's key tile, and as few warps as hold 16 rows of queries without spilling."""
+    warps = 8 if dtype.itemsize == 4 and head_dim > 128 else 4
+    stages = 3 if dtype.itemsize == 2 else 2  # a stage less for the block ids, which are loaded first
+    return row(warps, stages, BLOCK_N=attention(device, dtype, head_dim).tiles["BLOCK_N"])
 
 
-def resident_programs(device: torch.device) -> int:
-    return 3
-
-
-GROUPS = 2048  # of a row at most: their maxima fit the registers of one program
-
-
-def sampling_scan(device: torch.device, vocab_size: int) -> Row:
-    """A program reads 2048 logits, 16 a thread: one tile of one row, or several rows of a small vocabulary."""
-    group = max(32, power_of_two(vocab_size) // GROUPS)
-    tile = max(group, min(2048, power_of_two(vocab_size)))
-    return _sampling(4, GROUP=group, TILE=tile, ROWS=_lanes(device) // tile)
-
-
-def sampling_choose(device: torch.device, vocab_size: int) -> Row:
-    """A program looks at 2048 ids at a time, 8 a thread: of one row, or of as many as its scan had."""
-    return _sampling(8, CHUNK=min(2048, max(32, power_of_two(vocab_size))))
-
-
-def _lanes(device: torch.device) -> int:
-    return 16384 if arch_of(device) == "interpreter" else 2048  # a step of the interpreter costs the same for more
-
-
-def _sampling(num_warps: int, **tiles: int) -> Row:
-    return Row(num_warps, 1, tiles, {"enable_fp_fusion": False})  # as sampling_tile.py asks
+def decode_programs(device: torch.device) -> int:
+    return DECODE_PROGRAMS[arch_of(device)]

@@ -7,7 +7,7 @@ tokens, a fixed size: its bits depend on its own length alone. A fixed number of
 sequences in turn, each finding its own on the device from the context lengths; so a batch of very unequal lengths
 stays balanced, a single long context fills the GPU, nothing is planned on the host, and the launch depends on buffer
 sizes only, as a CUDA graph needs. Each piece leaves its (m, l, acc) in a float32 workspace, and a second kernel merges
-a sequence's pieces in order, MERGE at a time. Without a query nothing is read; context 0 and padding rows give zeros.
+a sequence's pieces in order. Without a query nothing is read; context 0 and padding rows give zeros.
 A tile's mathematics is in attention_tile.py; splitting the context: https://pytorch.org/blog/flash-decoding/
 """
 
@@ -20,7 +20,7 @@ from octavo.kernels import launch
 from octavo.kernels.attention_tile import attend_cache, head_tile, load_rows, zero_rows
 
 SPLIT = 256  # tokens of context in a piece: the bits of a longer sequence depend on it
-MERGE = 16  # pieces merged at once
+MERGE = 4096  # float32 values of partial results merged at once
 SEQS = 256  # sequences looked through at once for the owner of a piece
 
 
@@ -146,7 +146,7 @@ def decode(
     partial = torch.empty((pieces, num_heads, head_dim), dtype=torch.float32, device=q.device)
     stats = torch.empty((pieces, num_heads, 2), dtype=torch.float32, device=q.device)  # m and l
     row = launch.paged_decode(q.device, q.dtype, head_dim)
-    programs = min(pieces * num_kv_heads, launch.resident_programs(q.device))
+    programs = min(pieces * num_kv_heads, launch.decode_programs(q.device))
     if programs > 0:
         _split_kernel[(programs,)](
             q,
@@ -187,5 +187,5 @@ def decode(
         HEAD_DIM=head_dim,
         HEAD_TILE=head_tile(head_dim),
         SPLIT=SPLIT,
-        MERGE=MERGE,
+        MERGE=MERGE // head_tile(head_dim),
     )
