@@ -83,7 +83,7 @@ def save_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     if not num_shards:
         save_file(dict(tensors), folder / "model.safetensors")
         return folder
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(num_shards):
         shard = f"model-{i + 1:05}-of-{num_shards:05}.safetensors"
         names = list(tensors)[i::num_shards]

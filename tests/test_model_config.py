@@ -116,6 +116,23 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
+def test_gguf_metadata_becomes_a_configuration(tmp_path: Path) -> None:
+    fields = {
+        "llama.rope.freq_base": 5e5, "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0,
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.eot_token_id": 5,
+        "tokenizer.ggml.eom_token_id": 99,
+    }  # fmt: skip
+    tensors = llama_gguf_tensors(llama_tensors(), 3, 1)
+    del tensors["output.weight"]
+    config = open_gguf_checkpoint(save_gguf(tmp_path / "m.gguf", LLAMA_GGUF | fields, tensors))[0].config
+    assert config == ModelConfig(
+        family="llama", vocab_size=29, context_size=16, dim=12, num_layers=2, num_heads=3, num_kv_heads=1, head_dim=6,
+        hidden_dim=20, norm_eps=config.norm_eps, tied_head=True, rope_theta=5e5, rope_interleaved=True, bos_id=1,
+        rope_scaling=RopeScaling("linear", 4.0), eos_ids=(2, 5),
+    )  # fmt: skip
+    assert config.norm_eps == pytest.approx(1e-6)  # a float32 in the file
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
