@@ -59,6 +59,10 @@ def row(num_warps: int, num_stages: int, **tiles: int) -> Row:
     return Row(num_warps, num_stages, tiles)
 
 
+def _warp_size(device: torch.device) -> int:
+    return 64 if arch_of(device).startswith("gfx") else 32
+
+
 def power_of_two(size: int) -> int:
     """The least power of two not below size."""
     return 1 << max(0, size - 1).bit_length()
@@ -79,21 +83,24 @@ NORM_MAX_DIM = 32768  # beyond it a row no longer fits the registers of one prog
 
 def norm(device: torch.device, dim: int) -> Row:
     """One program a token; 16 values a thread, so that a thread has two 16-byte loads in flight in 16 bits."""
-    tile, lanes = power_of_two(dim), 64 if arch_of(device).startswith("gfx") else 32
+    tile, lanes = power_of_two(dim), _warp_size(device)
     return row(min(max(tile // (16 * lanes), 1), 1024 // lanes), 1, TILE=tile)
 
 
 def elementwise(device: torch.device, hidden_dim: int) -> Row:
     """A program computes up to 1024 values of one token, 8 a thread; 1024 divides most hidden dims."""
-    tile, lanes = min(1024, power_of_two(hidden_dim)), 64 if arch_of(device).startswith("gfx") else 32
-    return row(max(tile // (8 * lanes), 1), 1, TILE=tile)
+    tile = min(1024, power_of_two(hidden_dim))
+    return row(max(tile // (8 * _warp_size(device)), 1), 1, TILE=tile)
 
 
 def rope(device: torch.device, num_heads: int, half_dim: int) -> Row:
     """A program rotates up to 512 pairs of one token, whole heads, 8 pairs a thread."""
-    half, lanes = power_of_two(half_dim), 64 if arch_of(device).startswith("gfx") else 32
+    half = power_of_two(half_dim)
     heads = min(power_of_two(num_heads), max(1, 512 // half))
-    return row(max(heads * half // (8 * lanes), 1), 1, TILE_HEADS=heads, TILE_HALF=half)
+    num_warps = max(heads * half // (8 * _warp_size(device)), 1)
+    # Left to itself, ptxas spills to stay at 32 registers.
+    options = {} if arch_of(device).startswith("gfx") else {"maxnreg": 64}
+    return Row(num_warps, 1, {"TILE_HEADS": heads, "TILE_HALF": half}, options)
 
 
 THIN_ROWS = 64  # up to here one tile holds all tokens, and each weight is read once

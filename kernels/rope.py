@@ -17,38 +17,6 @@ from torch import Tensor
 from octavo.kernels import launch
 
 
-@triton.jit
-def _rotate(
-    y_ptr,
-    x_ptr,
-    stride_head,
-    cos,
-    sin,
-    tile,
-    NUM_HEADS: tl.constexpr,
-    HALF_DIM: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    TILE_HEADS: tl.constexpr,
-    TILE_HALF: tl.constexpr,
-):
-    head = tile * TILE_HEADS + tl.arange(0, TILE_HEADS)[:, None]
-    if INTERLEAVED:
-        column = tl.arange(0, 2 * TILE_HALF)[None, :]
-        live = (head < NUM_HEADS) & (column < 2 * HALF_DIM)
-        pairs = tl.load(x_ptr + head * stride_head + column, live, 0.0).to(tl.float32)  # [TILE_HEADS, 2 * TILE_HALF]
-        a, b = tl.split(pairs.reshape(TILE_HEADS, TILE_HALF, 2))
-        pairs = tl.join(a * cos - b * sin, b * cos + a * sin).reshape(TILE_HEADS, 2 * TILE_HALF)
-        tl.store(y_ptr + head * (2 * HALF_DIM) + column, pairs.to(y_ptr.dtype.element_ty), live)
-    else:
-        column = tl.arange(0, TILE_HALF)[None, :]
-        live = (head < NUM_HEADS) & (column < HALF_DIM)
-        a = tl.load(x_ptr + head * stride_head + column, live, 0.0).to(tl.float32)  # [TILE_HEADS, TILE_HALF]
-        b = tl.load(x_ptr + head * stride_head + HALF_DIM + column, live, 0.0).to(tl.float32)
-        y_ptrs = y_ptr + head * (2 * HALF_DIM) + column
-        tl.store(y_ptrs, (a * cos - b * sin).to(y_ptr.dtype.element_ty), live)
-        tl.store(y_ptrs + HALF_DIM, (b * cos + a * sin).to(y_ptr.dtype.element_ty), live)
-
-
 @triton.jit(do_not_specialize=["context_size"])
 def _rope_kernel(
     q_out_ptr,
@@ -72,24 +40,34 @@ def _rope_kernel(
 ):
     token, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     q_tiles: tl.constexpr = (NUM_HEADS + TILE_HEADS - 1) // TILE_HEADS
+    if tile < q_tiles:
+        head, num_heads, stride_head = tile * TILE_HEADS, NUM_HEADS, stride_q_head
+        x_ptr, y_ptr = q_ptr + token * stride_q_token, q_out_ptr + token * (NUM_HEADS * 2 * HALF_DIM)
+    else:
+        head, num_heads, stride_head = (tile - q_tiles) * TILE_HEADS, NUM_KV_HEADS, stride_k_head
+        x_ptr, y_ptr = k_ptr + token * stride_k_token, k_out_ptr + token * (NUM_KV_HEADS * 2 * HALF_DIM)
+    head += tl.arange(0, TILE_HEADS)[:, None]
+
     position = tl.load(positions_ptr + token).to(tl.int64)
     column = tl.arange(0, TILE_HALF)
     known = (position >= 0) & (position < context_size) & (column < HALF_DIM)
     cos = tl.load(cos_ptr + position * HALF_DIM + column, known, float("nan"))[None, :]  # [1, TILE_HALF]
     sin = tl.load(sin_ptr + position * HALF_DIM + column, known, float("nan"))[None, :]
-    if tile < q_tiles:
-        q_out_ptr += token * (NUM_HEADS * 2 * HALF_DIM)
-        q_ptr += token * stride_q_token
-        _rotate(
-            q_out_ptr, q_ptr, stride_q_head, cos, sin, tile, NUM_HEADS, HALF_DIM, INTERLEAVED, TILE_HEADS, TILE_HALF
-        )
+
+    if INTERLEAVED:
+        pair = tl.arange(0, 2 * TILE_HALF)[None, :]
+        live = (head < num_heads) & (pair < 2 * HALF_DIM)
+        x = tl.load(x_ptr + head * stride_head + pair, live, 0.0).to(tl.float32)  # [TILE_HEADS, 2 * TILE_HALF]
+        a, b = tl.split(x.reshape(TILE_HEADS, TILE_HALF, 2))
+        y = tl.join(a * cos - b * sin, b * cos + a * sin).reshape(TILE_HEADS, 2 * TILE_HALF)
+        tl.store(y_ptr + head * (2 * HALF_DIM) + pair, y.to(y_ptr.dtype.element_ty), live)
     else:
-        k_out_ptr += token * (NUM_KV_HEADS * 2 * HALF_DIM)
-        k_ptr += token * stride_k_token
-        tile -= q_tiles
-        _rotate(
-            k_out_ptr, k_ptr, stride_k_head, cos, sin, tile, NUM_KV_HEADS, HALF_DIM, INTERLEAVED, TILE_HEADS, TILE_HALF
-        )
+        live = (head < num_heads) & (column < HALF_DIM)[None, :]
+        x_ptrs, y_ptrs = x_ptr + head * stride_head + column[None, :], y_ptr + head * (2 * HALF_DIM) + column[None, :]
+        a = tl.load(x_ptrs, live, 0.0).to(tl.float32)  # [TILE_HEADS, TILE_HALF]
+        b = tl.load(x_ptrs + HALF_DIM, live, 0.0).to(tl.float32)
+        tl.store(y_ptrs, (a * cos - b * sin).to(y_ptr.dtype.element_ty), live)
+        tl.store(y_ptrs + HALF_DIM, (b * cos + a * sin).to(y_ptr.dtype.element_ty), live)
 
 
 def rope(
