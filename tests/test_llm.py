@@ -23,6 +23,7 @@ PROMPTS = [
     "In the beginning",
     "Roses are red,",
 ]
+NEVER = 10**6  # an end-of-text id that no model draws
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
 
@@ -32,30 +33,21 @@ def llm(smollm2_path):
 
 
 @pytest.fixture(scope="module")
-def oracle(smollm2_path):
-    transformers = pytest.importorskip("transformers")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    folder, file = str(smollm2_path.parent), smollm2_path.name
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None  # as ignore_eos: it goes on
-    return model
-
-
-@pytest.fixture(scope="module")
 def completions(llm):
     return [request.outputs[0].token_ids for request in llm.generate(PROMPTS, GREEDY)]
 
 
-def test_greedy_tokens_are_those_of_transformers(llm, oracle, completions):
+def test_greedy_tokens_are_those_of_transformers(llm, transformers_smollm2, completions):
     """One real `generate`; for the others transformers reads our text and must want each of its tokens."""
     ids = torch.tensor([llm.tokenizer.encode(PROMPTS[0])])
-    theirs = oracle.generate(ids, max_new_tokens=64, do_sample=False)[0, ids.shape[1] :].tolist()
+    theirs = transformers_smollm2.generate(ids, max_new_tokens=64, do_sample=False, eos_token_id=NEVER)[
+        0, ids.shape[1] :
+    ].tolist()
     assert completions[0] == theirs
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         prompt_ids = llm.tokenizer.encode(prompt)
         with torch.inference_mode():
-            wanted = oracle(torch.tensor([prompt_ids + completion])).logits[0].argmax(-1)
+            wanted = transformers_smollm2(torch.tensor([prompt_ids + completion])).logits[0].argmax(-1)
         assert wanted[len(prompt_ids) - 1 : -1].tolist() == completion
 
 
@@ -67,25 +59,25 @@ def test_batched_equals_alone(llm, completions):
     assert together[:10] == [completion[:12] for completion in completions]
 
 
-def test_score_is_transformers_loss(llm, oracle):
+def test_score_is_transformers_loss(llm, transformers_smollm2):
     text = "The quick brown fox jumps over the lazy dog. " * 5 + "Ceci n'est pas une pipe."
     ids = torch.tensor([llm.tokenizer.encode(text)])
     with torch.inference_mode():
-        loss = oracle(ids, labels=ids).loss.item()
+        loss = transformers_smollm2(ids, labels=ids).loss.item()
     score = llm.score(text)
     assert score.nll == pytest.approx(loss, abs=1e-4)
     assert score.perplexity == pytest.approx(math.exp(loss), rel=1e-3)
     assert score.num_tokens == ids.shape[1] - 1
 
 
-def test_score_of_a_long_text_reads_overlapping_windows(smollm2_path, oracle, llm):
+def test_score_of_a_long_text_reads_overlapping_windows(smollm2_path, transformers_smollm2, llm):
     narrow = LLM(smollm2_path, dtype="float32", max_model_len=32)
     ids = llm.tokenizer.encode(" ".join(PROMPTS))
     total, scored = 0.0, 1
     for start in range(0, len(ids), 16):
         end = min(start + 32, len(ids))
         with torch.inference_mode():
-            logprobs = torch.log_softmax(oracle(torch.tensor([ids[start:end]])).logits[0], -1)
+            logprobs = torch.log_softmax(transformers_smollm2(torch.tensor([ids[start:end]])).logits[0], -1)
         total -= sum(logprobs[i - start - 1, ids[i]].item() for i in range(scored, end))
         scored = end
         if end == len(ids):
@@ -93,11 +85,11 @@ def test_score_of_a_long_text_reads_overlapping_windows(smollm2_path, oracle, ll
     assert narrow.score(ids).nll == pytest.approx(total / (len(ids) - 1), abs=1e-4)
 
 
-def test_next_tokens_are_the_softmax(llm, oracle):
+def test_next_tokens_are_the_softmax(llm, transformers_smollm2):
     entries = llm.next_tokens("I love", n=20)
     ids = torch.tensor([llm.tokenizer.encode("I love")])
     with torch.inference_mode():
-        expected = oracle(ids).logits[0, -1].softmax(-1).topk(20)
+        expected = transformers_smollm2(ids).logits[0, -1].softmax(-1).topk(20)
     assert [entry.token_id for entry in entries] == expected.indices.tolist()
     assert [entry.probability for entry in entries] == pytest.approx(expected.values.tolist(), rel=1e-3)
     everything = llm.next_tokens("I love", n=1000)

@@ -1,0 +1,192 @@
+"""A state machine over scheduler and blocks: whatever happens, no block is lost, shared while written, or misread.
+
+The cache is modelled by what each slot holds: the whole text up to and including its token. So a wrong share, a stale
+prefix, a lost swap or an overwritten neighbour shows as a text that is not the reader's own.
+"""
+
+import pytest
+from hypothesis import event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from octavo.gpt.blocks import ROOT, BlockPool, chain_key
+from octavo.gpt.config import EngineConfig
+from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler import Plan, Scheduler
+from octavo.gpt.sequence import Sequence, State
+
+WINDOW = 24
+
+
+class Cache:
+    """Stands for the tensors: slot -> the visible text up to its token."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.size = scheduler.config.block_size
+        self.slots: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.host: dict[int, list[dict[int, tuple[int, ...]]]] = {}
+
+    def run(self, plan: Plan) -> list[Sequence]:
+        """Execute a plan, checking every read; the sequences that get a token."""
+        for swap in plan.swap_out:
+            self.host[swap.seq_id] = [self._block(block) for block in swap.blocks]
+        for swap in plan.swap_in:
+            for block, content in zip(swap.blocks, self.host.pop(swap.seq_id), strict=True):
+                self.slots.update({(block, offset): text for offset, text in content.items()})
+        for chunk in plan.prefill:
+            self._compute(chunk.sequence, chunk.start, chunk.end)
+        for sequence in plan.decode:
+            self._compute(sequence, sequence.num_visible - 1, sequence.num_visible)
+        done = [chunk.sequence for chunk in plan.prefill if chunk.end == chunk.sequence.num_visible]
+        return done + plan.decode
+
+    def _block(self, block: int) -> dict[int, tuple[int, ...]]:
+        return {o: self.slots[block, o] for o in range(self.size) if (block, o) in self.slots}
+
+    def _compute(self, sequence: Sequence, start: int, end: int) -> None:
+        assert start == sequence.num_computed, "a gap in what was computed"
+        text = tuple(sequence.tokens(0, end))
+        for position in range(end):
+            slot = sequence.block_table[position // self.size], position % self.size
+            if position < start:
+                assert self.slots[slot] == text[: position + 1], "the cache holds someone else's text"
+            else:
+                self.slots[slot] = text[: position + 1]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        num_blocks=st.integers(2, 64),
+        block_size=st.sampled_from([1, 2, 4]),
+        budget=st.integers(1, 16),
+        max_num_seqs=st.integers(1, 6),
+        prefix_caching=st.booleans(),
+    )
+    def start(self, num_blocks, block_size, budget, max_num_seqs, prefix_caching):
+        config = EngineConfig(WINDOW, block_size, num_blocks, max_num_seqs, budget)
+        self.scheduler = Scheduler(config, prefix_caching)
+        self.cache = Cache(self.scheduler)
+        self.live: list[Sequence] = []
+        self.next_id = 0
+
+    @rule(
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=WINDOW),
+        max_tokens=st.integers(1, 30),
+        overflow=st.sampled_from(["stop", "slide"]),
+        n=st.integers(1, 3),
+    )
+    def add(self, prompt, max_tokens, overflow, n):
+        held = self.scheduler.config.num_blocks * self.scheduler.config.block_size
+        if min(WINDOW, len(prompt) + max_tokens - 1) > held:
+            return  # the engine refuses these at the door
+        params = SamplingParams(max_tokens=max_tokens, overflow=overflow)
+        leader = None
+        for _ in range(n):
+            sequence = Sequence(self.next_id, prompt, params, seed=0, window=WINDOW, leader=leader)
+            leader = leader or sequence
+            self.next_id += 1
+            self.live.append(sequence)
+            self.scheduler.add(sequence)
+
+    @rule()
+    def step(self):
+        plan = self.scheduler.schedule()
+        sampled = self.cache.run(plan)
+        self.scheduler.advance(plan)
+        for sequence in sampled:
+            sequence.output.append((sequence.seq_id + len(sequence.output)) % 2)
+            params = sequence.params
+            is_full = params.overflow == "stop" and sequence.num_tokens > WINDOW
+            if is_full or len(sequence.output) == params.max_tokens:
+                self._finish(sequence)
+            else:
+                sequence.slide()
+        if plan.swap_out:
+            event("swapped out")
+        if any(chunk.start and chunk.start == chunk.sequence.num_computed for chunk in plan.prefill):
+            event("prefix hit or later chunk")
+        self.progressed = bool(sampled or plan.prefill or plan.decode)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def abort(self, data):
+        sequence = data.draw(st.sampled_from(self.live))
+        event(f"abort {sequence.state.value}")
+        self._finish(sequence)
+        self.scheduler.finish(sequence)  # twice is harmless
+
+    @rule()
+    def reset(self):
+        self.scheduler.pool.reset()
+        assert self.scheduler.pool.num_cached == 0
+
+    def _finish(self, sequence):
+        self.scheduler.finish(sequence)
+        self.cache.host.pop(sequence.seq_id, None)
+        self.live.remove(sequence)
+
+    @invariant()
+    def blocks_are_whole(self):
+        if hasattr(self, "scheduler"):
+            running = self.scheduler.running
+            self.scheduler.pool.check([sequence.block_table for sequence in running])
+            pool = self.scheduler.pool
+            assert pool.num_used + pool.num_available == pool.num_blocks
+            held = {*running, *self.scheduler.waiting, *self.scheduler.swapped}
+            assert held == set(self.live)
+            assert all(s.state is State.RUNNING and s.num_computed <= s.num_visible for s in running)
+            assert len(running) <= self.scheduler.config.max_num_seqs
+
+    def teardown(self):
+        """Every admitted sequence finishes in bounded steps, and then everything is back."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(200 * (len(self.live) + 1)):
+            if not self.live:
+                break
+            self.step()
+            assert self.progressed, "a step did nothing"
+            self.blocks_are_whole()
+        assert not self.live, "not finished in bounded steps"
+        assert not self.scheduler.has_unfinished
+        assert self.scheduler.pool.num_used == 0
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestScheduler = SchedulerMachine.TestCase
+
+
+def test_a_full_pool_says_so():
+    pool = BlockPool(2)
+    pool.allocate(), pool.allocate()
+    with pytest.raises(IndexError, match="all 2 cache blocks"):
+        pool.allocate()
+
+
+def test_cached_blocks_are_given_away_oldest_first():
+    pool = BlockPool(3)
+    for token_id in range(3):
+        block = pool.allocate()
+        pool.publish(block, chain_key(ROOT, [token_id]), [token_id])
+        pool.release([block])
+    pool.share(pool.find(chain_key(ROOT, [0]), [0]))  # used again, and given back: now the youngest
+    pool.release([pool.find(chain_key(ROOT, [0]), [0])])
+    pool.allocate()
+    assert pool.find(chain_key(ROOT, [1]), [1]) is None
+    assert pool.find(chain_key(ROOT, [0]), [0]) is not None
+
+
+def test_a_key_alone_is_no_hit():
+    """The stored ids are compared: a colliding key must not hand out another's text."""
+    pool = BlockPool(1)
+    pool.publish(pool.allocate(), b"same key", [1, 2])
+    assert pool.find(b"same key", [1, 2]) == 0
+    assert pool.find(b"same key", [1, 3]) is None
+
+
+def test_lost_blocks_are_noticed():
+    pool = BlockPool(2)
+    pool.allocate()
+    with pytest.raises(RuntimeError, match="lost"):
+        pool.check([])
