@@ -72,7 +72,6 @@ def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tok
             for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
             if id in special or kind == USER_DEFINED
         ],
-        literal={id for id, kind in enumerate(kinds) if kind != NORMAL},
         ignore_merges=PRE[name].ignore_merges,
         splits=PRE[name].splits,
         bos_id=bos_id,
@@ -132,13 +131,12 @@ def make_tokenizer(
     merges: Iterable[tuple[str, str]],
     added: Iterable[AddedToken],
     *,
-    literal: Iterable[int] = (),
     ignore_merges: bool = False,
     **facts: Any,
 ) -> Tokenizer:
-    """`tokens` are spelled by byte, but for the ids in `literal`; `facts` are the other fields of a Vocabulary."""
+    """`tokens` are spelled by byte, all but the added ones; `facts` are the other fields of a Vocabulary."""
     added = tuple(added)
-    literal = {*literal, *(token.id for token in added)}
+    literal = {token.id for token in added}
     ids: dict[str, int] = {}
     for id, token in tokens.items():
         ids.setdefault(token, id)

@@ -1,12 +1,14 @@
 """Small byte-level tokenizers, trained and saved by Hugging Face's `tokenizers`."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from hard_text import CORPUS
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
+
+from hard_text import FRAGMENTS
 
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,15 +44,15 @@ WITH_BOS = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", spec
 
 
 def train(rule: Any, whole_alphabet: bool = True, **options: Any) -> tokenizers.Tokenizer:
-    """A small byte-level BPE, learned from the hard strings uncut, so that every cut of `rule` tells."""
+    """A small byte-level BPE, learned from pairs of fragments uncut, so that every cut of `rule` tells."""
     trained = tokenizers.Tokenizer(models.BPE(**options))
     trained.pre_tokenizer = RULES["no split"]
     trained.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet() if whole_alphabet else []
     trainer = trainers.BpeTrainer(
-        vocab_size=1500, special_tokens=["<s>", "<|im_end|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=2500, special_tokens=["<s>", "<|im_end|>"], initial_alphabet=alphabet, show_progress=False
     )
-    trained.train_from_iterator((text for name, text in CORPUS.items() if not name.startswith("long")), trainer)
+    trained.train_from_iterator(map("".join, product(FRAGMENTS, repeat=2)), trainer)
     trained.pre_tokenizer = rule
     return trained
 

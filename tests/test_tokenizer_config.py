@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_tokenizers import RULES, WITH_BOS, save, train
 from tokenizers import processors
 
 from octavo.gpt.tokenizer_folder import from_folder
+
+from made_tokenizers import RULES, WITH_BOS, save, train
 
 BESIDE = {
     "names": ({"tokenizer_config.json": {"bos_token": "<s>", "eos_token": {"content": "<|im_end|>"}}}, 0, (1,)),
@@ -31,6 +32,15 @@ def test_bos_and_eos(tmp_path: Path, files: dict[str, Any], bos_id: int | None, 
     ours = from_folder(tmp_path)
     assert (ours.bos_id, ours.eos_ids, ours.eos_id, ours.add_bos) == (bos_id, eos_ids, eos_ids[0], False)
     assert all(ours.is_special(id) for id in eos_ids)
+
+
+def test_an_added_token_that_ends_texts_is_special(tmp_path: Path) -> None:
+    trained = train(RULES["gpt-2"])
+    trained.add_tokens(["<tool>"])
+    assert not from_folder(save(trained, tmp_path)).specials.get("<tool>")
+    ours = from_folder(save(trained, tmp_path, eos_token="<tool>"))
+    assert ours.specials["<tool>"] == ours.eos_id == trained.token_to_id("<tool>")
+    assert ours.eos_id not in ours.encode("<tool>")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +70,7 @@ def test_added_tokens_of_the_configuration(tmp_path: Path) -> None:
     size = trained.get_vocab_size()
     listed = {str(size): {"content": "<new>", "special": True}, str(size + 1): {"content": "<use>"}}
     ours = from_folder(save(trained, tmp_path, added_tokens_decoder=listed))
-    assert ours.specials["<new>"] == size
+    assert ours.specials == {"<s>": 0, "<|im_end|>": 1, "<new>": size}
     assert ours.encode("<use>") == [size + 1]
     assert len(ours.encode("<new>")) > 1
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hard_text import CORPUS, TEXTS
 from hypothesis import given, settings
-from made_tokenizers import RULES, as_gguf, save, train
 from tokenizers import decoders, models, normalizers
 from transformers import GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -18,6 +16,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from octavo.gpt.tokenizer import Tokenizer
 from octavo.gpt.tokenizer_files import from_gguf_metadata, gpt2
 from octavo.gpt.tokenizer_folder import from_folder
+
+from hard_text import CORPUS, TEXTS
+from made_tokenizers import RULES, as_gguf, save, train
 
 FUZZ = settings(max_examples=150, deadline=None)
 BYTE_SPELLING = bytes_to_unicode()
@@ -145,6 +146,14 @@ def test_gguf(pre: str) -> None:
     assert ours.encode("<tool>") == [ours.vocab_size - 1]
     assert ours.add_bos == (pre in ("llama-bpe", "tekken"))
     assert not from_gguf_metadata(as_gguf(trained, pre) | {"tokenizer.ggml.add_bos_token": False}).add_bos
+
+
+def test_gguf_without_bos_adds_none() -> None:
+    metadata = as_gguf(train(RULES["llama-bpe"]), "llama-bpe")
+    del metadata["tokenizer.ggml.bos_token_id"]
+    ours = from_gguf_metadata(metadata)
+    assert ours.bos_id is None
+    assert not ours.add_bos
 
 
 def test_gguf_ends_of_turn() -> None:
