@@ -103,8 +103,9 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
     """
     live = slot_mapping >= 0
     slots = slot_mapping[live].long()
-    k_cache.flatten(0, 1)[slots] = k[live]
-    v_cache.flatten(0, 1)[slots] = v[live]
+    block, offset = slots // k_cache.shape[1], slots % k_cache.shape[1]
+    k_cache[block, offset] = k[live]
+    v_cache[block, offset] = v[live]
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> Tensor:
