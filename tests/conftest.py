@@ -1,7 +1,7 @@
 """What every test gets: Triton's interpreter where there is no GPU, and memory that is poisoned before it is written."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,25 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.install()
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever the tested code allocates is NaN between guards, and the guards survive the test."""
+    from guarded import GuardedMemory
+
+    memory = GuardedMemory()
+    monkeypatch.setattr(torch, "empty", memory.empty)
+    monkeypatch.setattr(torch, "empty_like", memory.empty_like)
+    yield
+    assert memory.intact(), "a kernel wrote outside its output"
 
 
 def fetched(fetch: Callable[[], Path]) -> Path:
