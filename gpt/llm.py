@@ -21,6 +21,7 @@ from octavo.gpt.runner import Runner
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.weights import load_model, resolve_device
 from octavo.kernels import ops
+from octavo.kernels.ops import Ops
 
 Prompt = str | Sequence[int]
 Message = dict[str, str]
@@ -45,14 +46,15 @@ class Score(NamedTuple):
 class LLM:
     """A model, its cache and an engine.
 
-    model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend "auto" is triton on CUDA,
-    else the fastest that runs here. Bad arguments raise ValueError, missing files FileNotFoundError.
+    model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
+    "auto" is triton on CUDA, else the fastest that runs here. Bad arguments raise ValueError, missing files
+    FileNotFoundError.
     """
 
     def __init__(
         self,
         model: str | Path = "smollm2",
-        backend: str = "auto",
+        backend: str | Ops = "auto",
         dtype: str = "auto",
         device: str = "auto",
         max_model_len: int | None = None,
@@ -64,8 +66,9 @@ class LLM:
         enable_prefix_caching: bool = True,
     ) -> None:
         self.device = resolve_device(device)
-        backend = ops.best_for(self.device.type) if backend == "auto" else backend
-        loaded = load_model(model, ops.load(backend), dtype, self.device.type)
+        if isinstance(backend, str):
+            backend = ops.load(ops.best_for(self.device.type) if backend == "auto" else backend)
+        loaded = load_model(model, backend, dtype, self.device.type)
         self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.dummy
         self.model: Model = loaded.model
         self.dtype = loaded.dtype
