@@ -100,8 +100,8 @@ TOP_P_UNIT = 2.0**44
 def surviving(logits: Tensor, heat: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """Which ids pass top-k, then top-p, then min-p: bool `[num_seqs, vocab_size]`; heat is the temperature, `[..., 1]`.
 
-    Ids rank by logit, ties by lower id. With `scaled = (logit - max) / temperature` an id weighs `exp(scaled)`, 1 at the
-    maximum. Top-k keeps an id if fewer than k rank before it; top-p if the weights before it, of those that passed
+    Ids rank by logit, ties by lower id. With `scaled = (logit - max) / temperature` an id weighs `exp(scaled)`, so the
+    maximum 1. Top-k keeps an id if fewer than k rank before it; top-p if the weights before it, of those that passed
     top-k, sum to less than top_p of all that passed; min-p if `scaled >= log(min_p)`.
     """
     finfo = torch.finfo(torch.float32)

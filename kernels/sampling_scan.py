@@ -1,0 +1,207 @@
+"""The one read of the logits: what sample and top_logprobs know of a row after it.
+
+A row is cut into tiles, one program each, so that few rows still fill a GPU. A program leaves its tile's maximum and
+`sum exp(logit - maximum)`, the key of the maximum of each group of neighbouring ids, and, for rows that no filter
+touches, the tile's best (score, id). Whatever follows finds its few groups by their maxima, reads those again, from the
+cache by then, and leaves the others alone. Maxima, and scores with ties to the lower id, do not depend on the tiles.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels import launch_sampling
+from octavo.kernels.launch import Row
+from octavo.kernels.sampling_tile import (
+    FLOAT_MAX,
+    LOWEST,
+    best_of,
+    gap_below,
+    gumbel_noise,
+    load_logits,
+    natural_log,
+    to_key,
+)
+
+
+@triton.jit
+def row_numbers(num_rows, ROWS: tl.constexpr):
+    """Of this program, `[ROWS, 1]` int64; past the last row it is repeated, so that no access needs a mask for it."""
+    return tl.minimum(tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], num_rows - 1)
+
+
+@triton.jit
+def load_parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, rows, VOCAB_SIZE: tl.constexpr):
+    """Each `[ROWS, 1]`: the temperature, 0 for greedy; k, p and the floor of log min-p; whether any of them filters."""
+    heat, min_p = tl.load(temperature_ptr + rows), tl.load(min_p_ptr + rows)
+    k, p = tl.load(top_k_ptr + rows), tl.load(top_p_ptr + rows)
+    drawn = heat > 0
+    heat = tl.where(drawn, tl.minimum(heat, FLOAT_MAX), 0.0)
+    k = tl.where(drawn & (k > 0) & (k < VOCAB_SIZE), k, VOCAB_SIZE)
+    p = tl.where(drawn & (p < 1), p, 1.0)
+    clamped = tl.minimum(tl.maximum(min_p, 1.1754943508222875e-38), 1.0)
+    floor = tl.where(drawn & (min_p > 0), natural_log(clamped, clamped - 1.0), -float("inf"))
+    return heat, k, p, floor, (k < VOCAB_SIZE) | (p < 1) | (floor > -float("inf"))
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _scan_kernel(
+    logits_ptr,
+    stride,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    seeds_ptr,
+    positions_ptr,
+    tile_peak_ptr,
+    tile_sum_ptr,
+    tile_score_ptr,
+    tile_id_ptr,
+    group_key_ptr,
+    num_rows,
+    DRAW: tl.constexpr,
+    VOCAB_SIZE: tl.constexpr,
+    NUM_TILES: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    tile = tl.program_id(1)
+    rows = row_numbers(num_rows, ROWS)
+    ids = tile * TILE + tl.arange(0, TILE)[None, :]  # [1, TILE]
+    x = load_logits(logits_ptr + rows * stride + ids, ids < VOCAB_SIZE)  # [ROWS, TILE]
+
+    broken = tl.max((x != x).to(tl.int32), 1, keep_dims=True) > 0
+    x = tl.where(x != x, -float("inf"), x)
+    peak = tl.max(x, 1, keep_dims=True)
+    at = rows * NUM_TILES + tile
+    tl.store(tile_peak_ptr + at, tl.where(broken, float("nan"), peak))
+    tl.store(tile_sum_ptr + at, tl.sum(tl.exp(gap_below(x, peak)), 1, keep_dims=True))
+
+    highest = tl.max(tl.reshape(x, [ROWS, TILE // GROUP, GROUP]), 2)  # [ROWS, TILE / GROUP]
+    groups = tile * (TILE // GROUP) + tl.arange(0, TILE // GROUP)[None, :]
+    tl.store(group_key_ptr + rows * NUM_GROUPS + groups, to_key(highest), groups < NUM_GROUPS)
+
+    if DRAW:
+        heat, _, _, _, filtered = load_parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, rows, VOCAB_SIZE)
+        if tl.min(filtered.to(tl.int32)) == 0:
+            score = x.to(tl.float64)
+            if tl.max(heat) > 0:
+                quads = tile * (TILE // 4) + tl.arange(0, TILE // 4)[None, :] + tl.zeros([ROWS, 1], tl.int32)
+                seeds, positions = tl.load(seeds_ptr + rows), tl.load(positions_ptr + rows)
+                score += heat.to(tl.float64) * gumbel_noise(seeds, positions, quads).to(tl.float64)
+            best, token = best_of(score, ids)
+            tl.store(tile_score_ptr + at, best)
+            tl.store(tile_id_ptr + at, token)
+
+
+@triton.jit
+def tile_numbers(NUM_TILES: tl.constexpr):
+    """`[1, 256]` at least: a tensor with fewer elements than the program has threads, each thread would hold whole."""
+    return tl.arange(0, max(256, triton.next_power_of_2(NUM_TILES)))[None, :]
+
+
+@triton.jit
+def row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES: tl.constexpr):
+    """Each `[ROWS, 1]`: the row's maximum, the log of `sum exp(logit - maximum)`, whether the row can be drawn from."""
+    tiles = tile_numbers(NUM_TILES)
+    there = tiles < NUM_TILES
+    peaks = tl.load(tile_peak_ptr + rows * NUM_TILES + tiles, there, -float("inf"))
+    sums = tl.load(tile_sum_ptr + rows * NUM_TILES + tiles, there, 0.0)
+    broken = tl.max((peaks != peaks).to(tl.int32), 1, keep_dims=True) > 0
+    peak = tl.max(tl.where(peaks != peaks, -float("inf"), peaks), 1, keep_dims=True)
+    total = tl.sum(tl.exp(gap_below(peaks, peak)) * sums, 1, keep_dims=True)
+    legal = (peak > -float("inf")) & (broken == 0)
+    total = tl.where(legal, total, 1.0)
+    return peak, natural_log(total, total - 1.0), legal
+
+
+@triton.jit
+def load_group_keys(key_row, NUM_GROUPS: tl.constexpr):
+    groups = tl.arange(0, triton.next_power_of_2(NUM_GROUPS))[None, :]
+    return tl.load(key_row + groups, groups < NUM_GROUPS, LOWEST)
+
+
+@triton.jit
+def list_groups(listed, list_row, NUM_GROUPS: tl.constexpr):
+    """Write the numbers of the listed groups `[ROWS, NUM_GROUPS]` to list_row, ascending; returns how many."""
+    groups = tl.arange(0, triton.next_power_of_2(NUM_GROUPS))[None, :]
+    tl.debug_barrier()  # every thread has read the list before this one
+    tl.store(list_row + tl.cumsum(listed.to(tl.int32), 1) - 1, groups + listed.to(tl.int32) * 0, listed)
+    tl.debug_barrier()
+    return tl.sum(listed.to(tl.int32), 1, keep_dims=True)
+
+
+@triton.jit
+def load_chunk(logits_row, list_row, start, count, VOCAB_SIZE: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr):
+    """The ids, ascending, and keys of the groups that stand in the list from start on: both `[ROWS, CHUNK]`."""
+    lane = tl.arange(0, CHUNK)[None, :]
+    slot = start + lane // GROUP
+    ids = tl.load(list_row + slot, slot < count, 0) * GROUP + lane % GROUP
+    inside = (slot < count) & (ids < VOCAB_SIZE)
+    return ids, tl.where(inside, to_key(load_logits(logits_row + ids, inside)), LOWEST)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Of each row: `[num_rows, num_tiles]` peak, sum, score and id, `[num_rows, num_groups]` key; how it was launched."""
+
+    tile_peak: Tensor
+    tile_sum: Tensor
+    tile_score: Tensor
+    tile_id: Tensor
+    group_key: Tensor
+    row: Row
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The constants that every kernel after this one takes."""
+        sizes = {"NUM_TILES": self.tile_peak.shape[1], "NUM_GROUPS": self.group_key.shape[1]}
+        return sizes | {name: self.row.tiles[name] for name in ("GROUP", "ROWS")}
+
+
+def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
+    """Read logits `[num_rows, vocab_size]` once; parameters are `sample`'s per-row tensors, None if nothing is drawn."""
+    (num_rows, vocab_size), row = logits.shape, launch_sampling.scan(logits.device, logits.shape[1])
+    num_tiles, num_groups = (triton.cdiv(vocab_size, row.tiles[name]) for name in ("TILE", "GROUP"))
+    tiles, groups = (num_rows, num_tiles), (num_rows, num_groups)
+    found = Scan(
+        logits.new_empty(tiles, dtype=torch.float32),
+        logits.new_empty(tiles, dtype=torch.float32),
+        logits.new_empty(tiles, dtype=torch.float64),
+        logits.new_empty(tiles, dtype=torch.int32),
+        logits.new_empty(groups, dtype=torch.int32),
+        row,
+    )
+    _scan_kernel[triton.cdiv(num_rows, row.tiles["ROWS"]), num_tiles](
+        logits,
+        logits.stride(0),
+        *(parameters or (None,) * 6),
+        found.tile_peak,
+        found.tile_sum,
+        found.tile_score,
+        found.tile_id,
+        found.group_key,
+        num_rows,
+        DRAW=parameters is not None,
+        VOCAB_SIZE=vocab_size,
+        NUM_TILES=num_tiles,
+        NUM_GROUPS=num_groups,
+        **row.kwargs,
+    )
+    return found
+
+
+def check_logits(logits: Tensor) -> None:
+    """ValueError unless logits are `[num_rows, vocab_size]` in 16 or 32 bits with contiguous rows."""
+    if logits.ndim != 2 or logits.shape[1] == 0 or logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"logits must be [num_rows, vocab_size] in 16 or 32 bits, not {tuple(logits.shape)} {logits.dtype}"
+        )
+    if logits.stride(1) != 1:
+        raise ValueError(f"logits must have contiguous rows, not stride {logits.stride(1)}")
