@@ -104,7 +104,7 @@ class StandIns:
     """
 
     def __init__(self, specials: Iterable[str], template: str, messages: list[dict[str, Any]]) -> None:
-        texts = list(specials)
+        texts = [text for text in specials if text]
         letters = sorted(set("".join(texts)))
         taken = {*letters, *template, *json.dumps(messages, ensure_ascii=False)}
         free = (code for code in range(0xF0000, 0x10FFFE) if chr(code) not in taken)

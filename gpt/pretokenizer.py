@@ -80,7 +80,7 @@ class Cutter:
     """Finds added tokens in a text: the leftmost, then the longest."""
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
-        self._tokens = sorted(tokens, key=lambda token: -len(token.text))
+        self._tokens = sorted((token for token in tokens if token.text), key=lambda token: -len(token.text))
         self._pattern = re.compile("|".join(f"({re.escape(token.text)})" for token in self._tokens))
 
     def cut(self, text: str) -> Iterator[str | int]:

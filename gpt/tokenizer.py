@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import tiktoken
 
@@ -38,7 +38,7 @@ class Vocabulary:
     unk_id: int | None = None  # stands for a byte with no token; without it such bytes are dropped
     fuse_unk: bool = False
     add_bos: bool = False
-    normal_form: str | None = None
+    normal_form: Literal["NFC"] | None = None
     chat_template: str | None = None
 
 

@@ -49,10 +49,13 @@ def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tok
     if model != "gpt2":
         raise ValueError(f"{source}: tokenizer.ggml.model {model!r} is not supported, only 'gpt2' (byte-level BPE)")
     name = metadata.get("tokenizer.ggml.pre")
-    if name not in PRE:
+    if not isinstance(name, str) or name not in PRE:
         raise ValueError(f"{source}: tokenizer.ggml.pre {name!r} is not supported, only {', '.join(PRE)}")
     if metadata.get("tokenizer.ggml.add_eos_token"):
         raise ValueError(f"{source}: tokenizer.ggml.add_eos_token is not supported")
+    chat_template = metadata.get("tokenizer.chat_template")
+    if chat_template is not None and not isinstance(chat_template, str):
+        raise ValueError(f"{source}: tokenizer.chat_template must be text, not {type(chat_template).__name__}")
     tokens = _gguf_list(metadata, "tokens", str, source)
     types = _gguf_list(metadata, "token_type", int, source) if "tokenizer.ggml.token_type" in metadata else []
     if types and len(types) != len(tokens):
@@ -77,7 +80,7 @@ def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tok
         bos_id=bos_id,
         eos_ids=tuple(dict.fromkeys(id for id in eos_ids if id is not None)),
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", PRE[name].add_bos)) and bos_id is not None,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=chat_template,
     )
 
 

@@ -50,7 +50,7 @@ def from_folder(folder: Path) -> Tokenizer | None:
             return _with_config(folder, config, _from_tokenizer_json(one_file))
         if vocab.exists() and merges.exists():
             return _with_config(folder, config, _from_vocab_and_merges(vocab, merges, config))
-    except (TypeError, KeyError, AttributeError, IndexError) as error:  # a field of another shape than its place has
+    except (TypeError, KeyError, AttributeError, IndexError, UnicodeEncodeError) as error:  # a field of a wrong shape
         raise ValueError(f"{folder}: malformed tokenizer files ({type(error).__name__}: {error})") from None
     if vocab.exists() or merges.exists():
         raise ValueError(f"{folder}: vocab.json and merges.txt belong together, and one is missing")

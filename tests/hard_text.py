@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 CORPUS = {
     "empty": "",
     "plain": "The capital of France is Paris.",
-    "contractions": "I'm you're he'd WE'LL IT'S don’t 's' ''s 'ſ 've't",
+    "contractions": "I'm you're he'd WE'LL IT'S don’t 's' ''s 'ſ 've't 'Sa 'LLa 'ſa a'sa",
     "emoji": "👋🏽 👩‍👩‍👧‍👦 🏳️‍🌈 🇫🇷 ❤️ ☺",
     "arabic": "السلام عليكم، كيف حالك؟ ٣٤٥ ـــ",
     "cjk": "日本語のテキスト。中文　字符 한국어 テスト",

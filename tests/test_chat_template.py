@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hard_text import CORPUS, TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_tokenizers import RULES, as_gguf, save, smollm2_oracle, train
 from transformers import PreTrainedTokenizerFast
 
 from octavo.gpt.chat_template import StandIns, render
@@ -16,6 +14,9 @@ from octavo.gpt.gguf_file import open_gguf
 from octavo.gpt.tokenizer import Tokenizer
 from octavo.gpt.tokenizer_files import from_gguf_metadata
 from octavo.gpt.tokenizer_folder import from_folder
+
+from hard_text import CORPUS, TEXTS
+from made_tokenizers import RULES, as_gguf, save, smollm2_oracle, train
 
 CHATML = (
     "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>\n' }}"
@@ -118,6 +119,14 @@ def test_stand_ins_occur_nowhere_else(tmp_path: Path) -> None:
     every = "".join(map(chr, range(0xF0000, 0x10FFFE)))
     with pytest.raises(ValueError, match="every private Unicode character"):
         ours.encode_chat([{"role": "user", "content": every}])
+
+
+def test_an_empty_control_token_is_never_found() -> None:
+    metadata = as_gguf(train(RULES["gpt-2"]), "gpt-2") | {"tokenizer.chat_template": CHATML}
+    metadata["tokenizer.ggml.tokens"][-1], metadata["tokenizer.ggml.token_type"][-1] = "", 3
+    ours = from_gguf_metadata(metadata)
+    ids = ours.encode_chat([{"role": "user", "content": "a<s>"}])
+    assert [id for id in ids if ours.is_special(id)] == [0, 1, 0]
 
 
 def test_user_defined_tokens_in_messages_are_tokens() -> None:

@@ -13,8 +13,9 @@ from tokenizers import decoders, models, normalizers
 from transformers import GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from octavo.gpt.pretokenizer import split
 from octavo.gpt.tokenizer import Tokenizer
-from octavo.gpt.tokenizer_files import from_gguf_metadata, gpt2
+from octavo.gpt.tokenizer_files import PRE, from_gguf_metadata, gpt2
 from octavo.gpt.tokenizer_folder import from_folder
 
 from hard_text import CORPUS, TEXTS
@@ -134,6 +135,17 @@ def test_a_folder_that_transformers_saved(tmp_path: Path) -> None:
     assert_same(ours, saved.backend_tokenizer)
     assert (ours.bos_id, ours.eos_id) == (saved.bos_token_id, saved.eos_token_id)
     assert ours.chat_template == saved.chat_template
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
+def test_pieces(pre: str) -> None:
+    def check(text: str) -> None:
+        pieces = split(text, PRE[pre].splits)
+        assert pieces == [text[start:end] for _, (start, end) in RULES[pre].pre_tokenize_str(text)]
+
+    for text in CORPUS.values():
+        check(text)
+    FUZZ(given(TEXTS)(check))()
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])

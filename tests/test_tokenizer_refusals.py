@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_tokenizers import RULES, as_gguf, save, train
 
 from octavo.gpt.tokenizer_files import from_gguf_metadata
 from octavo.gpt.tokenizer_folder import from_folder
+
+from made_tokenizers import RULES, as_gguf, save, train
 
 MERGES = [["t", "h"], ["th", "e"]]
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -39,6 +40,7 @@ TOKENIZER_JSON = {
     "shared id": ({"model.vocab": {"a": 0, "b": 0}}, "each by an integer of its own"),
     "id no number": ({"model.vocab": {"a": "0"}}, "each by an integer of its own"),
     "list for vocabulary": ({"model.vocab": ["a"]}, "malformed tokenizer files"),
+    "surrogate": ({"added_tokens": [{"id": 0, "content": "\ud800"}]}, "malformed tokenizer files .*surrogates"),
     "no model": ({"model": None}, "malformed tokenizer files"),
     "merge too early": ({"model.merges": MERGES[::-1]}, "merge 0 joins 'th' and 'e' before both are built"),
     "merge of no token": ({"model.merges": [["q", "\u0120"]]}, "merge 0 makes 'q\u0120', which is no token"),
@@ -145,6 +147,7 @@ def test_a_folder_without_tokenizer_files(tmp_path: Path) -> None:
 GGUF = {
     "sentencepiece": ({"model": "llama"}, "tokenizer.ggml.model 'llama' is not supported"),
     "pre": ({"pre": "default"}, "tokenizer.ggml.pre 'default' is not supported"),
+    "pre a list": ({"pre": ["gpt-2"]}, r"tokenizer.ggml.pre \['gpt-2'\] is not supported"),
     "no pre": ({"pre": None}, "tokenizer.ggml.pre None is not supported"),
     "adds eos": ({"add_eos_token": True}, "add_eos_token is not supported"),
     "no tokens": ({"tokens": None}, "tokenizer.ggml.tokens must be a list of str"),
@@ -166,6 +169,11 @@ def test_gguf(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         from_gguf_metadata(metadata, "model.gguf")
     assert str(caught.value).startswith("model.gguf: ")
+
+
+def test_gguf_chat_template_no_text() -> None:
+    with pytest.raises(ValueError, match=r"model.gguf: tokenizer.chat_template must be text, not list"):
+        from_gguf_metadata(as_gguf(train(RULES["gpt-2"]), "gpt-2") | {"tokenizer.chat_template": []}, "model.gguf")
 
 
 @pytest.mark.parametrize("model", [None, "none", "no_vocab"])
