@@ -25,7 +25,7 @@ from octavo.kernels import launch
 def _gelu(x):
     u = x * tl.fma(x * x, 0.044715 * 0.7978845608028654, 0.7978845608028654)
     decay = tl.exp2(-2.8853900817779268 * tl.abs(u))  # exp(-2 |u|): never overflows
-    return x * tl.where(u >= 0, 1.0, decay) / (1.0 + decay)
+    return x * (tl.where(u >= 0, 1.0, decay) / (1.0 + decay))
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

@@ -1,0 +1,45 @@
+"""Memory for kernels under test: every new tensor is NaN, and stands between guards that nobody may touch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+GUARD = 64  # values before and after each tensor
+
+
+class GuardedMemory:
+    """Stands in for `torch.empty` and `torch.empty_like` while a test runs."""
+
+    def __init__(self) -> None:
+        self.buffers: list[Tensor] = []
+
+    def empty(self, *shape: Any, dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
+        size = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
+        fill = torch.nan if dtype.is_floating_point else torch.iinfo(dtype).max
+        buffer = torch.full((size.numel() + 2 * GUARD,), fill, dtype=dtype, device=device)
+        self.buffers.append(buffer)
+        return buffer[GUARD : GUARD + size.numel()].view(size)
+
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        return self.empty(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device)
+
+    def intact(self) -> bool:
+        """Whether all guards are as they were."""
+        guards = [guard for buffer in self.buffers for guard in (buffer[:GUARD], buffer[-GUARD:])]
+        return all(bool((guard != guard).all()) for guard in guards if guard.is_floating_point())
+
+
+def noise(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Normal values, the same for every dtype and device but for rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values as a view of wider rows whose rest is NaN."""
+    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 8), torch.nan, dtype=tensor.dtype, device=tensor.device)
+    wide[..., : tensor.shape[-1]] = tensor
+    return wide[..., : tensor.shape[-1]]

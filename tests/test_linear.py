@@ -1,0 +1,172 @@
+"""linear against the reference, and the promise that a row's bits depend on no other row."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from octavo.kernels import activation, launch, linear, reference
+
+from guarded import DEVICE, FLOATS, noise, strided
+from numerics import assert_accurate
+
+pytestmark = pytest.mark.usefixtures("guarded_memory")
+TALL = 2 * launch.THIN_ROWS + 9  # more tokens than the thin path takes, and no multiple of a tile
+
+
+def arguments(num_tokens: int, out_features: int, in_features: int, dtype: torch.dtype) -> dict:
+    """Strided inputs; weights are scaled as a network's are, so that y is of order 1."""
+    return {
+        "x": strided(noise(num_tokens, in_features, dtype=dtype, seed=1)),
+        "weight": strided(noise(out_features, in_features, dtype=dtype, seed=2) * in_features**-0.5),
+        "bias": noise(out_features, dtype=dtype, seed=3),
+        "residual": strided(noise(num_tokens, out_features, dtype=dtype, seed=4)),
+    }
+
+
+EPILOGUES = {
+    "plain": {"bias": None, "residual": None},
+    "bias": {"residual": None},
+    "bias, gelu": {"residual": None, "activation": "gelu"},
+    "residual": {"bias": None},
+    "bias, gelu, residual": {"activation": "gelu"},
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("num_tokens", [1, TALL])
+def test_is_accurate(dtype, epilogue, num_tokens):
+    kwargs = {**arguments(num_tokens, 97, 72, dtype), **EPILOGUES[epilogue]}
+    assert_accurate(linear.linear(**kwargs), reference.linear, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (3, 50), (257, 64), (48, 576), (130, 1600)])
+@pytest.mark.parametrize("num_tokens", [7, launch.THIN_ROWS, launch.THIN_ROWS + 1])
+def test_widths_that_are_no_power_of_two(dtype, out_features, in_features, num_tokens):
+    kwargs = arguments(num_tokens, out_features, in_features, dtype)
+    assert_accurate(linear.linear(**kwargs), reference.linear, **kwargs)
+
+
+def head(kwargs: dict, rows: slice) -> dict:
+    """The same call for some of its rows."""
+    return {**kwargs, "x": kwargs["x"][rows], "residual": kwargs["residual"][rows]}
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("rows", [(0, 1), (0, 16), (3, 4), (0, 64), (0, 65), (100, 137)], ids=str)
+def test_a_row_has_the_same_bits_thin_and_tall(dtype, rows):
+    kwargs = {**arguments(TALL, 70, 200, dtype), "activation": "gelu"}
+    assert torch.equal(linear.linear(**head(kwargs, slice(*rows))), linear.linear(**kwargs)[slice(*rows)])
+
+
+def every_row(rows: launch.LinearRows) -> tuple[launch.Row, ...]:
+    return rows.few + rows.thin + rows.tall
+
+
+def on_row(monkeypatch: pytest.MonkeyPatch, row: launch.Row, kwargs: dict) -> torch.Tensor:
+    """The call, launched as that row says; vendor options mean nothing to the interpreter."""
+    monkeypatch.setattr(launch, "linear", lambda *facts: dataclasses.replace(row, options={}))
+    return linear.linear(**kwargs)
+
+
+@pytest.mark.parametrize(("arch", "itemsize"), launch.LINEAR, ids=str)
+def test_every_row_of_a_table_gives_the_same_bits(arch, itemsize, monkeypatch):
+    kwargs = arguments(70, 50, 150, torch.float32 if itemsize == 4 else torch.float16)
+    results = [on_row(monkeypatch, row, kwargs) for row in every_row(launch.LINEAR[arch, itemsize])]
+    assert len(results) >= 8
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_another_order_of_k_gives_other_bits(monkeypatch):
+    """What the tests above would see if two rows of a table differed in BLOCK_K."""
+    kwargs = arguments(70, 50, 150, torch.float32)
+    row = launch.LINEAR["sm_90", 4].thin[0]
+    other = dataclasses.replace(row, tiles={**row.tiles, "BLOCK_K": 16})
+    assert not torch.equal(on_row(monkeypatch, row, kwargs), on_row(monkeypatch, other, kwargs))
+
+
+def test_the_gelu_of_linear_is_the_gelu_of_bias_gelu():
+    kwargs = arguments(5, 60, 40, torch.float32) | {"residual": None}
+    product = linear.linear(kwargs["x"], kwargs["weight"])
+    assert torch.equal(linear.linear(**kwargs, activation="gelu"), activation.bias_gelu(product, kwargs["bias"]))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16, 17, 33, 64])
+@pytest.mark.parametrize(("arch", "itemsize"), launch.LINEAR, ids=str)
+@pytest.mark.parametrize("out_features", [768, 50257])
+def test_thin_rows_hold_all_tokens_in_one_tile(num_tokens, arch, itemsize, out_features, monkeypatch):
+    monkeypatch.setattr(launch, "arch_of", lambda device: arch)
+    dtype = torch.float32 if itemsize == 4 else torch.bfloat16
+    row = launch.linear(torch.device("meta"), dtype, num_tokens, out_features)
+    assert num_tokens <= row.tiles["BLOCK_M"] < max(2 * num_tokens, 17)
+
+
+def test_few_tiles_go_to_smaller_tiles(monkeypatch):
+    monkeypatch.setattr(launch, "arch_of", lambda device: "sm_90")
+    tokens = [launch.linear(DEVICE, torch.bfloat16, n, 768).tiles["BLOCK_M"] for n in (100, 2816, 65536)]
+    assert tokens == [64, 128, 256]
+
+
+def test_catalogue_26_no_tokens():
+    assert linear.linear(**arguments(0, 8, 16, torch.float16)).shape == (0, 8)
+
+
+X, W = torch.zeros(2, 8), torch.zeros(4, 8)
+
+
+@pytest.mark.parametrize(
+    ("match", "call"),
+    [
+        ("^x must be .*2, 1, 8", lambda: linear.linear(X.unsqueeze(1), W)),
+        ("^x must be .*float64", lambda: linear.linear(X.double(), W.double())),
+        ("^x must have a contiguous last dimension", lambda: linear.linear(torch.zeros(8, 2).T, W)),
+        ("^weight must be .*8.*4, 7", lambda: linear.linear(X, torch.zeros(4, 7))),
+        ("^weight must be .*float32.*float16", lambda: linear.linear(X, W.half())),
+        ("^weight must be .*cpu.*meta", lambda: linear.linear(X, W.to("meta"))),
+        ("^weight must have a contiguous last dimension", lambda: linear.linear(X, torch.zeros(8, 4).T)),
+        ("^bias must be .*4.*5", lambda: linear.linear(X, W, torch.zeros(5))),
+        ("^bias must have a contiguous", lambda: linear.linear(X, W, torch.zeros(8)[::2])),
+        ("^residual must be .*2, 4.*2, 8", lambda: linear.linear(X, W, residual=X)),
+        ("^residual must be .*float32.*bfloat16", lambda: linear.linear(X, W, residual=torch.zeros(2, 4).bfloat16())),
+        ("^activation must be .*'relu'", lambda: linear.linear(X, W, activation="relu")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_named(match, call):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+GPU_WEIGHTS = [(2304, 768), (768, 3072), (50257, 768), (576, 1536), (1600, 1600), (4096, 14336), (333, 1000)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("out_features", "in_features"), GPU_WEIGHTS)
+def test_a_row_has_the_same_bits_thin_and_tall_at_size(dtype, out_features, in_features):
+    kwargs = {**arguments(4096, out_features, in_features, dtype), "activation": "gelu"}
+    kwargs = {name: value if name == "activation" else value.contiguous() for name, value in kwargs.items()}
+    tall = linear.linear(**kwargs)
+    for rows in [(0, 1), (4095, 4096), (5, 21), (0, 32), (64, 128), (0, 65), (7, 307), (1000, 3000)]:
+        assert torch.equal(linear.linear(**head(kwargs, slice(*rows))), tall[slice(*rows)]), rows
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("out_features", "in_features"), GPU_WEIGHTS)
+@pytest.mark.parametrize("num_tokens", [1, 64, 500])
+def test_is_accurate_at_size(dtype, out_features, in_features, num_tokens):
+    kwargs = arguments(num_tokens, out_features, in_features, dtype)
+    assert_accurate(linear.linear(**kwargs), reference.linear, **kwargs)
+
+
+@pytest.mark.gpu
+def test_more_than_2_31_values_in_the_output():
+    weight, row = noise(50257, 64, dtype=torch.bfloat16), noise(1, 64, dtype=torch.bfloat16, seed=1)
+    x = torch.zeros(2**31 // 50257 + 70, 64, dtype=torch.bfloat16, device=DEVICE)
+    x[-1:] = row
+    y = linear.linear(x, weight)
+    assert torch.equal(y[-1:], linear.linear(row, weight))
+    assert not y[:-1].any()
