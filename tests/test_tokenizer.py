@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hard_text import CORPUS, FRAGMENTS, TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_tokenizers import smollm2_oracle
 
 from octavo.gpt.gguf_file import open_gguf
 from octavo.gpt.tokenizer import StreamDecoder, Tokenizer
 from octavo.gpt.tokenizer_files import from_gguf_metadata
+
+from hard_text import CORPUS, FRAGMENTS, TEXTS
+from made_tokenizers import smollm2_oracle
 
 pytestmark = pytest.mark.model
 FUZZ = settings(max_examples=400, deadline=None)
