@@ -32,6 +32,7 @@ clean:  ## remove what was built, and the environment
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
 	  "octavo: the pins in constraints.txt are for Python 3.11 and 3.12, this is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@echo "octavo: setting up $(VENV), a few minutes the first time" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]' || { \
 	  echo "octavo: pip could not install the pins of constraints.txt for $$($(PYTHON) --version)." \

@@ -1,4 +1,4 @@
-"""What every test gets: Triton's interpreter where there is no GPU, and memory that is poisoned before it is written."""
+"""What every test gets: the interpreter where there is no GPU, files fetched once, and an oracle read once."""
 
 import os
 from collections.abc import Callable, Iterator
