@@ -22,6 +22,15 @@ def choose(device: torch.device, vocab_size: int) -> Row:
     return _exact(8, CHUNK=min(2048, max(32, power_of_two(vocab_size))))
 
 
+def penalties(device: torch.device, vocab_size: int) -> Row:
+    """A program changes 1024 logits of one row, 8 a thread."""
+    return _exact(4, TILE=min(1024, power_of_two(vocab_size)))
+
+
+def bias() -> Row:
+    return _exact(1, TILE=128)
+
+
 def _exact(num_warps: int, **tiles: int) -> Row:
     """No fused multiply-add: it would round once where the reference rounds twice."""
     return Row(num_warps, 1, tiles, {"enable_fp_fusion": False})

@@ -149,7 +149,7 @@ def load_chunk(logits_row, list_row, start, count, VOCAB_SIZE: tl.constexpr, GRO
 
 @dataclass(frozen=True)
 class Scan:
-    """Of each row: `[num_rows, num_tiles]` peak, sum, score and id, `[num_rows, num_groups]` key; how it was launched."""
+    """What is known of each row: `[num_rows, num_tiles]`, of group_key `[num_rows, num_groups]`; and the launch."""
 
     tile_peak: Tensor
     tile_sum: Tensor
@@ -166,7 +166,7 @@ class Scan:
 
 
 def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
-    """Read logits `[num_rows, vocab_size]` once; parameters are `sample`'s per-row tensors, None if nothing is drawn."""
+    """Read logits `[num_rows, vocab_size]` once; parameters are `sample`'s per-row tensors, None to draw nothing."""
     (num_rows, vocab_size), row = logits.shape, launch_sampling.scan(logits.device, logits.shape[1])
     num_tiles, num_groups = (triton.cdiv(vocab_size, row.tiles[name]) for name in ("TILE", "GROUP"))
     tiles, groups = (num_rows, num_tiles), (num_rows, num_groups)

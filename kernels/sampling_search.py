@@ -5,9 +5,10 @@ before it is less than a target: k, or `ceil(p * all mass)`. So the cut is at th
 falls short of the target; of the ids that have this key, as many are kept, lowest first, as the target has room for.
 
 A key is an integer of 32 bits: its interval is halved as often as it takes to leave one key, 32 times at most. Where a
-row has more groups than a program keeps in registers, their maxima are searched first. Their mass is a part of all mass, so the key found is not above the true one, and only the
-groups that reach it need be read: for k = 50 some 50 of more than a thousand. Then the ids of those groups are searched;
-the first CHUNK of them stay in registers. Masses are integers, the same in any order of addition.
+row has more groups than a program keeps in registers, their maxima are searched first. Their mass is a part of all
+mass, so the key found is not above the true one, and only the groups that reach it need be read: for k = 50 some 50 of
+more than a thousand. Then the ids of those groups are searched; the first CHUNK of them stay in registers. Masses are
+integers, the same in any order of addition.
 """
 
 import triton
