@@ -3,8 +3,9 @@
 from itertools import accumulate
 
 import torch
-from guarded import DEVICE
 from torch import Tensor
+
+from guarded import DEVICE
 
 
 def integers(values: list[int]) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from octavo.kernels import reference
 from octavo.kernels.kv_cache import write_kv
 
-from factories import fused_qkv
+from factories import fused_qkv, integers
 from guarded import DEVICE, FLOATS
 
 
@@ -46,7 +46,7 @@ def test_stores_what_the_reference_stores(
 def test_nan_infinity_and_negative_zero_are_copied_as_they_are() -> None:
     k = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e-45, -torch.nan, 0.0, 3e38]).reshape(1, 1, 8).to(DEVICE)
     k_cache, v_cache = caches(1, 1, 1, 8, torch.float32)
-    write_kv(k, -k, k_cache, v_cache, torch.tensor([0], device=DEVICE))
+    write_kv(k, -k, k_cache, v_cache, integers([0]))
     assert torch.equal(bits(k_cache[0]), bits(k))
     assert torch.equal(bits(v_cache[0]), bits(-k))
 
@@ -56,7 +56,7 @@ def test_row_4_a_slot_that_is_none_writes_nothing(slots: list[int]) -> None:
     """Catalogue row 4: -1, taken for Python's last index, overwrote the last block."""
     _, k, v = fused_qkv(3, (1, 2, 16), torch.float16)
     actual, before = caches(8, 4, 2, 16, torch.float16), caches(8, 4, 2, 16, torch.float16)
-    write_kv(k, v, *actual, torch.tensor(slots, dtype=torch.int32, device=DEVICE))
+    write_kv(k, v, *actual, integers(slots))
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(actual, before, strict=True))
 
 
@@ -64,7 +64,7 @@ def test_row_26_no_tokens() -> None:
     """Catalogue row 26: an empty append is a no-op."""
     actual, before = caches(2, 4, 2, 16, torch.float32), caches(2, 4, 2, 16, torch.float32)
     empty = torch.zeros(0, 2, 16, device=DEVICE)
-    write_kv(empty, empty, *actual, torch.zeros(0, dtype=torch.int32, device=DEVICE))
+    write_kv(empty, empty, *actual, integers([]))
     assert all(torch.equal(a, b) for a, b in zip(actual, before, strict=True))
 
 

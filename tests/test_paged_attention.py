@@ -239,9 +239,7 @@ def test_row_30_a_context_that_fills_its_table(phase: str) -> None:
         paged_attention(*args, integers([32]), *indices), reference.paged_attention, *args, integers([32]), *indices
     )
     if DEVICE.type == "cpu":
-        with pytest.raises(
-            ValueError, match=r"context_lens\[0\] is 33, but .* holds 4 blocks of 8"
-        ):
+        with pytest.raises(ValueError, match=r"context_lens\[0\] is 33, but .* holds 4 blocks of 8"):
             paged_attention(*args, integers([33]), *indices)
 
 
