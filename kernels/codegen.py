@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
 from multiprocessing import get_context
 
 from rich.console import Console
@@ -51,11 +52,32 @@ def waiver_for(code: Code, check: str) -> launch.Waiver | None:
     return None
 
 
-def compile_op(op: str, dtype: str, arch: str, quick: bool) -> list[Code]:
-    """Every kernel that the cases of one op launch in one dtype on one arch, each once."""
+Part = tuple[str, str, str, bool]  # op, dtype, arch, quick
+
+
+def compile_part(part: Part) -> tuple[list[Code], list[str]]:
+    """Every kernel that the cases of one op launch in one dtype on one arch, each once; and what failed to compile."""
+    op, dtype, arch, quick = part
     known: set[str] = set()
-    cases = (case for case in CASES[op](DTYPES[dtype]) if case.quick or not quick)
-    return [code for case in cases for code in compile_case(case, dtype, arch, known)]
+    codes: list[Code] = []
+    failures: list[str] = []
+    for case in CASES[op](DTYPES[dtype]):
+        if quick and not case.quick:
+            continue
+        try:
+            codes += compile_case(case, dtype, arch, known)
+        except Exception as error:  # one that fails must not hide the others
+            failures.append(f"{arch} {case.label}, {dtype}: {type(error).__name__}: {error}")
+    return codes, failures
+
+
+def compile_parts(parts: list[Part], jobs: int) -> Iterator[tuple[list[Code], list[str]]]:
+    """In this process, or in several; in order."""
+    if jobs == 1:
+        yield from map(compile_part, parts)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        yield from pool.map(compile_part, parts)
 
 
 COLUMNS = ("kernel", "call", "dtype", "warps", "stages", "registers", "stack", "shared", "programs per SM")
@@ -128,12 +150,14 @@ def main(arguments: list[str] | None = None) -> int:
     used: list[launch.Waiver] = []
     failures: list[str] = []
     archs, ops, dtypes = options.arch or MACHINES, options.op or CASES, options.dtype or DTYPES
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        parts = {arch: [(op, dtype, arch, options.quick) for op in ops for dtype in dtypes] for arch in archs}
-        compiled = {arch: [pool.submit(compile_op, *part) for part in parts[arch]] for arch in archs}
-        for arch, futures in compiled.items():
-            codes = [code for future in futures for code in future.result()]
-            show(arch, [cells(code, judge(code, used, failures)) for code in codes], options.markdown)
+    parts = [(op, dtype, arch, options.quick) for arch in archs for op in ops for dtype in dtypes]
+    results = compile_parts(parts, options.jobs)
+    for arch, of_arch in groupby(zip(parts, results, strict=True), lambda pair: pair[0][2]):
+        lines = []
+        for _, (codes, broken) in of_arch:
+            lines += [cells(code, judge(code, used, failures)) for code in codes]
+            failures += broken
+        show(arch, lines, options.markdown)
     if not (options.arch or options.op or options.dtype or options.quick):
         failures += [f"waiver without a use: {waiver}" for waiver in launch.WAIVERS if waiver not in used]
     if failures:

@@ -77,7 +77,8 @@ def attention_calls(dtype: torch.dtype) -> Iterator[Case]:
         q, k, v = fused.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
         cache = meta(512, 16, num_kv_heads, head_dim, dtype=dtype)
         paged = (q, cache, cache, meta(64, 256), meta(64), meta(65))
-        heads, quick, scale = f"{num_heads}:{num_kv_heads} x {head_dim}", head_dim in (64, 128), head_dim**-0.5
+        heads, scale = f"{num_heads}:{num_kv_heads} x {head_dim}", head_dim**-0.5
+        quick = (num_heads, head_dim) in ((12, 64), (32, 128))
         yield Case(f"causal {heads}", attention.causal_attention, (q, k, v, meta(9), 1024, scale), quick=quick)
         yield Case(f"paged prefill {heads}", paged_attention.paged_attention, (*paged, 512, scale), quick=quick)
         yield Case(f"paged decode {heads}", paged_attention.paged_attention, (*paged, 1, scale), quick=quick)
