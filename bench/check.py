@@ -1,0 +1,110 @@
+"""Correctness before speed: are these the greedy tokens of this model, as far as the arithmetic can tell?
+
+The judge is the reference on the same weights, in wider arithmetic. It reads prompt and answer at once and looks, at
+every position, how far the chosen token's logit lies below the best one. Zero everywhere: the same tokens. Within the
+budget: the tokens differ by rounding. Beyond: wrong, and no figure of that contender is printed.
+
+The budget is measured, not chosen: `noise` is the largest error of any logit that the reference itself makes in the
+tested dtype; a contender may err twice as far, and a choice compares two logits, so a gap up to four times the noise
+passes.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.bench.sources import Source, cast, plain_model
+from octavo.gpt.batch import Batch
+from octavo.gpt.cache import PagedCache
+
+ROWS = 8  # of a batch are checked, spread over it, the first and the last among them
+PROBE_TOKENS = 128  # on which the noise is measured
+
+
+@dataclass(frozen=True)
+class Verdict:
+    word: str  # same, rounding, other weights or wrong
+    detail: str
+
+
+class Verifier:
+    """Judges the answers of contenders that run in one dtype."""
+
+    def __init__(self, source: Source, dtype: str, device: torch.device, seed: int) -> None:
+        self.device = device
+        self._prompts: dict[tuple[int, ...], PagedCache] = {}
+        with torch.inference_mode():
+            twin = plain_model(source, dtype, device)
+            exact = torch.float64 if dtype == "float32" else torch.float32
+            judge = cast(copy.deepcopy(twin), exact)
+            generator = torch.Generator().manual_seed(seed)
+            length = min(PROBE_TOKENS, source.config.context_size)
+            probe = torch.randint(source.config.vocab_size, (1, length), generator=generator).int().to(device)
+            error = twin(probe).logits.to(exact) - judge(probe).logits
+            self.budget = 4 * float(error.abs().max())
+        self.model = twin if dtype == "float32" else judge  # float64 is for the noise only: it is slow
+        self.dtype = torch.float32
+
+    def check(self, prompts: list[list[int]], answers: list[list[int]], same_weights: bool) -> Verdict:
+        """Judge one answer a prompt; answers of other weights (quantised ones) are only counted."""
+        rows = spread_rows(len(prompts))
+        agreeing, total, worst = 0, 0, 0.0
+        for row in rows:
+            gaps = self._gaps(prompts[row], answers[row])
+            agreeing += sum(gap == 0 for gap in gaps)
+            total += len(gaps)
+            worst = max(worst, *gaps)
+        counted = f"{agreeing} of {total} tokens agree"
+        if agreeing == total:
+            return Verdict("same", f"all {total} tokens")
+        if not same_weights:
+            return Verdict("other weights", counted)
+        word = "rounding" if worst <= self.budget else "wrong"
+        return Verdict(word, f"{counted}, gap {worst:.2g} of {self.budget:.2g} allowed")
+
+    @torch.inference_mode()
+    def _gaps(self, prompt: list[int], answer: list[int]) -> list[float]:
+        """At each token of the answer, how far its logit lies below the best."""
+        cache = self._prefilled(prompt, len(answer))
+        tokens = [prompt[-1], *answer[:-1]]
+        logits = self.model.logits(self._forward(tokens, len(prompt) - 1, cache))
+        chosen = logits.gather(1, torch.tensor(answer, device=self.device).unsqueeze(1)).squeeze(1)
+        return (logits.max(-1).values - chosen).tolist()
+
+    def _prefilled(self, prompt: list[int], more: int) -> PagedCache:
+        """Keys and values of a prompt but for its last token, kept for the next contender."""
+        key = tuple(prompt)
+        if key not in self._prompts:
+            size = len(prompt) + more
+            cache = PagedCache(self.model.config, 1, size, self.dtype, self.device)
+            if len(prompt) > 1:
+                self._forward(prompt[:-1], 0, cache)
+            self._prompts[key] = cache
+        return self._prompts[key]
+
+    def _forward(self, token_ids: list[int], start: int, cache: PagedCache) -> Tensor:
+        """Hidden states of one sequence's tokens from `start` on, in a cache of one block."""
+        num_tokens = len(token_ids)
+        places = list(range(start, start + num_tokens))
+        batch = Batch(
+            token_ids=self._ints(token_ids),
+            positions=self._ints(places),
+            slot_mapping=self._ints(places),
+            cu_seqlens_q=self._ints([0, num_tokens]),
+            context_lens=self._ints([start + num_tokens]),
+            block_table=self._ints([[0]]),
+            max_seqlen_q=max(2, num_tokens),
+        )
+        return self.model.forward(batch, cache.layers)
+
+    def _ints(self, values: list) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+
+def spread_rows(num_rows: int) -> list[int]:
+    """Indices of the rows that are checked."""
+    if num_rows <= ROWS:
+        return list(range(num_rows))
+    return sorted({round(i * (num_rows - 1) / (ROWS - 1)) for i in range(ROWS)})

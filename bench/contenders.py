@@ -1,0 +1,111 @@
+"""Who is measured: anything that turns prompts into greedy tokens and tells when. Octavo's backends stand here."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from importlib import metadata
+
+import torch
+
+from octavo.bench.sources import Source
+from octavo.bench.timing import Stopwatch
+from octavo.gpt import LLM, SamplingParams
+from octavo.kernels import ops
+from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
+
+OWN = "octavo:"  # names of our own contenders begin so
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Greedy tokens of a batch, and when they came, in seconds."""
+
+    tokens: list[list[int]]
+    ttft_s: float  # until every sequence had its first token
+    step_s: list[float]  # of each later step that gave every sequence a token
+    steps_are_means: bool = False  # the contender tells the end only; step_s has one entry, the mean
+
+
+class Contender(ABC):
+    """An engine with its weights loaded. What is missing or cannot be is a ValueError when it is made."""
+
+    name: str
+    version: str
+    dtype: str  # of weights and arithmetic, or the peer's own format
+    weight_bytes: float  # the mean size of a weight that a step reads
+    value_bytes: int  # of a cached value
+    same_weights: bool = True  # False: quantised anew, so tokens may differ for good reason
+
+    @abstractmethod
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
+        """Exactly `new_tokens` greedy tokens for each prompt, end-of-text ignored."""
+
+    def close(self) -> None:
+        """Let go of the model."""
+        vars(self).clear()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every contender of a run is given alike."""
+
+    source: Source
+    dtype: str
+    device: torch.device
+    threads: int
+    max_batch: int
+    max_context: int  # prompt and output
+
+
+class Octavo(Contender):
+    """LLM as its users make it: default settings, room for the largest batch."""
+
+    def __init__(self, setting: Setting, backend: Ops) -> None:
+        self.name = OWN + backend.name
+        self.version = metadata.version("octavo")
+        self.device = setting.device
+        self.llm = LLM(
+            setting.source.path or setting.source.name,
+            backend=backend,
+            dtype=setting.dtype,
+            device=setting.device.type,
+            max_num_seqs=max(64, setting.max_batch),
+        )
+        self.dtype = str(self.llm.dtype).removeprefix("torch.")
+        self.weight_bytes, self.value_bytes = float(self.llm.dtype.itemsize), self.llm.dtype.itemsize
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
+        params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
+        watch, outputs, given = Stopwatch(self.device), {}, []
+        watch.mark()
+        numbers = [self.llm.add(prompt, params) for prompt in prompts]
+        try:
+            while self.llm.has_unfinished:
+                touched = self.llm.step()
+                watch.mark()
+                started = len(outputs)
+                outputs |= {request.request_id: request.outputs[0] for request in touched}
+                given.append(len(touched) if started == len(prompts) else 0)
+        finally:
+            for number in numbers:
+                self.llm.abort(number)
+        if failed := [output.stop_reason for output in outputs.values() if output.finish_reason == "error"]:
+            raise ValueError(f"a request failed: {failed[0]}")
+        laps = watch.laps()
+        first = next(i for i, count in enumerate(given) if count) if any(given) else len(given)
+        steps = [lap for lap, count in zip(laps, given, strict=True) if count == len(prompts)]
+        return Generation([outputs[number].token_ids for number in numbers], sum(laps[:first]), steps)
+
+
+def backend(name: str) -> Ops:
+    """An octavo backend, or an ablation of one: `triton-sample` is triton with the reference's `sample`.
+
+    Several ops may be given back to the reference, one dash each; `linear` takes `pack` along. ValueError for a name
+    that is no backend or no op, RuntimeError where the backend cannot run.
+    """
+    base, *given_back = name.split("-")
+    for op in given_back:
+        if op not in OP_NAMES:
+            raise ValueError(f"backend {name!r}: {op!r} is no op (only {', '.join(OP_NAMES)})")
+    if {"linear", "pack"} & set(given_back):
+        given_back += ["linear", "pack"]
+    return replace(ops.load(base), name=name, **{op: getattr(REFERENCE, op) for op in given_back})

@@ -1,0 +1,91 @@
+"""Tokens per second and latency over batch sizes and context lengths, octavo's backends beside its peers.
+
+Each configuration is first checked: its greedy tokens must be the reference's, as far as the arithmetic can tell.
+Without options the grid suits the machine: on a CPU it ends in about three minutes, on a large GPU in about six.
+"""
+
+import argparse
+from dataclasses import replace
+
+from rich.console import Console
+
+from octavo.bench import options, peers, tables
+from octavo.bench.machine import describe
+from octavo.bench.records import Decode, Writer
+from octavo.bench.roofline import measure_peaks
+from octavo.bench.session import Plan, Session
+from octavo.bench.sources import open_source
+from octavo.bench.workloads import EFFORTS, GRIDS, cell
+
+EXAMPLE = "python -m octavo.bench decode --model smollm2 --batch 1,8 --context 128 --peers transformers"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
+    parser.add_argument("--batch", metavar="N,...", help="batch sizes")
+    parser.add_argument("--context", metavar="N,...", help="context lengths in tokens")
+    parser.add_argument(
+        "--backend", default="auto,reference", metavar="NAME,...",
+        help="auto, reference, cpu, triton; triton-sample is triton with the reference's sample (auto,reference)",
+    )  # fmt: skip
+    parser.add_argument("--dtype", default="auto", metavar="NAME,...", help="auto, float32, bfloat16, float16 (auto)")
+    parser.add_argument(
+        "--peers", default="none", metavar="NAME,...",
+        help=f"none, installed, {', '.join(peers.PEERS)}, or a variant such as llama.cpp:q8_0 (none)",
+    )  # fmt: skip
+    parser.add_argument("--new-tokens", type=int, metavar="N", help="generated for each prompt")
+    effort = parser.add_mutually_exclusive_group()
+    effort.add_argument("--quick", dest="effort", action="store_const", const="quick", help="small grid, few repeats")
+    effort.add_argument("--full", dest="effort", action="store_const", const="full", help="large grid, many repeats")
+    parser.set_defaults(effort="normal")
+    options.add_machine(parser)
+    options.add_output(parser)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """tokens/s and latency over batch sizes and contexts, beside peers"""
+    plan, absent = make_plan(arguments)
+    path, before = options.results_file(arguments, "decode")
+    done: list[Decode] = []
+    if before is not None:
+        about = describe(plan.device)
+        options.same_machine(before, about["device"], about["device_name"], about["commit"])
+        header, done = before.run, before.cells
+    else:
+        header = plan.describe(measure_peaks(plan.device, plan.dtypes))
+        Writer(path).write(header)
+    tables.header(header, console)
+    for line in absent:
+        console.print(line, style="yellow")
+    session = Session(plan, header, Writer(path), console, done)
+    try:
+        session.measure_all()
+    finally:
+        console.print(tables.decode_table(session.done, console.width))
+        console.print(f"written to {path}", soft_wrap=True)
+    return 0
+
+
+def make_plan(arguments: argparse.Namespace) -> tuple[Plan, list[str]]:
+    """The command, checked as far as can be without measuring, and a line for each peer that is not there."""
+    device = options.device_of(arguments)
+    grid, effort = GRIDS[device.type, arguments.effort], EFFORTS[device.type, arguments.effort]
+    if arguments.new_tokens is not None:
+        effort = replace(effort, new_tokens=arguments.new_tokens)
+    batches = options.numbers(arguments.batch, "batch") if arguments.batch else grid.batches
+    contexts = options.numbers(arguments.context, "context") if arguments.context else grid.contexts
+    dtypes, backends = options.dtypes(arguments.dtype, device), options.backends(arguments.backend, device)
+    present, absent = _peers(arguments.peers, device.type)
+    source = open_source(arguments.model)
+    cells = tuple(cell(source.config, batch, context, effort.new_tokens) for batch in batches for context in contexts)
+    return Plan(source, device, dtypes, backends, present, cells, effort, arguments.seed), absent
+
+
+def _peers(text: str, device_type: str) -> tuple[tuple[str, ...], list[str]]:
+    if text == "none":
+        return (), []
+    names = peers.installed(device_type) if text == "installed" else list(options.words(text, "peers"))
+    for name in names:
+        peers.check_name(name)
+    reasons = {name: peers.missing(name, device_type) for name in names}
+    return tuple(name for name in names if not reasons[name]), [reason for reason in reasons.values() if reason]

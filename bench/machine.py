@@ -1,0 +1,99 @@
+"""What is measured on: the processor, the versions, the commit. Everything that cannot be read is None."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("octavo", "torch", "triton", "transformers", "numpy")
+
+
+def describe(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of `records.Run` that describe machine, software and moment."""
+    commit = _output("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD")
+    changed = _output("git", "-C", str(Path(__file__).parent), "status", "--porcelain", "--untracked-files=no")
+    return {
+        "command_line": shlex.join(["python", "-m", "octavo.bench", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit or None,
+        "dirty": bool(changed) if commit else None,
+        "device": device.type,
+        "device_name": device_name(device),
+        "num_cores": num_cores(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": _memory(device),
+        "driver": _nvidia("driver_version") if device.type == "cuda" else None,
+        "clocks": _clocks(device),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "versions": {"python": platform.python_version(), **versions((*PACKAGES, *packages))},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    named = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Physical cores among those this process may run on."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
+    return len(cores)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The installed ones of these distributions, with their versions."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _clocks(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return _nvidia("clocks.sm,clocks.mem,clocks.max.sm,power.limit")
+    speeds = [float(line.partition(":")[2]) for line in _cpuinfo() if line.startswith("cpu MHz")]
+    return f"{max(speeds):.0f} MHz" if speeds else None
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _nvidia(query: str) -> str | None:
+    index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    return _output("nvidia-smi", f"--id={index}", f"--query-gpu={query}", "--format=csv,noheader") or None
+
+
+def _output(*command: str) -> str:
+    """What a program prints; nothing where it is absent or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

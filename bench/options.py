@@ -1,0 +1,102 @@
+"""Options that several commands share, and the folder that results go to."""
+
+import argparse
+import os
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from octavo.bench import records
+from octavo.bench.contenders import backend
+from octavo.bench.records import Results
+from octavo.gpt.weights import resolve_device, resolve_dtype
+from octavo.kernels.ops import Ops, best_for
+
+RESULTS = Path("build/bench")  # where results go unless told otherwise, a folder a run
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch and of every peer (the physical cores)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and random inputs (0)")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"for the results ({RESULTS}/<date and time>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in FOLDER, or with the newest one")
+
+
+def device_of(arguments: argparse.Namespace) -> torch.device:
+    """The device, after PyTorch was told how many threads there are."""
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+    return resolve_device(arguments.device)
+
+
+def words(text: str, name: str) -> tuple[str, ...]:
+    """A list with commas, without repetitions; ValueError where an entry is empty."""
+    entries = tuple(dict.fromkeys(entry.strip() for entry in text.split(",")))
+    if not all(entries):
+        raise ValueError(f"{name} must be a list with commas, not {text!r}")
+    return entries
+
+
+def numbers(text: str, name: str) -> tuple[int, ...]:
+    """Whole numbers with commas, ascending."""
+    try:
+        return tuple(sorted(int(entry) for entry in words(text, name)))
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers with commas, not {text!r}") from None
+
+
+def dtypes(text: str, device: torch.device) -> tuple[str, ...]:
+    names = [str(resolve_dtype(name, device)).removeprefix("torch.") for name in words(text, "dtype")]
+    return tuple(dict.fromkeys(names))
+
+
+def backends(text: str, device: torch.device) -> tuple[Ops, ...]:
+    """The backends of that list; RuntimeError where one cannot run on the device, or could not be timed."""
+    names = [best_for(device.type) if name == "auto" else name for name in words(text, "backend")]
+    found = tuple(backend(name) for name in dict.fromkeys(names))
+    for ops in found:
+        if ops.name.startswith("triton") and device.type == "cpu":
+            raise RuntimeError(f"backend {ops.name!r} needs a CUDA device: the interpreter's times mean nothing")
+        if ops.name.startswith("cpu") and device.type == "cuda":
+            raise RuntimeError(f"backend {ops.name!r} runs on the CPU only, the device is cuda")
+    return found
+
+
+def results_file(arguments: argparse.Namespace, command: str) -> tuple[Path, Results | None]:
+    """Where to write, made ready, and what is there already; ValueError rather than touching a finished run."""
+    folder = arguments.output or (newest(command) if arguments.resume else None)
+    folder = folder or RESULTS / datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = folder / f"{command}.jsonl"
+    if path.exists() and not arguments.resume:
+        raise ValueError(f"{path} exists: --resume goes on with it, another --output leaves it alone")
+    before = records.read(path) if path.exists() else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"cannot write to {folder}")
+    return path, before
+
+
+def newest(command: str) -> Path | None:
+    """The folder of the latest run of a command."""
+    found = sorted(RESULTS.glob(f"*/{command}.jsonl"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else None
+
+
+def same_machine(before: Results, device: str, device_name: str, commit: str | None) -> None:
+    """ValueError unless a run can go on here: figures of two machines or commits never share a file."""
+    run = before.run
+    if (run.device, run.device_name) != (device, device_name):
+        raise ValueError(f"{before.path} was measured on {run.device_name}, this is {device_name}")
+    if run.commit != commit:
+        raise ValueError(f"{before.path} was measured at commit {run.commit}, this is {commit}")

@@ -1,0 +1,160 @@
+"""transformers: `generate` as it is, with a static cache, compiled, and its continuous batching."""
+
+import contextlib
+import io
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from octavo.bench.contenders import Contender, Generation, Setting
+from octavo.bench.sources import Source, plain_model, tensors
+from octavo.bench.timing import Stopwatch
+from octavo.gpt.config import ModelConfig
+from octavo.gpt.weights import DTYPES
+
+LINEAR_BEGINNINGS = ("c_attn", "c_proj", "c_fc")  # GPT-2's matrices, which transformers keeps transposed
+
+
+class Transformers(Contender):
+    """`model.generate`, greedy; a streamer notes when tokens come."""
+
+    def __init__(self, setting: Setting, variant: str) -> None:
+        self.name = f"transformers:{variant}" if variant else "transformers"
+        self.version = transformers.__version__
+        self.dtype, self.device, self.variant = setting.dtype, setting.device, variant
+        self.weight_bytes, self.value_bytes = float(DTYPES[self.dtype].itemsize), DTYPES[self.dtype].itemsize
+        self.model: Any = load(setting.source, self.dtype, self.device)
+        settings = self.model.generation_config
+        settings.eos_token_id, settings.do_sample = None, False
+        settings.temperature = settings.top_p = settings.top_k = None
+        settings.pad_token_id = 0  # no prompt is padded: all are of one length
+        if variant in ("static", "compile"):
+            settings.cache_implementation = "static"
+        if variant == "compile":
+            self.model.forward = torch.compile(self.model.forward, mode="reduce-overhead", fullgraph=True)
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
+        ids = torch.tensor(prompts, device=self.device)
+        clock = _Clock(self.device)
+        clock.watch.mark()
+        output = self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, streamer=clock
+        )
+        laps = clock.watch.laps()
+        return Generation(output[:, ids.shape[1] :].tolist(), laps[0] + laps[1], laps[2:])
+
+    def close(self) -> None:
+        super().close()
+        torch.compiler.reset()
+
+
+class _Clock:
+    """A streamer: `generate` hands it the prompt, then each step's tokens."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.watch = Stopwatch(device)
+
+    def put(self, value: Tensor) -> None:
+        self.watch.mark()
+
+    def end(self) -> None:
+        """Nothing is left to do."""
+
+
+class Continuous(Transformers):
+    """`generate_batch`: paged and scheduled; it tells the tokens only when all are there."""
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
+        first, _ = self._timed(prompts, 1)
+        total, tokens = self._timed(prompts, new_tokens)
+        return Generation(tokens, first, [(total - first) / (new_tokens - 1)], steps_are_means=True)
+
+    def _timed(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
+        config = transformers.GenerationConfig(
+            max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+        watch = Stopwatch(self.device)
+        watch.mark()
+        outputs = self.model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+        watch.mark()
+        by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
+        return sum(watch.laps()), [by_prompt[tuple(prompt)] for prompt in prompts]
+
+
+def open_peer(setting: Setting, variant: str) -> Contender:
+    return (Continuous if variant == "continuous" else Transformers)(setting, variant)
+
+
+def load(source: Source, dtype: str, device: torch.device) -> Any:
+    """The model as transformers reads the same file, or its own network around the same random weights."""
+    transformers.utils.logging.set_verbosity_error()
+    kind = transformers.AutoModelForCausalLM
+    if source.path is None:
+        model = kind.from_config(config_of(source.config), dtype=DTYPES[dtype])
+        weights = renamed(source, tensors(plain_model(source, dtype, device)))
+        model.load_state_dict(weights, strict=False, assign=True)
+        model.tie_weights()
+    elif source.is_gguf:
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            model = kind.from_pretrained(
+                source.path.parent, gguf_file=source.path.name, dtype=DTYPES[dtype], **_dense()
+            )
+    else:
+        model = kind.from_pretrained(source.path, dtype=DTYPES[dtype])
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _dense() -> dict[str, Any]:
+    """Weights in the run's dtype, not packed: newer releases have to be told."""
+    newer = hasattr(transformers, "GgufConfig")
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)} if newer else {}
+
+
+def config_of(config: ModelConfig) -> Any:
+    """transformers' configuration of the same network."""
+    ends = {"bos_token_id": config.bos_id, "eos_token_id": None, "tie_word_embeddings": config.tied_head}
+    if config.family == "gpt2":
+        return transformers.GPT2Config(
+            vocab_size=config.vocab_size, n_positions=config.context_size, n_embd=config.dim,
+            n_layer=config.num_layers, n_head=config.num_heads, n_inner=config.hidden_dim,
+            layer_norm_epsilon=config.norm_eps, **ends,
+        )  # fmt: skip
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if config.rope_scaling is not None:
+        scaling = {
+            "rope_type": config.rope_scaling.kind, "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_context,
+        }  # fmt: skip
+    return transformers.LlamaConfig(
+        vocab_size=config.vocab_size, max_position_embeddings=config.context_size, hidden_size=config.dim,
+        num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim, intermediate_size=config.hidden_dim,
+        rms_norm_eps=config.norm_eps, attention_bias=config.attention_bias, mlp_bias=config.mlp_bias,
+        rope_parameters={"rope_theta": config.rope_theta, **scaling}, **ends,
+    )  # fmt: skip
+
+
+def renamed(source: Source, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights under transformers' names, fused ones apart, GPT-2's matrices transposed."""
+    config, found = source.config, {}
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    for name, tensor in weights.items():
+        if config.family == "gpt2":
+            matrix = name.split(".")[-2] in LINEAR_BEGINNINGS and tensor.dim() == 2
+            place = name if name.startswith("lm_head") else f"transformer.{name}"
+            found[place] = tensor.T.contiguous() if matrix else tensor
+            continue
+        place = name if name.startswith("lm_head") else f"model.{name}"
+        if ".qkv_proj." in name:
+            for part, rows in zip("qkv", tensor.split([heads, kv_heads, kv_heads]), strict=True):
+                found[place.replace("qkv_proj", f"{part}_proj")] = rows
+        elif ".gate_up_proj." in name:
+            for part, rows in zip(("gate", "up"), tensor.chunk(2), strict=True):
+                found[place.replace("gate_up_proj", f"{part}_proj")] = rows
+        else:
+            found[place] = tensor
+    return found

@@ -1,0 +1,66 @@
+"""The rivals, each optional, each used as its own users use it, on the same weights and token ids."""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from octavo.bench.contenders import Contender, Setting
+
+
+class Peer(NamedTuple):
+    """A rival: the package it needs, how to get it, and where its contender is made."""
+
+    module: str
+    install: str
+    distribution: str
+    adapter: str  # module of octavo.bench whose `open_peer(setting, variant)` makes the contender
+    variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
+    needs_cuda: bool = False
+
+
+PEERS = {
+    "transformers": Peer(
+        "transformers", "pip install 'transformers>=5.0' accelerate", "transformers", "peer_transformers",
+        ("static", "compile", "continuous"),
+    ),
+    "llama.cpp": Peer(
+        "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "peer_llama_cpp", ("q8_0", "file")
+    ),
+    "ctranslate2": Peer("ctranslate2", "pip install ctranslate2", "ctranslate2", "peer_ctranslate2", ("int8",)),
+    "vllm": Peer("vllm", "pip install vllm", "vllm", "peer_vllm", (), needs_cuda=True),
+    "sglang": Peer("sglang", "pip install sglang", "sglang", "peer_sglang", (), needs_cuda=True),
+}  # fmt: skip
+
+
+def check_name(name: str) -> None:
+    """ValueError unless it is a peer, or a peer's variant."""
+    base, _, variant = name.partition(":")
+    if base not in PEERS:
+        raise ValueError(f"unknown peer {name!r}: peers are {', '.join(PEERS)}, installed or none")
+    if variant and variant not in PEERS[base].variants:
+        known = ", ".join(f"{base}:{each}" for each in PEERS[base].variants) or "no variant"
+        raise ValueError(f"unknown peer {name!r}: {base} has {known}")
+
+
+def missing(name: str, device_type: str) -> str | None:
+    """Why a peer cannot run here, in one line; None where it can."""
+    base = name.partition(":")[0]
+    peer = PEERS[base]
+    if find_spec(peer.module) is None:
+        return f"{base} is not installed: {peer.install}"
+    if peer.needs_cuda and device_type != "cuda":
+        return f"{base} needs a CUDA device"
+    return None
+
+
+def installed(device_type: str) -> list[str]:
+    return [name for name in PEERS if missing(name, device_type) is None]
+
+
+def open_peer(name: str, setting: Setting) -> Contender:
+    """The peer with the run's weights loaded; ValueError where it cannot take them."""
+    base, _, variant = name.partition(":")
+    module = import_module(f"octavo.bench.{PEERS[base].adapter}")
+    opener: Callable[[Setting, str], Contender] = module.open_peer
+    return opener(setting, variant)

@@ -1,0 +1,74 @@
+"""What the hardware allows: measured bandwidth and matmul rate, and the bytes and FLOPs that decoding cannot avoid."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from octavo.bench.timing import Stopwatch, median
+from octavo.gpt.config import ModelConfig
+from octavo.gpt.weights import DTYPES
+
+
+class Peaks(NamedTuple):
+    copy_bytes_per_s: float
+    read_bytes_per_s: float
+    matmul_flops_per_s: dict[str, float]
+
+
+def measure_peaks(device: torch.device, dtypes: Sequence[str]) -> Peaks:
+    """Medians of a few rounds each, a second or two in all."""
+    return Peaks(*_streams(device), {dtype: _matmul_rate(device, dtype) for dtype in dtypes})
+
+
+def _streams(device: torch.device) -> tuple[float, float]:
+    """Bytes a second of a large copy and of a large sum."""
+    size = 2**30 if device.type == "cuda" else 2**28
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    copy = _seconds(lambda: target.copy_(source), device)
+    return 2 * size / copy, size / _seconds(lambda: source.sum(), device)
+
+
+def _matmul_rate(device: torch.device, dtype: str) -> float:
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.ones(size, size, dtype=DTYPES[dtype], device=device) for _ in range(2))
+    return 2 * size**3 / _seconds(lambda: a @ b, device)
+
+
+def _seconds(call: Callable[[], Any], device: torch.device, rounds: int = 7) -> float:
+    call()
+    watch = Stopwatch(device)
+    watch.mark()
+    for _ in range(rounds):
+        call()
+        watch.mark()
+    return median(watch.laps())
+
+
+def step_weights(config: ModelConfig) -> int:
+    """Weights that one decode step reads: all but the embedding's rows, which serve as the head where it is tied."""
+    positions = config.context_size if config.family == "gpt2" else 0
+    unread = positions + (0 if config.tied_head else config.vocab_size)
+    return config.num_parameters - unread * config.dim
+
+
+def step_bytes(config: ModelConfig, weight_bytes: float, value_bytes: int, batch: int, context: int) -> int:
+    """Bytes that a step over `batch` contexts must read: each weight once, each context's keys and values once.
+
+    weight_bytes is the mean size of a weight, value_bytes the size of a cached value.
+    """
+    cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim * batch * context
+    return int(step_weights(config) * weight_bytes + cached * value_bytes)
+
+
+def step_flops(config: ModelConfig, batch: int, context: int) -> int:
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * context
+    return batch * (2 * step_weights(config) + attention)
+
+
+def prefill_flops(config: ModelConfig, batch: int, prompt_tokens: int) -> int:
+    """The head only at the last position of each prompt; attention only below the diagonal."""
+    head = config.vocab_size * config.dim
+    attention = 2 * config.num_layers * config.num_heads * config.head_dim * prompt_tokens**2
+    return batch * (2 * (step_weights(config) - head) * prompt_tokens + 2 * head + attention)

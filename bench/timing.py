@@ -1,0 +1,94 @@
+"""Time. On a GPU CUDA events, elsewhere the monotonic clock; medians with their spread, never a best."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NOISY = 0.25  # a spread beyond this share of the median is said beside the figure
+
+FALLBACK_CACHE_BYTES = 32 * 2**20  # of the last-level cache, where the system does not tell
+
+
+class Stopwatch:
+    """Marks on the device's own time base, read after the last."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def laps(self) -> list[float]:
+        """Seconds between each mark and the next."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return [before.elapsed_time(after) / 1e3 for before, after in pairs]
+        return [after - before for before, after in pairs]
+
+
+class ColdCaches:
+    """Overwrites the last-level cache, so that what is timed next finds its operands in memory, as a step does."""
+
+    def __init__(self, device: torch.device) -> None:
+        # On a GPU the overwriting must last longer than the host needs to queue what is timed behind it.
+        size = max(2 * _cache_bytes(device), 2**28 if device.type == "cuda" else 0)
+        self.buffer = torch.empty(size, dtype=torch.int8, device=device)
+
+    def __call__(self) -> None:
+        self.buffer.zero_()
+
+
+def measure(
+    call: Callable[[], Any], device: torch.device, seconds: float, min_rounds: int = 5, max_rounds: int = 1000
+) -> list[float]:
+    """Seconds of each call, caches cold, until `seconds` have been timed; two calls before them are not counted."""
+    for _ in range(2):
+        call()
+    flush, laps = ColdCaches(device), []
+    while len(laps) < min_rounds or (sum(laps) < seconds and len(laps) < max_rounds):
+        watch = Stopwatch(device)
+        for _ in range(min_rounds):
+            flush()
+            watch.mark()
+            call()
+            watch.mark()
+        laps += watch.laps()[::2]
+    return laps
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """The value below which that share of the samples lies, interpolated."""
+    ordered = sorted(samples)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def median(samples: Sequence[float]) -> float:
+    return percentile(samples, 0.5)
+
+
+def spread(samples: Sequence[float]) -> float:
+    """(p90 - p10) / median."""
+    return (percentile(samples, 0.9) - percentile(samples, 0.1)) / median(samples)
+
+
+def _cache_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text[:-1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[text[-1]])
+    return max(sizes) or FALLBACK_CACHE_BYTES
