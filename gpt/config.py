@@ -78,7 +78,8 @@ class EngineConfig:
     block_size: int = 16  # tokens in one cache block
     num_blocks: int = 1024
     max_num_seqs: int = 64  # requests that run together
-    max_num_batched_tokens: int = 2048  # tokens in one forward step
+    max_num_batched_tokens: int = 2048  # prompt tokens in one forward step
+    max_num_waiting: int = 4096  # requests in the queue
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,19 +1,28 @@
 """Engine: token ids in, token ids and text out, many requests at once. It knows nothing of prompts as text."""
 
 import random
+import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from octavo.gpt.config import EngineConfig, ModelConfig
 from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
 from octavo.gpt.runner import Runner
-from octavo.gpt.sampler import Sampled
+from octavo.gpt.sampler import TopLogprobs
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.scheduler import Scheduler
+from octavo.gpt.scheduler import Plan, Scheduler
 from octavo.gpt.sequence import Sequence
+from octavo.gpt.stats import Clock, Stats
 from octavo.gpt.text import TextStream
 from octavo.gpt.tokenizer import Tokenizer
+
+NOT_NUMBERS = "the logits were not finite"
+
+
+class QueueFullError(RuntimeError):
+    """The engine holds as many waiting requests as it may."""
 
 
 @dataclass(eq=False, slots=True)
@@ -23,8 +32,9 @@ class Track:
     sequence: Sequence
     output: CompletionOutput
     request: RequestOutput
-    text: TextStream | None
     stop_ids: frozenset[int]
+    limit: int  # tokens after which it is full
+    clock: Clock
 
 
 class Engine:
@@ -44,6 +54,7 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.scheduler = Scheduler(config, enable_prefix_caching)
+        self.counts = Stats()
         self._random = random.Random(seed)
         self._request_ids = count()
         self._seq_ids = count()
@@ -54,11 +65,18 @@ class Engine:
     def has_unfinished(self) -> bool:
         return bool(self._tracks)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the queue takes no more requests now."""
+        return len(self.scheduler.waiting) >= self.config.max_num_waiting
+
     def add(self, prompt_token_ids: Seq[int], params: SamplingParams, prompt: str | None = None) -> RequestOutput:
-        """Queue a request; its live output. ValueError if it could never be served."""
+        """Queue a request; its live output. ValueError if it could never be served, QueueFullError if not now."""
         prompt_ids = self.checked_ids(prompt_token_ids)
         self._check(prompt_ids, params)
-        request = RequestOutput(next(self._request_ids), prompt, prompt_ids, [])
+        if self.is_full:
+            raise QueueFullError(f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)")
+        request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         tracks: list[Track] = []
         for index in range(params.n):
@@ -82,12 +100,18 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """One forward step for everyone who can run; the requests that got something new."""
         plan = self.scheduler.schedule()
-        sequences, choices = self.runner.run(plan)
+        if plan.prefill:
+            self._note_prefill(plan)
+        sampled = self.runner.run(plan)
         self.scheduler.advance(plan)
+        self.counts.num_decoded += len(plan.decode)
         touched: dict[int, RequestOutput] = {}
-        for sequence, choice in zip(sequences, choices, strict=True):
+        now = time.perf_counter()
+        for row, sequence in enumerate(sampled.sequences):
             track = self._tracks[sequence.seq_id]
-            self._take(track, choice)
+            if track.clock.first_token is None:
+                track.clock.first_token = now
+            self._take(track, sampled.token_ids[row], sampled.logprobs[row], sampled.top.get(row))
             touched[track.request.request_id] = track.request
         if not self._tracks:
             self.scheduler.pool.check([])
@@ -99,7 +123,25 @@ class Engine:
             if not track.output.finished:
                 self._finish(track, "abort")
 
+    def stats(self) -> dict[str, Any]:
+        """What the engine is doing and did: counts, blocks, and percentiles of times in seconds."""
+        scheduler, pool, counts = self.scheduler, self.scheduler.pool, self.counts
+        return {
+            "requests_running": scheduler.num_running,
+            "requests_waiting": len(scheduler.waiting) + len(scheduler.swapped),
+            "requests_finished": counts.num_finished,
+            "requests_preempted": scheduler.num_preempted,
+            "tokens_prefilled": counts.num_prefilled,
+            "tokens_decoded": counts.num_decoded,
+            "blocks_used": pool.num_used,
+            "blocks_cached": pool.num_cached,
+            "blocks_free": pool.num_available - pool.num_cached,
+            "prefix_hit_rate": scheduler.num_hit_tokens / max(scheduler.num_prompt_tokens, 1),
+            **counts.percentiles(),
+        }
+
     def checked_ids(self, prompt_token_ids: Seq[int]) -> list[int]:
+        """The ids as a list; ValueError naming one that is no integer or not in the vocabulary."""
         vocab_size = self.model_config.vocab_size
         for token_id in prompt_token_ids:
             if not isinstance(token_id, int) or isinstance(token_id, bool):
@@ -127,53 +169,70 @@ class Engine:
             raise ValueError(f"the request may need {most} cached tokens, the cache holds {held}: raise num_blocks")
 
     def _track(self, sequence: Sequence, request: RequestOutput, index: int) -> Track:
-        params = sequence.params
+        params, stop_ids = sequence.params, sequence.stop_ids
         output = CompletionOutput(index, sequence.output, logprobs=None if params.logprobs is None else [])
-        request.outputs.append(output)
-        text = None
         if self.tokenizer is not None:
-            text = TextStream(self.tokenizer, params.stop_strings, params.skip_special_tokens)
-        return Track(sequence, output, request, text, sequence.stop_ids)
+            output.stream = TextStream(
+                self.tokenizer, params.stop_strings, params.skip_special_tokens, stop_ids, params.min_tokens
+            )
+        request.outputs.append(output)
+        room = sequence.window + 1 - len(sequence.prompt) if params.overflow == "stop" else 2**31
+        return Track(sequence, output, request, stop_ids, min(room, params.max_tokens or room), Clock())
 
-    def _take(self, track: Track, choice: Sampled) -> None:
+    def _note_prefill(self, plan: Plan) -> None:
+        now = time.perf_counter()
+        for chunk in plan.prefill:
+            self.counts.num_prefilled += chunk.end - chunk.start
+            clock = self._tracks[chunk.sequence.seq_id].clock
+            clock.started = clock.started or now
+
+    def _take(self, track: Track, token_id: int, logprob: float, top: TopLogprobs | None) -> None:
         """A sequence got its next token: note it, and see whether it ends."""
-        sequence, output, params = track.sequence, track.output, track.sequence.params
-        if choice.token_id < 0:
-            return self._finish(track, "error", "the logits were not finite")
-        sequence.output.append(choice.token_id)
-        output.cumulative_logprob += choice.logprob
-        if output.logprobs is not None:
-            output.logprobs.append(self._logprobs(choice))
-        if choice.token_id in track.stop_ids:
-            is_eos = choice.token_id in sequence.eos_ids and choice.token_id not in params.stop_token_ids
-            return self._finish(track, "stop", None if is_eos else choice.token_id)
-        if track.text is not None:
-            output.pieces.append(track.text.push(choice.token_id, len(sequence.output) >= params.min_tokens))
-            if track.text.stopped_by is not None:
-                return self._finish(track, "stop", track.text.stopped_by)
-        is_full = params.overflow == "stop" and sequence.num_tokens > sequence.window
-        if is_full or len(sequence.output) == params.max_tokens:
+        sequence, output = track.sequence, track.output
+        if token_id < 0:
+            return self._finish(track, "error", NOT_NUMBERS)
+        output.token_ids.append(token_id)
+        output.cumulative_logprob += logprob
+        if output.logprobs is not None and top is not None:
+            output.logprobs.append(self._logprobs(token_id, logprob, top))
+        if sequence.prompt_logprobs:
+            self._note_prompt(track)
+        if token_id in track.stop_ids:
+            named = token_id in sequence.params.stop_token_ids
+            return self._finish(track, "stop", token_id if named else None)
+        if sequence.params.stop_strings and output.stream is not None:
+            output.pieces()
+            if output.stream.stopped_by is not None:
+                return self._finish(track, "stop", output.stream.stopped_by)
+        if len(output.token_ids) >= track.limit:
             return self._finish(track, "length")
-        sequence.slide()
+        if sequence.num_visible > sequence.window:
+            sequence.slide()
+            self.scheduler.slide(sequence)
+            self.runner.rows.leave(sequence.seq_id)
 
-    def _logprobs(self, choice: Sampled) -> dict[int, Logprob]:
-        entries = {choice.token_id: self._logprob(choice.token_id, choice.logprob, choice.rank)}
-        for rank, (token_id, value) in enumerate(choice.top, start=1):
-            entries.setdefault(token_id, self._logprob(token_id, value, rank))
+    def _note_prompt(self, track: Track) -> None:
+        """Hand the prompt's log-probabilities over, once they are complete."""
+        entries = [self._logprobs(*entry) for entry in track.sequence.prompt_logprobs]
+        track.request.prompt_logprobs = [None, *entries]
+        track.sequence.prompt_logprobs = []
+
+    def _logprobs(self, token_id: int, logprob: float, top: TopLogprobs) -> dict[int, Logprob]:
+        entries = {token_id: self._logprob(token_id, logprob, top.rank)}
+        for rank, (other, value) in enumerate(top.entries, start=1):
+            entries.setdefault(other, self._logprob(other, value, rank))
         return entries
 
     def _logprob(self, token_id: int, value: float, rank: int) -> Logprob:
-        return Logprob(value, rank, self.tokenizer.decode([token_id]) if self.tokenizer else None)
+        known = self.tokenizer is not None and token_id < self.tokenizer.vocab_size
+        return Logprob(value, rank, self.tokenizer.decode([token_id]) if known and self.tokenizer else None)
 
     def _finish(self, track: Track, finish_reason: str, stop_reason: int | str | None = None) -> None:
         sequence, output = track.sequence, track.output
         self.scheduler.finish(sequence)
         self.runner.forget(sequence.seq_id)
         del self._tracks[sequence.seq_id]
-        if track.text is not None and not track.text.stopped_by:
-            output.pieces.append(track.text.flush())
-            if track.text.stopped_by is not None and finish_reason == "length":
-                finish_reason, stop_reason = "stop", track.text.stopped_by
         output.finish_reason, output.stop_reason = finish_reason, stop_reason
+        self.counts.finish(track.clock, len(output.token_ids))
         if track.request.finished:
             del self._requests[track.request.request_id]

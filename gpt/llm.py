@@ -77,7 +77,7 @@ class LLM:
             max_model_len, block_size, num_blocks, max_num_seqs, max_num_batched_tokens,
         )  # fmt: skip
         cache = PagedCache(self.model.config, self.config.num_blocks, block_size, self.dtype, self.device)
-        runner = Runner(self.model, cache, block_size, self.device)
+        runner = Runner(self.model, cache, self.config, self.device)
         self.engine = Engine(runner, self.model.config, self.config, self.tokenizer, seed, enable_prefix_caching)
 
     @property
@@ -100,6 +100,10 @@ class LLM:
         """End a request, in whatever state it is."""
         self.engine.abort(request_id)
 
+    def stats(self) -> dict[str, Any]:
+        """Requests, tokens, blocks, prefix hits, and percentiles of times: see `Engine.stats`."""
+        return self.engine.stats()
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -111,9 +115,13 @@ class LLM:
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"params has {len(each)} entries for {len(prompts)} prompts")
+        encoded = [self.encode(prompt) for prompt in prompts]
         requests: list[RequestOutput] = []
         try:
-            requests.extend(self._add(prompt, p) for prompt, p in zip(prompts, each, strict=True))
+            for prompt, ids, own in zip(prompts, encoded, each, strict=True):
+                while self.engine.is_full:
+                    self.step()
+                requests.append(self.engine.add(ids, own, prompt if isinstance(prompt, str) else None))
             for request in _progress(requests, use_tqdm):
                 while not request.finished:
                     self.step()
@@ -136,8 +144,9 @@ class LLM:
         try:
             while not output.finished:
                 self.step()
-                new, seen = output.pieces[seen:], len(output.pieces)
-                yield from filter(None, new)
+                pieces = output.pieces()
+                yield from filter(None, pieces[seen:])
+                seen = len(pieces)
             _raise_if_failed(request)
         finally:
             self.abort(request.request_id)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from octavo.gpt.text import TextStream
+
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
@@ -10,34 +12,53 @@ class Logprob:
     decoded_token: str | None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class CompletionOutput:
-    """One completion. `logprobs` holds a dict for each token, id -> Logprob, if the request asked for them."""
+    """One completion. `logprobs` holds a dict for each token, id -> Logprob, if the request asked for them.
+
+    Text is decoded when it is asked for.
+    """
 
     index: int
     token_ids: list[int]
-    pieces: list[str] = field(default_factory=list)  # text that can no longer change, in order
     cumulative_logprob: float = 0.0
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
     stop_reason: int | str | None = None  # the stop id or string that ended it; None for end-of-text
+    stream: TextStream | None = field(default=None, repr=False)
+    _pieces: list[str] = field(default_factory=list, repr=False)
+    _num_read: int = field(default=0, repr=False)
 
     @property
     def text(self) -> str:
-        return "".join(self.pieces)
+        return "".join(self.pieces())
 
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None
 
+    def pieces(self) -> list[str]:
+        """The text so far in the pieces in which it became certain; the list grows until the completion is finished."""
+        if self.stream is None or self._num_read < 0:
+            return self._pieces
+        for token_id in self.token_ids[self._num_read :]:
+            self._num_read += 1
+            self._pieces.append(self.stream.push(token_id, self._num_read))
+            if self.stream.stopped_by is not None:
+                break
+        if self.finished:
+            self._pieces.append(self.stream.flush())
+            self._num_read = -1
+        return self._pieces
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, slots=True)
 class RequestOutput:
     request_id: int
     prompt: str | None
     prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    outputs: list[CompletionOutput] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # one a prompt token, None for the first
 
     @property
     def finished(self) -> bool:

@@ -1,6 +1,6 @@
-"""From logits to tokens: gathers each sequence's own parameters into tensors and calls the ops that choose."""
+"""From logits to tokens: the ops that choose, and what some sequences want besides: penalties, log-probabilities."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,13 +10,21 @@ from octavo.kernels.ops import Ops
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """What one step chose for one sequence; `top` are the most likely (id, logprob), best first."""
+class TopLogprobs:
+    """The chosen id's rank, 1 the best, and the most likely ids with their log-probabilities, best first."""
 
-    token_id: int  # -1: the logits were not numbers
-    logprob: float
-    rank: int = 0  # of the chosen id, 1 the best; 0 unless log-probabilities were asked for
-    top: tuple[tuple[int, float], ...] = ()
+    rank: int
+    entries: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One step's choices, a row each; token id -1 where the logits were not numbers."""
+
+    sequences: list[Sequence]
+    token_ids: list[int]
+    logprobs: list[float]
+    top: dict[int, TopLogprobs] = field(default_factory=dict)  # by row, for those that asked
 
 
 class Sampler:
@@ -27,45 +35,28 @@ class Sampler:
         self.device = device
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}  # seq_id -> (counts int32, in_prompt bool), [vocab_size]
 
-    def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
-        """logits `[num_seqs, vocab_size]`, one row a sequence; may be changed in place."""
+    def __call__(self, logits: Tensor, sequences: list[Sequence], columns: tuple[Tensor, ...]) -> Sampled:
+        """logits `[num_seqs, vocab_size]`, one row a sequence; columns: `sample`'s other arguments."""
         raw = logits
-        if any(self._needs_change(sequence) for sequence in sequences):
+        if any(sequence.changes_logits for sequence in sequences):
             logits = logits.clone()
             self._change(logits, sequences)
-        token_ids, logprobs = self.ops.sample(logits, *self._columns(sequences))
+        token_ids, logprobs = self.ops.sample(logits, *columns)
         if logits is not raw:
             chosen = token_ids.clamp(min=0).long().unsqueeze(1)
             logprobs = torch.log_softmax(raw.float(), -1).gather(1, chosen).squeeze(1)
-        ids, values = token_ids.tolist(), logprobs.tolist()
-        extras = self._top_logprobs(raw, token_ids, sequences)
-        for sequence, token_id in zip(sequences, ids, strict=True):
-            if sequence.seq_id in self._counts and token_id >= 0:
-                self._counts[sequence.seq_id][0][token_id] += 1
-        return [Sampled(token_id, value, *extra) for token_id, value, extra in zip(ids, values, extras, strict=True)]
+        ids = token_ids.tolist()
+        if self._counts:
+            self._count(ids, sequences)
+        return Sampled(sequences, ids, logprobs.tolist(), self._top_logprobs(raw, token_ids, sequences))
 
     def forget(self, seq_id: int) -> None:
         self._counts.pop(seq_id, None)
 
-    def _columns(self, sequences: list[Sequence]) -> tuple[Tensor, ...]:
-        """`sample`'s per-row arguments after the logits."""
-        params = [sequence.params for sequence in sequences]
-        kinds = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
-        columns = (
-            [p.temperature for p in params],
-            [max(p.top_k, 0) for p in params],
-            [p.top_p for p in params],
-            [p.min_p for p in params],
-            [sequence.seed for sequence in sequences],
-            [sequence.num_tokens for sequence in sequences],
-        )
-        return tuple(
-            torch.tensor(column, dtype=kind, device=self.device) for column, kind in zip(columns, kinds, strict=True)
-        )
-
-    def _needs_change(self, sequence: Sequence) -> bool:
-        p = sequence.params
-        return p.has_penalties or bool(p.logit_bias) or len(sequence.output) < p.min_tokens
+    def _count(self, token_ids: list[int], sequences: list[Sequence]) -> None:
+        for sequence, token_id in zip(sequences, token_ids, strict=True):
+            if sequence.seq_id in self._counts and token_id >= 0:
+                self._counts[sequence.seq_id][0][token_id] += 1
 
     def _change(self, logits: Tensor, sequences: list[Sequence]) -> None:
         """Penalties, bias and banned ids, in place."""
@@ -96,7 +87,8 @@ class Sampler:
     def _said(self, sequence: Sequence, vocab_size: int) -> tuple[Tensor, Tensor]:
         """How often the sequence generated each id, and which ids stand in its prompt."""
         if not sequence.params.has_penalties:
-            return self._nothing(vocab_size)
+            nothing = torch.zeros(1, dtype=torch.int32, device=self.device).expand(vocab_size)
+            return nothing, nothing.bool()
         if sequence.seq_id not in self._counts:
             counts = torch.zeros(vocab_size, dtype=torch.int32, device=self.device)
             in_prompt = torch.zeros(vocab_size, dtype=torch.bool, device=self.device)
@@ -104,21 +96,17 @@ class Sampler:
             self._counts[sequence.seq_id] = counts, in_prompt
         return self._counts[sequence.seq_id]
 
-    def _nothing(self, vocab_size: int) -> tuple[Tensor, Tensor]:
-        zeros = torch.zeros(1, dtype=torch.int32, device=self.device)
-        return zeros.expand(vocab_size), zeros.bool().expand(vocab_size)
+    def _top_logprobs(self, logits: Tensor, token_ids: Tensor, sequences: list[Sequence]) -> dict[int, TopLogprobs]:
+        wanted = {row: s.params.logprobs for row, s in enumerate(sequences) if s.params.logprobs is not None}
+        if not wanted:
+            return {}
+        rows = list(wanted)
+        return dict(zip(rows, self.top(logits[rows], token_ids[rows], list(wanted.values())), strict=True))
 
-    def _top_logprobs(self, logits: Tensor, token_ids: Tensor, sequences: list[Sequence]) -> list[tuple]:
-        """For each row that asks: the chosen id's rank and the most likely ids with their log-probabilities."""
-        extras: list[tuple] = [()] * len(sequences)
-        rows = [i for i, sequence in enumerate(sequences) if sequence.params.logprobs is not None]
-        if rows:
-            wanted = logits[rows]
-            most = max(1, *(sequences[i].params.logprobs or 0 for i in rows))
-            ids, values = self.ops.top_logprobs(wanted, min(most, logits.shape[1]))
-            chosen = wanted.gather(1, token_ids[rows].clamp(min=0).long().unsqueeze(1))
-            ranks = (wanted > chosen).sum(-1) + 1
-            for i, rank, id_row, row in zip(rows, ranks.tolist(), ids.tolist(), values.tolist(), strict=True):
-                num = sequences[i].params.logprobs
-                extras[i] = rank, tuple(zip(id_row[:num], row[:num], strict=True))
-        return extras
+    def top(self, logits: Tensor, token_ids: Tensor, numbers: list[int]) -> list[TopLogprobs]:
+        """For each row of logits: where its token ranks, and as many of the most likely ids as its number says."""
+        ids, values = self.ops.top_logprobs(logits, min(max(1, *numbers), logits.shape[1]))
+        chosen = logits.gather(1, token_ids.clamp(min=0).long().unsqueeze(1))
+        ranks = ((logits > chosen).sum(-1) + 1).tolist()
+        rows = zip(ranks, numbers, ids.tolist(), values.tolist(), strict=True)
+        return [TopLogprobs(rank, tuple(zip(i[:num], v[:num], strict=True))) for rank, num, i, v in rows]

@@ -33,6 +33,8 @@ class SamplingParams:
     skip_special_tokens: bool = True  # leave control tokens out of the text
     overflow: str = "stop"  # at the end of the window: "stop", or "slide" and forget the oldest tokens
     stop_strings: tuple[str, ...] = field(init=False, repr=False, default=())
+    has_penalties: bool = field(init=False, repr=False, default=False)  # the logits depend on what was said
+    changes_logits: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         _integer("n", self.n, 1, MAX_N)
@@ -59,6 +61,9 @@ class SamplingParams:
             _integer("stop_token_ids", token_id, 0, 2**31 - 1)
         self._check_logit_bias()
         self._collect_stop_strings()
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        object.__setattr__(self, "has_penalties", penalties != (1.0, 0.0, 0.0))
+        object.__setattr__(self, "changes_logits", self.has_penalties or bool(self.logit_bias))
 
     def _check_logit_bias(self) -> None:
         if self.logit_bias is None:
@@ -75,11 +80,6 @@ class SamplingParams:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop must be non-empty strings, not {text!r}")
         object.__setattr__(self, "stop_strings", strings)
-
-    @property
-    def has_penalties(self) -> bool:
-        """Whether the logits depend on what was said so far."""
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 def _sequence(name: str, value: Any) -> Sequence[Any]:

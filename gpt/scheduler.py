@@ -5,8 +5,10 @@ Chunks are cut at absolute multiples of `max_num_batched_tokens`, so they do not
 run out the youngest sequence gives way: its blocks go to host memory and come back bit for bit.
 """
 
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import count
 
 from octavo.gpt.blocks import ROOT, BlockPool, chain_key
 from octavo.gpt.config import EngineConfig
@@ -32,10 +34,11 @@ class Swap:
 
 @dataclass(frozen=True)
 class Plan:
-    """One step. Swaps out happen first, then swaps in, then prefill, then decode."""
+    """One step. Swaps out happen first, then swaps in, then decode and prefill."""
 
     swap_out: list[Swap] = field(default_factory=list)
     swap_in: list[Swap] = field(default_factory=list)
+    grown: list[Sequence] = field(default_factory=list)  # decoding sequences with a new block
     prefill: list[Chunk] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
 
@@ -48,15 +51,21 @@ class Scheduler:
         self.enable_prefix_caching = enable_prefix_caching
         self.pool = BlockPool(config.num_blocks)
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # oldest first
+        self.prefilling: list[Sequence] = []  # running, some of the prompt still to be computed; oldest first
+        self.decoding: list[Sequence] = []  # running, one token a step
         self.swapped: deque[Sequence] = deque()  # oldest first
+        self._ages = count()
         self.num_preempted = 0
         self.num_prompt_tokens = 0
         self.num_hit_tokens = 0
 
     @property
+    def num_running(self) -> int:
+        return len(self.prefilling) + len(self.decoding)
+
+    @property
     def has_unfinished(self) -> bool:
-        return bool(self.waiting or self.running or self.swapped)
+        return bool(self.waiting or self.prefilling or self.decoding or self.swapped)
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -67,59 +76,78 @@ class Scheduler:
     def schedule(self) -> Plan:
         """The next step; empty when there is nothing to do."""
         plan = Plan()
-        self._grow_decoding(plan)
-        if not plan.swap_out:
+        needy = [s for s in self.prefilling if not s.block_table]
+        needy += [s for s in self.decoding if s.num_computed >= s.capacity]
+        if needy:
+            self._grow(sorted(needy, key=_age), plan)
+        if self.swapped and not plan.swap_out:
             self._resume(plan)
+        plan.decode.extend(self.decoding)
         budget = self.config.max_num_batched_tokens
-        for sequence in self.running:
-            if sequence.is_prefilling:
-                budget = self._add_chunk(plan, sequence, budget)
-        if not self.swapped:
+        for sequence in self.prefilling:
+            budget = self._add_chunk(plan, sequence, budget)
+        if self.waiting and not self.swapped:
             self._admit(plan, budget)
-        plan.decode.extend(sequence for sequence in self.running if not sequence.is_prefilling)
         return plan
 
     def advance(self, plan: Plan) -> None:
         """Take note of computed tokens, and make full prompt blocks findable."""
-        for chunk in plan.prefill:
-            chunk.sequence.num_computed = chunk.end
-            if self.enable_prefix_caching and chunk.sequence.start == 0:
-                self._publish(chunk)
         for sequence in plan.decode:
             sequence.num_computed += 1
+        for chunk in plan.prefill:
+            sequence = chunk.sequence
+            sequence.num_computed = chunk.end
+            if self.enable_prefix_caching and sequence.start == 0:
+                self._publish(chunk)
+            if not sequence.is_prefilling:
+                self.prefilling.remove(sequence)
+                self.decoding.append(sequence)
+
+    def slide(self, sequence: Sequence) -> None:
+        """Compute the sequence's window anew, in blocks of its own: others may share what it would overwrite."""
+        self.decoding.remove(sequence)
+        self._release(sequence)
+        insort(self.prefilling, sequence, key=_age)
 
     def finish(self, sequence: Sequence) -> None:
         """Give everything back, whatever the sequence was doing; again is harmless."""
-        queues: dict[State, deque[Sequence] | list[Sequence]] = {
-            State.WAITING: self.waiting,
-            State.RUNNING: self.running,
-            State.SWAPPED: self.swapped,
-        }
-        if sequence.state in queues:
-            queues[sequence.state].remove(sequence)
+        if sequence.state is State.WAITING:
+            self.waiting.remove(sequence)
+        elif sequence.state is State.SWAPPED:
+            self.swapped.remove(sequence)
+        elif sequence.state is State.RUNNING:
+            self._stop(sequence)
         self._release(sequence)
         sequence.state = State.FINISHED
+
+    def _stop(self, sequence: Sequence) -> None:
+        (self.prefilling if sequence in self.prefilling else self.decoding).remove(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
         sequence.block_table = []
+        sequence.capacity = 0
 
-    def _grow_decoding(self, plan: Plan) -> None:
-        """Room for each running sequence's tokens, oldest first; the youngest give way where there is none."""
-        for sequence in list(self.running):
-            if sequence.start and sequence.num_computed == 0:
-                self._release(sequence)  # the window slid: others may share what it would overwrite
+    def _hold(self, sequence: Sequence, blocks: list[int]) -> None:
+        sequence.block_table += blocks
+        sequence.capacity = len(sequence.block_table) * self.config.block_size
+
+    def _grow(self, needy: list[Sequence], plan: Plan) -> None:
+        """Room for each one's next tokens, oldest first; the youngest of all give way where there is none."""
+        for sequence in needy:
             needed = self.blocks_for(sequence.num_visible)
             while sequence.state is State.RUNNING and len(sequence.block_table) < needed:
                 if self.pool.num_available:
-                    sequence.block_table.append(self.pool.allocate())
+                    self._hold(sequence, [self.pool.allocate()])
                 else:
-                    self._preempt(self.running[-1], plan)
+                    self._preempt(max((*self.prefilling, *self.decoding), key=_age), plan)
+            if sequence.state is State.RUNNING and not sequence.is_prefilling:
+                plan.grown.append(sequence)
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
         """The youngest gives way: a computed prompt is kept in host memory, an unfinished one is computed again."""
         self.num_preempted += 1
-        self.running.remove(sequence)
+        self._stop(sequence)
         if sequence.is_prefilling:
             sequence.num_computed = 0
             sequence.state = State.WAITING
@@ -129,23 +157,26 @@ class Scheduler:
             plan.swap_out.append(Swap(sequence.seq_id, sequence.block_table[:held]))
             sequence.state = State.SWAPPED
             self.swapped.appendleft(sequence)
+        if sequence in plan.grown:
+            plan.grown.remove(sequence)
         self._release(sequence)
 
     def _resume(self, plan: Plan) -> None:
         """Bring preempted sequences back, oldest first, each with room for its next token."""
-        while self.swapped and len(self.running) < self.config.max_num_seqs:
+        while self.swapped and self.num_running < self.config.max_num_seqs:
             sequence = self.swapped[0]
             needed = self.blocks_for(sequence.num_visible)
             if needed > self.pool.num_available:
                 return
-            sequence.block_table = [self.pool.allocate() for _ in range(needed)]
+            self._hold(sequence, [self.pool.allocate() for _ in range(needed)])
             held = self.blocks_for(sequence.num_computed)
             plan.swap_in.append(Swap(sequence.seq_id, sequence.block_table[:held]))
-            self._run(self.swapped.popleft())
+            sequence.state = State.RUNNING
+            self.decoding.append(self.swapped.popleft())
 
     def _admit(self, plan: Plan, budget: int) -> None:
         """Start waiting sequences in order, as long as their prompts have blocks and the step has room."""
-        while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:
+        while self.waiting and budget > 0 and self.num_running < self.config.max_num_seqs:
             sequence = self.waiting[0]
             leader = sequence.leader
             if leader is not None and not leader.output and leader.state is not State.FINISHED:
@@ -153,12 +184,10 @@ class Scheduler:
             if not self._allocate_prompt(sequence):
                 return
             sequence.leader = None
-            self._run(self.waiting.popleft())
+            sequence.state = State.RUNNING
+            sequence.age = next(self._ages)
+            self.prefilling.append(self.waiting.popleft())
             budget = self._add_chunk(plan, sequence, budget)
-
-    def _run(self, sequence: Sequence) -> None:
-        sequence.state = State.RUNNING
-        self.running.append(sequence)
 
     def _add_chunk(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         """Plan the sequence's next chunk if the budget holds it whole; returns what is left."""
@@ -179,7 +208,7 @@ class Scheduler:
         if needed > self.pool.num_available:
             self.pool.release(shared)
             return False
-        sequence.block_table = shared + [self.pool.allocate() for _ in range(needed)]
+        self._hold(sequence, shared + [self.pool.allocate() for _ in range(needed)])
         sequence.num_computed = len(shared) * self.config.block_size
         self.num_prompt_tokens += sequence.num_prefill
         self.num_hit_tokens += sequence.num_computed
@@ -206,3 +235,7 @@ class Scheduler:
             token_ids = sequence.tokens(index * size, (index + 1) * size)
             keys.append(chain_key(keys[-1] if keys else ROOT, token_ids))
             self.pool.publish(sequence.block_table[index], keys[-1], token_ids)
+
+
+def _age(sequence: Sequence) -> int:
+    return sequence.age

@@ -34,8 +34,11 @@ class Sequence:
     num_computed: int = 0
     num_prefill: int = 0
     block_table: list[int] = field(default_factory=list)
+    capacity: int = 0  # tokens its blocks can hold
+    age: int = 0  # when it was admitted: the youngest gives way
     block_keys: list[bytes] = field(default_factory=list)  # of the full prompt blocks, as far as they were hashed
     state: State = State.WAITING
+    prompt_logprobs: list[tuple] = field(default_factory=list)  # (id, logprob, TopLogprobs) from the second id on
 
     def __post_init__(self) -> None:
         self.slide()
@@ -70,6 +73,12 @@ class Sequence:
     def stop_ids(self) -> frozenset[int]:
         """The ids that end this sequence."""
         return frozenset(self.params.stop_token_ids) | frozenset(() if self.params.ignore_eos else self.eos_ids)
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the next token is drawn from other logits than the model's."""
+        params = self.params
+        return params.changes_logits or len(self.output) < params.min_tokens
 
     def slide(self) -> None:
         """See at most the last `window` tokens; positions begin at 0 again, so what was cached holds no longer."""

@@ -1,24 +1,44 @@
 """TextStream: tokens in, text out that never has to be taken back, cut at the first stop string."""
 
+from collections.abc import Set
+
 from octavo.gpt.tokenizer import StreamDecoder, Tokenizer
 
 
 class TextStream:
-    """Decodes one completion as it grows. Text that may yet become a stop string is held back in `_pending`."""
+    """Decodes one completion as it grows. Text that may yet become a stop string is held back in `_pending`.
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: tuple[str, ...], skip_special_tokens: bool) -> None:
+    Ids in `silent_ids` (those that end the request) give no text; a stop string counts from `min_tokens` on.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop_strings: tuple[str, ...] = (),
+        skip_special_tokens: bool = True,
+        silent_ids: Set[int] = frozenset(),
+        min_tokens: int = 0,
+    ) -> None:
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens)
+        self._vocab_size = tokenizer.vocab_size
         self._stops = stop_strings
+        self._silent_ids = silent_ids
+        self._min_tokens = min_tokens
         self._pending = ""
         self.stopped_by: str | None = None
 
-    def push(self, token_id: int, may_stop: bool = True) -> str:
-        """The text this token settles; after a stop string, `stopped_by` names it."""
-        return self._settle(self._decoder.push(token_id), may_stop)
+    def push(self, token_id: int, number: int) -> str:
+        """The text settled by the completion's `number`-th token; after a stop string, `stopped_by` names it."""
+        if token_id in self._silent_ids or token_id >= self._vocab_size:
+            return ""
+        text = self._decoder.push(token_id)
+        return self._settle(text, number >= self._min_tokens) if self._stops else text
 
     def flush(self) -> str:
         """What was still held back, when no more tokens come."""
-        text = self._settle(self._decoder.flush(), may_stop=True) + self._pending
+        if self.stopped_by is not None:
+            return ""
+        text = self._pending + self._decoder.flush()
         self._pending = ""
         return text
 
@@ -35,7 +55,7 @@ class TextStream:
 
     def _possible_stop(self, text: str) -> int:
         """Length of the longest end of the text that begins a stop string."""
-        longest = max(map(len, self._stops), default=1) - 1
+        longest = max(map(len, self._stops)) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):
                 return length

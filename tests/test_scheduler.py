@@ -38,6 +38,8 @@ class Cache:
             self._compute(chunk.sequence, chunk.start, chunk.end)
         for sequence in plan.decode:
             self._compute(sequence, sequence.num_visible - 1, sequence.num_visible)
+        for sequence in plan.grown:
+            assert sequence in plan.decode, "grown, but not decoding"
         done = [chunk.sequence for chunk in plan.prefill if chunk.end == chunk.sequence.num_visible]
         return done + plan.decode
 
@@ -102,6 +104,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self._finish(sequence)
             else:
                 sequence.slide()
+                if sequence.is_prefilling:
+                    self.scheduler.slide(sequence)
         if plan.swap_out:
             event("swapped out")
         if any(chunk.start and chunk.start == chunk.sequence.num_computed for chunk in plan.prefill):
@@ -129,7 +133,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def blocks_are_whole(self):
         if hasattr(self, "scheduler"):
-            running = self.scheduler.running
+            running = self.scheduler.prefilling + self.scheduler.decoding
             self.scheduler.pool.check([sequence.block_table for sequence in running])
             pool = self.scheduler.pool
             assert pool.num_used + pool.num_available == pool.num_blocks

@@ -10,6 +10,7 @@ class Letters:
 
     def __init__(self, *entries: str) -> None:
         self.entries = [entry.encode() for entry in entries]
+        self.vocab_size = len(entries)
 
     def token_bytes(self, token_id: int) -> bytes:
         return self.entries[token_id]
@@ -19,10 +20,10 @@ class Letters:
 
 
 def read(entries: list[str], stops: tuple[str, ...]) -> tuple[list[str], str | None]:
-    stream = TextStream(Letters(*entries), stops, True)
+    stream = TextStream(Letters(*entries), stops)
     pieces = []
     for token_id in range(len(entries)):
-        pieces.append(stream.push(token_id))
+        pieces.append(stream.push(token_id, token_id + 1))
         if stream.stopped_by is not None:
             return pieces, stream.stopped_by
     return [*pieces, stream.flush()], stream.stopped_by
@@ -49,11 +50,16 @@ def test_text_is_cut_at_the_first_stop_string(name):
 
 
 def test_nothing_is_shown_that_a_stop_string_may_take_back():
-    stream = TextStream(Letters("ab<", "/", "s>"), ("</s>",), True)
-    assert [stream.push(0), stream.push(1), stream.push(2)] == ["ab", "", ""]
+    stream = TextStream(Letters("ab<", "/", "s>"), ("</s>",))
+    assert [stream.push(i, i + 1) for i in range(3)] == ["ab", "", ""]
 
 
 def test_stop_strings_wait_for_min_tokens():
-    stream = TextStream(Letters("aEND", "b", "END"), ("END",), True)
-    assert stream.push(0, may_stop=False) + stream.push(1, may_stop=False) + stream.push(2) == "aENDb"
+    stream = TextStream(Letters("aEND", "b", "END"), ("END",), min_tokens=3)
+    assert "".join(stream.push(i, i + 1) for i in range(3)) == "aENDb"
     assert stream.stopped_by == "END"
+
+
+def test_ids_that_end_the_request_and_ids_past_the_vocabulary_have_no_text():
+    stream = TextStream(Letters("a", "b"), silent_ids={1})
+    assert [stream.push(i, i + 1) for i in range(3)] == ["a", "", ""]

@@ -39,7 +39,7 @@ def tiny_engine(model: Model, prefix_caching: bool = True, **limits: int) -> Eng
     dtype, device = next(model.parameters()).dtype, torch.device("cpu")
     cache = PagedCache(model.config, config.num_blocks, config.block_size, dtype, device)
     cache.data.fill_(torch.nan)  # what no token wrote must never be read
-    runner = Runner(model, cache, config.block_size, device)
+    runner = Runner(model, cache, config, device)
     return Engine(runner, model.config, config, tokenizer=None, seed=0, enable_prefix_caching=prefix_caching)
 
 

@@ -1,0 +1,51 @@
+"""Stats: what an engine did, counted and timed. Percentiles are over the last thousand requests."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import quantiles
+
+KEPT = 1000  # requests whose times are remembered
+
+
+@dataclass(eq=False, slots=True)
+class Clock:
+    """One request's moments, in seconds of the monotonic clock."""
+
+    added: float = field(default_factory=time.perf_counter)
+    started: float | None = None
+    first_token: float | None = None
+
+
+class Stats:
+    """Counters of one engine, and the times of its last requests."""
+
+    def __init__(self) -> None:
+        self.num_finished = 0
+        self.num_prefilled = 0
+        self.num_decoded = 0
+        self._times: dict[str, deque[float]] = {
+            name: deque(maxlen=KEPT) for name in ("queue_time", "time_to_first_token", "time_per_output_token")
+        }
+
+    def finish(self, clock: Clock, num_tokens: int) -> None:
+        """A completion of `num_tokens` ended now."""
+        self.num_finished += 1
+        if clock.started is not None:
+            self._times["queue_time"].append(clock.started - clock.added)
+        if clock.first_token is not None:
+            self._times["time_to_first_token"].append(clock.first_token - clock.added)
+            if num_tokens > 1:
+                per_token = (time.perf_counter() - clock.first_token) / (num_tokens - 1)
+                self._times["time_per_output_token"].append(per_token)
+
+    def percentiles(self) -> dict[str, dict[str, float]]:
+        """Seconds: name -> p50, p90, p99; empty where nothing was timed yet."""
+        return {name: _percentiles(list(times)) for name, times in self._times.items()}
+
+
+def _percentiles(times: list[float]) -> dict[str, float]:
+    if not times:
+        return {}
+    cuts = quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
+    return {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]}
