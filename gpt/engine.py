@@ -123,6 +123,15 @@ class Engine:
             if not track.output.finished:
                 self._finish(track, "abort")
 
+    @property
+    def unfinished_requests(self) -> list[int]:
+        return list(self._requests)
+
+    def fail_all(self, message: str) -> None:
+        """End every request with an error: a step could not be computed."""
+        for track in list(self._tracks.values()):
+            self._finish(track, "error", message)
+
     def stats(self) -> dict[str, Any]:
         """What the engine is doing and did: counts, blocks, and percentiles of times in seconds."""
         scheduler, pool, counts = self.scheduler, self.scheduler.pool, self.counts
@@ -224,8 +233,13 @@ class Engine:
         return entries
 
     def _logprob(self, token_id: int, value: float, rank: int) -> Logprob:
-        known = self.tokenizer is not None and token_id < self.tokenizer.vocab_size
-        return Logprob(value, rank, self.tokenizer.decode([token_id]) if known and self.tokenizer else None)
+        return Logprob(value, rank, self.text_of(token_id))
+
+    def text_of(self, token_id: int) -> str | None:
+        """What one id stands for; None without a tokenizer that knows it."""
+        if self.tokenizer is None or token_id >= self.tokenizer.vocab_size:
+            return None
+        return self.tokenizer.decode([token_id])
 
     def _finish(self, track: Track, finish_reason: str, stop_reason: int | str | None = None) -> None:
         sequence, output = track.sequence, track.output

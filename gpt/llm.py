@@ -12,13 +12,15 @@ from rich.progress import track
 from torch import Tensor
 
 from octavo.gpt.batch import dense_batch
+from octavo.gpt.beam_search import Beam, BeamSearch, Continuations, check_options
+from octavo.gpt.beam_search import run as run_searches
 from octavo.gpt.cache import PagedCache
 from octavo.gpt.engine import Engine
 from octavo.gpt.memory import plan_memory
 from octavo.gpt.model import Model
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.runner import Runner
-from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.gpt.weights import load_model, resolve_device
 from octavo.kernels import ops
 from octavo.kernels.ops import Ops
@@ -167,12 +169,43 @@ class LLM:
             raise ValueError(f"the model {self.name} has no chat template")
         return self.tokenizer.encode_chat(list(messages))
 
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        beam_width: int = 4,
+        max_tokens: int = 16,
+        length_penalty: float = 1.0,
+        early_stopping: bool | str = False,
+    ) -> list[list[Beam]]:
+        """For each prompt its `beam_width` best continuations, best first; transformers' rules."""
+        check_options(beam_width, max_tokens, length_penalty, early_stopping)
+        prompts = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        eos_ids = self.model.config.eos_ids
+        searches = []
+        for prompt in prompts:
+            ids = self.encode(prompt)
+            room = min(max_tokens, self.config.max_model_len + 1 - len(ids))
+            searches.append(BeamSearch(ids, beam_width, max(room, 1), length_penalty, early_stopping, eos_ids))
+        run_searches(searches, self._likeliest)
+        return [search.finished for search in searches]
+
+    def _likeliest(self, texts: list[list[int]], number: int) -> list[Continuations]:
+        """The most likely next tokens of each text, with their log-probabilities, best first."""
+        number = min(number, self.model.config.vocab_size)
+        requests = self.generate(texts, SamplingParams(temperature=0, max_tokens=1, logprobs=number), use_tqdm=False)
+        found = []
+        for request in requests:
+            _raise_if_failed(request)
+            entries = sorted((request.outputs[0].logprobs or [{}])[0].items(), key=lambda entry: entry[1].rank)
+            found.append([(token_id, entry.logprob) for token_id, entry in entries])
+        return found
+
     def next_tokens(self, prompt: Prompt, n: int = 10) -> list[TokenProbability]:
-        """The n most likely next tokens, best first."""
-        request = self.generate([prompt], SamplingParams(temperature=0, max_tokens=1, logprobs=n), use_tqdm=False)[0]
-        _raise_if_failed(request)
-        ranked = sorted((request.outputs[0].logprobs or [{}])[0].items(), key=lambda entry: entry[1].rank)[:n]
-        return [TokenProbability(i, entry.decoded_token or "", math.exp(entry.logprob)) for i, entry in ranked]
+        """The n most likely next tokens, best first; n up to 1000."""
+        if not isinstance(n, int) or not 1 <= n <= MAX_LOGPROBS:
+            raise ValueError(f"n must be an integer in [1, {MAX_LOGPROBS}], not {n!r}")
+        entries = self._likeliest([self.encode(prompt)], n)[0][:n]
+        return [TokenProbability(i, self.engine.text_of(i) or "", math.exp(logprob)) for i, logprob in entries]
 
     @torch.inference_mode()
     def score(self, prompt: Prompt) -> Score:

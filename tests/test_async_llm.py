@@ -1,0 +1,106 @@
+"""AsyncLLM: many callers, one engine; cancelling gives everything back."""
+
+import asyncio
+
+import pytest
+
+from octavo.gpt import LLM, AsyncLLM, SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+SHAPE = {"dtype": "float32", "max_model_len": 128, "num_blocks": 64}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """`dummy:tiny`: a network of a few thousand weights."""
+    from octavo.gpt.config import KNOWN_SHAPES
+
+    from tiny import TINY
+
+    monkeypatch.setitem(KNOWN_SHAPES, "tiny", TINY["llama"])
+    return {**SHAPE, "model": "dummy:tiny", "max_model_len": 64}
+
+
+async def last(llm: AsyncLLM, prompt: list[int], params: SamplingParams = GREEDY):
+    outputs = [output async for output in llm.generate(prompt, params)]
+    lengths = [len(output.outputs[0].token_ids) for output in outputs]
+    assert lengths == sorted(set(lengths)), "each output has more than the one before"
+    assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    return outputs[-1].outputs[0].token_ids
+
+
+def test_many_callers_get_what_each_gets_alone(small):
+    prompts = [[i, i + 1, i + 2] for i in range(20)]
+
+    async def main():
+        llm = AsyncLLM(**small)
+        together = await asyncio.gather(*(last(llm, prompt) for prompt in prompts))
+        again = await last(llm, prompts[3])
+        await llm.close()
+        return together, again
+
+    together, again = asyncio.run(main())
+    alone = LLM(**small)
+    assert together == [alone.generate([prompt], GREEDY)[0].outputs[0].token_ids for prompt in prompts]
+    assert again == together[3]
+
+
+def test_a_cancelled_task_frees_its_blocks(small):
+    async def main():
+        llm = AsyncLLM(**small)
+        endless = SamplingParams(max_tokens=None, overflow="slide")
+        tasks = [asyncio.create_task(last(llm, [1, 2, 3], endless)) for _ in range(4)]
+        kept = asyncio.create_task(last(llm, [7, 8]))
+        await asyncio.sleep(0.2)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        assert await kept
+        stats = llm.stats()
+        await llm.close()
+        return stats
+
+    stats = asyncio.run(main())
+    assert (stats["blocks_used"], stats["requests_running"], stats["requests_waiting"]) == (0, 0, 0)
+
+
+def test_leaving_the_loop_ends_the_request(small):
+    async def main():
+        llm = AsyncLLM(**small)
+        stream = llm.generate([1, 2], SamplingParams(max_tokens=50))
+        async for _ in stream:
+            break
+        await stream.aclose()
+        assert not llm.llm.has_unfinished
+        await llm.close()
+
+    asyncio.run(main())
+
+
+def test_a_bad_request_is_the_callers_error_alone(small):
+    async def main():
+        llm = AsyncLLM(**small)
+        good = asyncio.create_task(last(llm, [1, 2]))
+        with pytest.raises(ValueError, match="outside the vocabulary"):
+            await last(llm, [10**6])
+        assert len(await good) == 12
+        await llm.close()
+
+    asyncio.run(main())
+
+
+def test_a_step_that_fails_ends_every_request_with_its_message(small, monkeypatch):
+    async def main():
+        llm = AsyncLLM(**small)
+        monkeypatch.setattr(llm.llm.engine.runner.model, "forward", lambda *_: 1 / 0)
+        outputs = [output async for output in llm.generate([1, 2], GREEDY)]
+        monkeypatch.undo()
+        assert (outputs[-1].outputs[0].finish_reason, outputs[-1].outputs[0].stop_reason) == (
+            "error",
+            "division by zero",
+        )
+        assert len(await last(llm, [1, 2])) == 12, "the engine is usable again"
+        await llm.close()
+
+    asyncio.run(main())
