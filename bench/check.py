@@ -25,7 +25,7 @@ PROBE_TOKENS = 128  # on which the noise is measured
 
 @dataclass(frozen=True)
 class Verdict:
-    word: str  # same, rounding, other weights or wrong
+    word: str  # same, rounding, quantised or wrong
     detail: str
 
 
@@ -60,7 +60,7 @@ class Verifier:
         if agreeing == total:
             return Verdict("same", f"all {total} tokens")
         if not same_weights:
-            return Verdict("other weights", counted)
+            return Verdict("quantised", counted)
         word = "rounding" if worst <= self.budget else "wrong"
         return Verdict(word, f"{counted}, gap {worst:.2g} of {self.budget:.2g} allowed")
 

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.reset()
-        self.before = self._peak()
+        self.before = self._read("VmRSS")
 
     def reset(self) -> None:
         """Forget the peak so far; what nobody holds any more goes back to the system first."""
@@ -27,17 +28,30 @@ class PeakMemory:
         with contextlib.suppress(OSError):
             CLEAR_REFS.write_text("5")
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is allocated within and kept is not the contender's."""
+        start = self._read("VmRSS")
+        yield
+        release(self.device)
+        end = self._read("VmRSS")
+        if self.before is not None and start is not None and end is not None:
+            self.before += end - start
+        self.reset()
+
     def bytes(self) -> int | None:
-        peak = self._peak()
+        peak = self._read("VmHWM")
         return None if peak is None or self.before is None else max(0, peak - self.before)
 
-    def _peak(self) -> int | None:
+    def _read(self, name: str) -> int | None:
+        """Bytes of the process by one of Linux's names: VmHWM the most there were, VmRSS those there are."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            most = name == "VmHWM"
+            return (torch.cuda.max_memory_allocated if most else torch.cuda.memory_allocated)(self.device)
         if not STATUS.is_file():
             return None
-        peaks = [line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(peaks[0]) * 1024 if peaks else None
+        lines = [line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith(name)]
+        return int(lines[0]) * 1024 if lines else None
 
 
 def release(device: torch.device) -> None:

@@ -9,12 +9,10 @@ import transformers
 from torch import Tensor
 
 from octavo.bench.contenders import Contender, Generation, Setting
-from octavo.bench.sources import Source, plain_model, tensors
+from octavo.bench.export_transformers import network
+from octavo.bench.sources import Source, plain_model
 from octavo.bench.timing import Stopwatch
-from octavo.gpt.config import ModelConfig
 from octavo.gpt.weights import DTYPES
-
-LINEAR_BEGINNINGS = ("c_attn", "c_proj", "c_fc")  # GPT-2's matrices, which transformers keeps transposed
 
 
 class Transformers(Contender):
@@ -92,10 +90,7 @@ def load(source: Source, dtype: str, device: torch.device) -> Any:
     transformers.utils.logging.set_verbosity_error()
     kind = transformers.AutoModelForCausalLM
     if source.path is None:
-        model = kind.from_config(config_of(source.config), dtype=DTYPES[dtype])
-        weights = renamed(source, tensors(plain_model(source, dtype, device)))
-        model.load_state_dict(weights, strict=False, assign=True)
-        model.tie_weights()
+        model = network(plain_model(source, dtype, device))
     elif source.is_gguf:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             model = kind.from_pretrained(
@@ -110,51 +105,3 @@ def _dense() -> dict[str, Any]:
     """Weights in the run's dtype, not packed: newer releases have to be told."""
     newer = hasattr(transformers, "GgufConfig")
     return {"quantization_config": transformers.GgufConfig(dequantize=True)} if newer else {}
-
-
-def config_of(config: ModelConfig) -> Any:
-    """transformers' configuration of the same network."""
-    ends = {"bos_token_id": config.bos_id, "eos_token_id": None, "tie_word_embeddings": config.tied_head}
-    if config.family == "gpt2":
-        return transformers.GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.context_size, n_embd=config.dim,
-            n_layer=config.num_layers, n_head=config.num_heads, n_inner=config.hidden_dim,
-            layer_norm_epsilon=config.norm_eps, **ends,
-        )  # fmt: skip
-    scaling: dict[str, Any] = {"rope_type": "default"}
-    if config.rope_scaling is not None:
-        scaling = {
-            "rope_type": config.rope_scaling.kind, "factor": config.rope_scaling.factor,
-            "low_freq_factor": config.rope_scaling.low_freq_factor,
-            "high_freq_factor": config.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": config.rope_scaling.original_context,
-        }  # fmt: skip
-    return transformers.LlamaConfig(
-        vocab_size=config.vocab_size, max_position_embeddings=config.context_size, hidden_size=config.dim,
-        num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim, intermediate_size=config.hidden_dim,
-        rms_norm_eps=config.norm_eps, attention_bias=config.attention_bias, mlp_bias=config.mlp_bias,
-        rope_parameters={"rope_theta": config.rope_theta, **scaling}, **ends,
-    )  # fmt: skip
-
-
-def renamed(source: Source, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under transformers' names, fused ones apart, GPT-2's matrices transposed."""
-    config, found = source.config, {}
-    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    for name, tensor in weights.items():
-        if config.family == "gpt2":
-            matrix = name.split(".")[-2] in LINEAR_BEGINNINGS and tensor.dim() == 2
-            place = name if name.startswith("lm_head") else f"transformer.{name}"
-            found[place] = tensor.T.contiguous() if matrix else tensor
-            continue
-        place = name if name.startswith("lm_head") else f"model.{name}"
-        if ".qkv_proj." in name:
-            for part, rows in zip("qkv", tensor.split([heads, kv_heads, kv_heads]), strict=True):
-                found[place.replace("qkv_proj", f"{part}_proj")] = rows
-        elif ".gate_up_proj." in name:
-            for part, rows in zip(("gate", "up"), tensor.chunk(2), strict=True):
-                found[place.replace("gate_up_proj", f"{part}_proj")] = rows
-        else:
-            found[place] = tensor
-    return found

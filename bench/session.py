@@ -107,12 +107,12 @@ class Session:
 
     def _measure(self, contender: Contender, cell: Cell, dtype: str, load_s: float, memory: PeakMemory) -> Decode:
         """Check first; only what passed is timed."""
-        memory.reset()
         questions, start = self._prompts(cell, CHECK), time.perf_counter()
         answer = _generate(contender, questions, cell)
         warmup_s = time.perf_counter() - start
-        verifier = self._verifier(contender.dtype if contender.dtype in DTYPES else dtype)
-        verdict = verifier.check(questions, answer.tokens, contender.same_weights)
+        with memory.aside():
+            verifier = self._verifier(contender.dtype if contender.dtype in DTYPES else dtype)
+            verdict = verifier.check(questions, answer.tokens, contender.same_weights)
         about = identity(self.plan.source, cell, contender.name, contender.version, contender.dtype)
         about |= {"verdict": verdict.word, "detail": verdict.detail, "load_s": load_s, "warmup_s": warmup_s}
         if verdict.word == "wrong":

@@ -67,3 +67,31 @@ def cast(model: Model, dtype: torch.dtype) -> Model:
     if model.packed_head is not None:
         model.packed_head = model.embedding.weight.detach()
     return model
+
+
+def separate(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights with Llama's fused projections apart: q, k, v, gate and up."""
+    found = {}
+    kv_rows = config.num_kv_heads * config.head_dim
+    parts = {
+        "qkv_proj": (("q_proj", "k_proj", "v_proj"), [config.num_heads * config.head_dim, kv_rows, kv_rows]),
+        "gate_up_proj": (("gate_proj", "up_proj"), [config.hidden_dim, config.hidden_dim]),
+    }
+    for name, tensor in weights.items():
+        module = name.split(".")[-2]
+        if module in parts:
+            names, rows = parts[module]
+            found |= {name.replace(module, part): t for part, t in zip(names, tensor.split(rows), strict=True)}
+        else:
+            found[name] = tensor
+    return found
+
+
+def turn_halves(tensor: Tensor, head_dim: int) -> Tensor:
+    """Rows of q or k from interleaved rotary pairs `(2i, 2i + 1)` to halves `(i, i + head_dim / 2)`."""
+    return tensor.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def interleave(tensor: Tensor, head_dim: int) -> Tensor:
+    """The way back of `turn_halves`."""
+    return tensor.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()

@@ -11,9 +11,9 @@ from rich.text import Text
 from octavo.bench.records import Decode, Run
 from octavo.bench.timing import NOISY
 
-MARKS = {"same": "=", "rounding": "≈", "other weights": "≠", "wrong": "✗", "failed": "✗"}
+MARKS = {"same": "=", "rounding": "≈", "quantised": "≠", "wrong": "✗", "failed": "✗"}
 LEGEND = (
-    "check: = the reference's greedy tokens; ≈ tokens that differ by rounding only; ≠ other weights (quantised anew); "
+    "check: = the reference's greedy tokens; ≈ tokens that differ by rounding only; ≠ quantised, so other tokens; "
     "✗ no figure. ~ the middle four fifths spread over more than a quarter of the median. of matmul: FLOPs of the "
     "prefill, of the measured rate. ratio: decode tok/s over that of {base} in the same dtype. of bandw.: bytes of "
     "weights and cache that a step must read, of the measured bandwidth."

@@ -1,0 +1,93 @@
+"""CTranslate2: the network converted by its own converter from transformers' classes, then `generate_batch`."""
+
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ctranslate2
+from ctranslate2.converters import TransformersConverter
+
+from octavo.bench.contenders import Contender, Generation, Setting
+from octavo.bench.export_transformers import network
+from octavo.bench.sources import plain_model
+
+INT8 = "int8"
+
+
+class CTranslate2(Contender):
+    """A Generator in the run's dtype, or in float32 where CTranslate2 has no kernels for it; `:int8` quantises."""
+
+    def __init__(self, setting: Setting, variant: str) -> None:
+        self.name = f"ctranslate2:{variant}" if variant else "ctranslate2"
+        self.version = ctranslate2.__version__
+        kind = "cuda" if setting.device.type == "cuda" else "cpu"
+        able = ctranslate2.get_supported_compute_types(kind)
+        self.dtype = variant or (setting.dtype if setting.dtype in able else "float32")
+        self.same_weights = not variant
+        self.value_bytes = 4 if self.dtype in ("float32", INT8) else 2
+        self.weight_bytes = 1.0 if variant else float(self.value_bytes)
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "converted"
+            convert(setting, target, "float32" if variant else self.dtype, INT8 if variant else None)
+            self.generator = ctranslate2.Generator(
+                str(target), device=kind, compute_type=self.dtype, intra_threads=setting.threads
+            )
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
+        clock = _Clock(len(prompts))
+        start = time.perf_counter()
+        results = self.generator.generate_batch(
+            [[_token(token_id) for token_id in prompt] for prompt in prompts],
+            max_length=new_tokens,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+            end_token=[],
+            callback=clock,
+        )
+        tokens = [result.sequences_ids[0] for result in results]
+        laps = [after - before for before, after in zip([start, *clock.times], clock.times, strict=False)]
+        return Generation(tokens, laps[0], laps[1:])
+
+
+class _Clock:
+    """The callback: notes when the last sequence of a batch got the token of a step."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.count = batch, 0
+        self.times: list[float] = []
+
+    def __call__(self, result: Any) -> bool:
+        self.count += 1
+        if self.count % self.batch == 0:
+            self.times.append(time.perf_counter())
+        return False
+
+
+def convert(setting: Setting, target: Path, dtype: str, quantization: str | None) -> None:
+    """CTranslate2's own converter, given the network at hand instead of a checkpoint to load."""
+    twin = network(plain_model(setting.source, dtype, setting.device)).cpu()
+
+    class AtHand(TransformersConverter):
+        def load_model(self, *_: Any, **__: Any) -> Any:
+            return twin
+
+        def load_tokenizer(self, *_: Any, **__: Any) -> Any:
+            vocabulary = {_token(token_id): token_id for token_id in range(setting.source.config.vocab_size)}
+            return SimpleNamespace(
+                get_vocab=lambda: vocabulary, bos_token=_token(0), eos_token=_token(0), unk_token=_token(0)
+            )
+
+    with tempfile.TemporaryDirectory() as folder:
+        twin.config.save_pretrained(folder)
+        AtHand(folder).convert(str(target), quantization=quantization)
+
+
+def _token(token_id: int) -> str:
+    """CTranslate2 speaks in tokens; these name their own number."""
+    return f"<{token_id}>"
+
+
+def open_peer(setting: Setting, variant: str) -> Contender:
+    return CTranslate2(setting, variant)

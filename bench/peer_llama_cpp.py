@@ -1,0 +1,81 @@
+"""llama.cpp through llama-cpp-python: one sequence at a time, as its Python users have it."""
+
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import gguf
+import llama_cpp
+
+from octavo.bench.contenders import Contender, Generation, Setting
+from octavo.bench.export_gguf import write_gguf
+from octavo.bench.roofline import step_weights
+from octavo.bench.sources import plain_model
+from octavo.gpt.weights import DTYPES
+
+UNREAD = ("position_embd.weight",)  # a step reads one row of it
+Q8_0_BYTES = 34 / 32  # 32 weights and their scale
+
+
+class LlamaCpp(Contender):
+    """`Llama.generate` on the run's weights: in the run's dtype, as `:q8_0`, or `:file` for the model's own GGUF."""
+
+    def __init__(self, setting: Setting, variant: str) -> None:
+        self.name = f"llama.cpp:{variant}" if variant else "llama.cpp"
+        self.version = llama_cpp.__version__
+        self.value_bytes = 2  # its cache is float16 unless told otherwise
+        self.same_weights = not variant
+        if variant == "file":
+            if setting.source.path is None or not setting.source.is_gguf:
+                raise ValueError(f"{setting.source.name} is no GGUF file")
+            self.dtype, self.weight_bytes = _format(setting)
+            self.llama = self._open(setting.source.path, setting)
+            return
+        self.dtype = variant or setting.dtype
+        self.weight_bytes = Q8_0_BYTES if variant else float(DTYPES[setting.dtype].itemsize)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.gguf"
+            model = plain_model(setting.source, "float32" if variant else setting.dtype, setting.device)
+            write_gguf(model, path, self.dtype)
+            del model
+            self.llama = self._open(path, setting)
+
+    def _open(self, path: Path, setting: Setting) -> llama_cpp.Llama:
+        return llama_cpp.Llama(
+            str(path),
+            n_ctx=setting.max_context,
+            n_threads=setting.threads,
+            n_threads_batch=setting.threads,
+            n_gpu_layers=-1 if setting.device.type == "cuda" else 0,
+            verbose=False,
+        )
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
+        if len(prompts) > 1:
+            raise ValueError(f"llama-cpp-python generates one sequence at a time, the batch is {len(prompts)}")
+        times, tokens = [time.perf_counter()], []
+        for token_id in islice(self.llama.generate(prompts[0], temp=0.0), new_tokens):
+            times.append(time.perf_counter())
+            tokens.append(token_id)
+        laps = [after - before for before, after in zip(times, times[1:], strict=False)]
+        return Generation([tokens], laps[0], laps[1:])
+
+    def close(self) -> None:
+        self.llama.close()
+        super().close()
+
+
+def _format(setting: Setting) -> tuple[str, float]:
+    """The commonest format of a GGUF file's matrices, and the mean size of a weight that a step reads."""
+    reader = gguf.GGUFReader(setting.source.path)
+    read = [tensor for tensor in reader.tensors if tensor.name not in UNREAD]
+    if not setting.source.config.tied_head:
+        read = [tensor for tensor in read if tensor.name != "token_embd.weight"]
+    kinds = [tensor.tensor_type.name.lower() for tensor in read if len(tensor.shape) > 1]
+    size = sum(int(tensor.n_bytes) for tensor in read)
+    return max(set(kinds), key=kinds.count), size / step_weights(setting.source.config)
+
+
+def open_peer(setting: Setting, variant: str) -> Contender:
+    return LlamaCpp(setting, variant)
