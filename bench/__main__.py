@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from octavo.bench import decode
+from octavo.bench import decode, host
 
-COMMANDS = {"decode": decode}
+COMMANDS = {"decode": decode, "host": host}
 WIDTH = 120  # columns of a table where the output is no terminal
 
 

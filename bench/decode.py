@@ -48,8 +48,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     path, before = options.results_file(arguments, "decode")
     done: list[Decode] = []
     if before is not None:
-        about = describe(plan.device)
-        options.same_machine(before, about["device"], about["device_name"], about["commit"])
+        options.same_run(before, describe(plan.device))
         header, done = before.run, before.cells
     else:
         header = plan.describe(measure_peaks(plan.device, plan.dtypes))

@@ -4,6 +4,7 @@ import argparse
 import os
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,10 +94,10 @@ def newest(command: str) -> Path | None:
     return found[-1].parent if found else None
 
 
-def same_machine(before: Results, device: str, device_name: str, commit: str | None) -> None:
+def same_run(before: Results, here: dict[str, Any]) -> None:
     """ValueError unless a run can go on here: figures of two machines or commits never share a file."""
-    run = before.run
-    if (run.device, run.device_name) != (device, device_name):
-        raise ValueError(f"{before.path} was measured on {run.device_name}, this is {device_name}")
-    if run.commit != commit:
-        raise ValueError(f"{before.path} was measured at commit {run.commit}, this is {commit}")
+    for name in ("device", "device_name", "commit"):
+        if (then := getattr(before.run, name)) != here[name]:
+            raise ValueError(
+                f"{before.path} was measured with {name} {then}, here it is {here[name]}: take a new --output"
+            )

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import gguf
@@ -58,7 +58,7 @@ class LlamaCpp(Contender):
         for token_id in islice(self.llama.generate(prompts[0], temp=0.0), new_tokens):
             times.append(time.perf_counter())
             tokens.append(token_id)
-        laps = [after - before for before, after in zip(times, times[1:], strict=False)]
+        laps = [after - before for before, after in pairwise(times)]
         return Generation([tokens], laps[0], laps[1:])
 
     def close(self) -> None:

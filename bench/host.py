@@ -1,0 +1,188 @@
+"""What a step costs the host: the engine around a model that returns at once, on one thread.
+
+What remains is scheduling, batch building, the bookkeeping of sampling and turning ids into text. A step must cost the
+same however long the contexts are.
+"""
+
+import argparse
+import gc
+import sys
+import time
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from octavo.bench import machine, options, tables
+from octavo.bench.records import Host, Run, Writer
+from octavo.bench.roofline import measure_peaks
+from octavo.bench.timing import median, percentile
+from octavo.gpt import SamplingParams
+from octavo.gpt.batch import Batch
+from octavo.gpt.cache import PagedCache
+from octavo.gpt.config import EngineConfig, ModelConfig
+from octavo.gpt.engine import Engine
+from octavo.gpt.model import LayerCache, Model
+from octavo.gpt.runner import Runner
+from octavo.gpt.tokenizer import Tokenizer
+from octavo.gpt.weights import load_tokenizer
+from octavo.kernels.ops import REFERENCE
+
+EXAMPLE = "python -m octavo.bench host --seqs 1,64,256 --context 128,4096"
+TARGETS = {1: (60, 30), 64: (150, 80), 256: (400, 200)}  # microseconds a step: wanted, and hoped for
+STEPS = 300
+WARM_UP = 20  # steps before them
+WAITING = 2000  # requests whose memory is measured
+BLOCK_SIZE = 16
+CPU = torch.device("cpu")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seqs", default="1,64,256", metavar="N,...", help="sequences that run together (1,64,256)")
+    parser.add_argument("--context", default="128,1024,4096", metavar="N,...", help="prompt lengths (128,1024,4096)")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"timed for each pair ({STEPS})")
+    parser.add_argument("--tokenizer", default="dummy:gpt2", help="a model whose tokenizer decodes, or none")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the token ids (0)")
+    options.add_output(parser)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """what a step costs the host, with a model that returns at once"""
+    sizes, contexts = options.numbers(arguments.seqs, "seqs"), options.numbers(arguments.context, "context")
+    for name, values in (("seqs", sizes), ("context", contexts), ("steps", (arguments.steps,))):
+        if min(values) < 1:
+            raise ValueError(f"{name} must be at least 1, not {min(values)}")
+    tokenizer = None if arguments.tokenizer == "none" else load_tokenizer(arguments.tokenizer)
+    path, before = options.results_file(arguments, "host")
+    torch.set_num_threads(1)
+    done: list[Host] = before.cells if before else []
+    header = before.run if before else _header(arguments.seed, len(sizes) * len(contexts))
+    if before:
+        options.same_run(before, machine.describe(CPU))
+    else:
+        Writer(path).write(header)
+    tables.header(header, console)
+    name = None if tokenizer is None else arguments.tokenizer
+    try:
+        for num_seqs in sizes:
+            for context in contexts:
+                if (num_seqs, context) not in {record.key for record in done}:
+                    record = measure(num_seqs, context, arguments.steps, tokenizer, name, arguments.seed)
+                    Writer(path).write(record)
+                    done.append(record)
+    finally:
+        console.print(table(done))
+        console.print(f"written to {path}", soft_wrap=True)
+    return 0
+
+
+def _header(seed: int, planned: int) -> Run:
+    peaks = measure_peaks(CPU, ())
+    return Run(command="host", seed=seed, planned=planned, **peaks._asdict(), **machine.describe(CPU))
+
+
+class Instant(Model):
+    """A model whose answer is there already: random ids, one a row, none of them computed."""
+
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        super().__init__(config, replace(REFERENCE, name="instant", sample=self._sample))
+        generator = torch.Generator().manual_seed(seed)
+        self._ids = torch.randint(config.vocab_size, (4096,), generator=generator).int()
+        self._logprobs = torch.zeros(4096)
+        self._row = torch.zeros(1)
+        self._calls = 0
+
+    def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
+        return self._row.expand(batch.token_ids.shape[0], 1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def _sample(self, logits: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
+        num_seqs = logits.shape[0]
+        self._calls += 1
+        start = self._calls * 61 % (self._ids.shape[0] - num_seqs)
+        return self._ids[start : start + num_seqs], self._logprobs[:num_seqs]
+
+
+def instant_engine(num_seqs: int, context: int, steps: int, tokenizer: Tokenizer | None, seed: int) -> Engine:
+    """An engine with room for that many sequences of that length, whose steps compute nothing."""
+    length = context + steps + WARM_UP + BLOCK_SIZE
+    shape = ModelConfig(
+        family="gpt2", vocab_size=50257, context_size=length, dim=1, num_layers=1, num_heads=1, num_kv_heads=1,
+        head_dim=1, hidden_dim=1,
+    )  # fmt: skip
+    config = EngineConfig(
+        max_model_len=length,
+        block_size=BLOCK_SIZE,
+        num_blocks=(num_seqs + 1) * -(-length // BLOCK_SIZE),
+        max_num_seqs=num_seqs,
+        max_num_batched_tokens=num_seqs * context,
+    )
+    cache = PagedCache(shape, config.num_blocks, BLOCK_SIZE, torch.float32, CPU)
+    runner = Runner(Instant(shape, seed), cache, config, CPU)
+    return Engine(runner, shape, config, tokenizer, seed)
+
+
+def measure(
+    num_seqs: int, context: int, steps: int, tokenizer: Tokenizer | None, tokenizer_name: str | None, seed: int
+) -> Host:
+    """Decode steps of `num_seqs` sequences whose prompts are `context` long, after a warm-up that is not counted."""
+    engine = instant_engine(num_seqs, context, steps, tokenizer, seed)
+    params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    ids = torch.randint(50257, (num_seqs, context), generator=torch.Generator().manual_seed(seed)).tolist()
+    requests = [engine.add(row, params) for row in ids]
+    while not all(request.outputs[0].token_ids for request in requests):
+        engine.step()
+    for _ in range(WARM_UP):
+        engine.step()
+    gc.collect()
+    samples = []
+    for _ in range(steps - 1):
+        start = time.perf_counter()
+        engine.step()
+        samples.append(time.perf_counter() - start)
+    for request in requests:
+        engine.abort(request.request_id)
+    return Host(
+        num_seqs=num_seqs,
+        context=context,
+        tokenizer=tokenizer_name,
+        samples=[round(sample, 8) for sample in samples],
+        median_s=median(samples),
+        p90_s=percentile(samples, 0.9),
+        bytes_per_waiting=_bytes_per_waiting(engine),
+    )
+
+
+def _bytes_per_waiting(engine: Engine) -> int:
+    """What a queued request holds, the list of its prompt's ids apart."""
+    prompt, params = [1] * 16, SamplingParams()
+    engine.add(prompt, params)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    requests = [engine.add(prompt, params) for _ in range(WAITING)]
+    held = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    for request in requests:
+        engine.abort(request.request_id)
+    return held // WAITING - sys.getsizeof(prompt)
+
+
+def table(records: Sequence[Host]) -> Table:
+    """Medians beside what was wanted."""
+    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", title="host cost of a step, one thread")
+    for name in ("sequences", "context", "median us", "p90 us", "wanted us", "hoped for us", "bytes a waiting request"):
+        shown.add_column(name, justify="right")
+    for record in records:
+        wanted = TARGETS.get(record.num_seqs)
+        shown.add_row(
+            str(record.num_seqs), str(record.context), f"{record.median_s * 1e6:.0f}", f"{record.p90_s * 1e6:.0f}",
+            *(f"{value}" for value in wanted or ("-", "-")), f"{record.bytes_per_waiting:,}",
+        )  # fmt: skip
+    return shown
