@@ -82,16 +82,19 @@ def paged_attention(
     scale: float,
 ) -> Tensor:
     """Each sequence's newest tokens attend to its cached context, causal from the bottom right."""
-    o = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    lengths, block_size = context_lens.tolist(), k_cache.shape[1]
-    for (a, b), length, blocks in zip(pairwise(cu_seqlens_q.tolist()), lengths, block_table, strict=False):
-        if a == b or length == 0:
-            continue
-        used = blocks[: -(-length // block_size)]
-        k, v = (cache.index_select(0, used).flatten(0, 1)[:length] for cache in (k_cache, v_cache))
-        first = max(b - a - length, 0)  # queries before the first key see nothing
-        o[a + first : b] = _attend(q[a + first : b], k, v, scale)
-    return o
+    bounds, lengths, block_size = cu_seqlens_q.tolist(), context_lens.tolist(), k_cache.shape[1]
+    pieces = []
+    for (a, b), length, blocks in zip(pairwise(bounds), lengths, block_table, strict=False):
+        seen = min(b - a, length)  # queries before the first key see nothing
+        if seen < b - a:
+            pieces.append(torch.zeros_like(q[: b - a - seen]))
+        if seen:
+            used = blocks[: -(-length // block_size)]
+            k, v = (cache.index_select(0, used).flatten(0, 1)[:length] for cache in (k_cache, v_cache))
+            pieces.append(_attend(q[b - seen : b], k, v, scale))
+    if bounds[-1] < len(q):
+        pieces.append(torch.zeros_like(q[bounds[-1] :]))
+    return pieces[0] if len(pieces) == 1 else torch.cat([q[:0], *pieces])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
