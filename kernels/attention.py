@@ -67,7 +67,7 @@ def _attend_keys(
     return m_i, l_i, acc
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["cu_seqlens_ptr"])
 def _causal_attention_kernel(
     q_ptr,
     k_ptr,

@@ -18,7 +18,7 @@ from torch import Tensor
 from octavo.kernels import launch
 
 
-@triton.jit(do_not_specialize=["num_slots"])
+@triton.jit(do_not_specialize=["num_slots"], do_not_specialize_on_alignment=["slot_mapping_ptr"])
 def _write_kv_kernel(
     k_ptr,
     v_ptr,

@@ -35,7 +35,10 @@ MAX_BLOCK_SIZE = 256
 
 
 # fmt: off
-@triton.jit(do_not_specialize=["num_tokens", "capacity"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "capacity", "stride_table"],
+    do_not_specialize_on_alignment=["block_table_ptr", "context_lens_ptr", "cu_seqlens_q_ptr"],
+)
 def _prefill_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, o_ptr, block_table_ptr, context_lens_ptr, cu_seqlens_q_ptr,
     num_tokens, capacity, scale_log2,

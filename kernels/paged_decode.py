@@ -49,7 +49,10 @@ def _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, piece, S
     return owner, before, total
 
 
-@triton.jit(do_not_specialize=["num_seqs", "capacity"])
+@triton.jit(
+    do_not_specialize=["num_seqs", "capacity", "stride_table"],
+    do_not_specialize_on_alignment=["block_table_ptr", "context_lens_ptr", "cu_seqlens_q_ptr"],
+)
 def _split_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, partial_ptr, stats_ptr, block_table_ptr, context_lens_ptr, cu_seqlens_q_ptr,
     num_seqs, capacity, scale_log2,
@@ -89,7 +92,10 @@ def _split_kernel(
         tl.store(partial_ptr + index[:, None] * HEAD_DIM + column[None, :], acc, mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_tokens", "capacity"])
+@triton.jit(
+    do_not_specialize=["num_seqs", "num_tokens", "capacity"],
+    do_not_specialize_on_alignment=["context_lens_ptr", "cu_seqlens_q_ptr"],
+)
 def _merge_kernel(
     partial_ptr, stats_ptr, o_ptr, context_lens_ptr, cu_seqlens_q_ptr, num_seqs, num_tokens, capacity,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr,
