@@ -21,10 +21,10 @@ from octavo.kernels.sampling_scan import (
     load_chunk,
     load_group_keys,
     load_parameters,
+    numbers,
     row_numbers,
     row_softmax,
     scan,
-    tile_numbers,
 )
 from octavo.kernels.sampling_search import find_cut, is_kept
 from octavo.kernels.sampling_tile import (
@@ -106,7 +106,7 @@ def _choose_kernel(
     peak, log_total, legal = row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES)
     logits_row, key_row = logits_ptr + rows * stride, group_key_ptr + rows * NUM_GROUPS
 
-    tiles = tile_numbers(NUM_TILES)
+    tiles = numbers(NUM_TILES)
     score = tl.load(tile_score_ptr + rows * NUM_TILES + tiles, tiles < NUM_TILES, -float("inf"))
     _, token = best_of(score, tl.load(tile_id_ptr + rows * NUM_TILES + tiles, tiles < NUM_TILES, 0))
     if tl.max(filtered.to(tl.int32)) > 0:

@@ -101,15 +101,15 @@ def _scan_kernel(
 
 
 @triton.jit
-def tile_numbers(NUM_TILES: tl.constexpr):
+def numbers(COUNT: tl.constexpr):
     """`[1, 256]` at least: a tensor with fewer elements than the program has threads, each thread would hold whole."""
-    return tl.arange(0, max(256, triton.next_power_of_2(NUM_TILES)))[None, :]
+    return tl.arange(0, max(256, triton.next_power_of_2(COUNT)))[None, :]
 
 
 @triton.jit
 def row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES: tl.constexpr):
     """Each `[ROWS, 1]`: the row's maximum, the log of `sum exp(logit - maximum)`, whether the row can be drawn from."""
-    tiles = tile_numbers(NUM_TILES)
+    tiles = numbers(NUM_TILES)
     there = tiles < NUM_TILES
     peaks = tl.load(tile_peak_ptr + rows * NUM_TILES + tiles, there, -float("inf"))
     sums = tl.load(tile_sum_ptr + rows * NUM_TILES + tiles, there, 0.0)
@@ -123,14 +123,14 @@ def row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES: tl.constexpr):
 
 @triton.jit
 def load_group_keys(key_row, NUM_GROUPS: tl.constexpr):
-    groups = tl.arange(0, triton.next_power_of_2(NUM_GROUPS))[None, :]
+    groups = numbers(NUM_GROUPS)
     return tl.load(key_row + groups, groups < NUM_GROUPS, LOWEST)
 
 
 @triton.jit
 def list_groups(listed, list_row, NUM_GROUPS: tl.constexpr):
     """Write the numbers of the listed groups `[ROWS, NUM_GROUPS]` to list_row, ascending; returns how many."""
-    groups = tl.arange(0, triton.next_power_of_2(NUM_GROUPS))[None, :]
+    groups = numbers(NUM_GROUPS)
     tl.debug_barrier()  # every thread has read the list before this one
     tl.store(list_row + tl.cumsum(listed.to(tl.int32), 1) - 1, groups + listed.to(tl.int32) * 0, listed)
     tl.debug_barrier()
