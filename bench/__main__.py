@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from octavo.bench import decode, host
+from octavo.bench import decode, host, ops
 
-COMMANDS = {"decode": decode, "host": host}
+COMMANDS = {"decode": decode, "ops": ops, "host": host}
 WIDTH = 120  # columns of a table where the output is no terminal
 
 

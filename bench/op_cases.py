@@ -1,0 +1,188 @@
+"""The ops at the shapes of a model: inputs from a seeded generator, and the bytes and FLOPs that cannot be avoided."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.gpt.config import ModelConfig
+from octavo.gpt.llama import rope_tables
+
+BLOCK_SIZE = 16
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape. `make()` gives its arguments, the weight of `linear` unpacked."""
+
+    op: str
+    shape: str
+    make: Callable[[], Arguments]
+    num_bytes: int
+    num_flops: int = 0
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    mutates: tuple[int, ...] = ()  # arguments changed in place, which are then the result
+    exact_first: bool = False  # the first result is made of ids: bit for bit, and the rest follows
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Everything a case is cut from."""
+
+    config: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+    num_seqs: int
+    context: int
+    prefill: int  # tokens of one prompt
+    seed: int
+
+    def normal(self, *size: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed + sum(size))
+        return torch.randn(*size, generator=generator).to(self.device, self.dtype)
+
+    def ints(self, values: list[int] | Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype).to(self.device)
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+
+def cases(shapes: Shapes) -> Iterator[Case]:
+    """Every op of the model's family, in decode and, where it differs, in prefill."""
+    for tokens, phase in ((shapes.num_seqs, "decode"), (shapes.prefill, "prefill")):
+        yield from _norms(shapes, tokens, phase)
+        yield from _linears(shapes, tokens, phase)
+        yield _activation(shapes, tokens, phase)
+        if shapes.config.family == "llama":
+            yield _rope(shapes, tokens, phase)
+        yield _write_kv(shapes, tokens, phase)
+    yield _causal(shapes)
+    yield _paged(shapes)
+    yield from _sampling(shapes)
+
+
+def _norms(s: Shapes, tokens: int, phase: str) -> Iterator[Case]:
+    dim, eps, gpt2 = s.config.dim, s.config.norm_eps, s.config.family == "gpt2"
+    weights = (lambda: (s.normal(dim), s.normal(dim), eps)) if gpt2 else (lambda: (s.normal(dim), eps))
+    name, shape = ("layer_norm" if gpt2 else "rms_norm"), f"{phase} {tokens} x {dim}"
+    size = tokens * dim * s.itemsize
+    yield Case(name, shape, lambda: (s.normal(tokens, dim), *weights()), 2 * size, 5 * tokens * dim)
+    pair = lambda: (s.normal(tokens, dim), s.normal(dim, tokens).T.contiguous(), *weights())  # noqa: E731
+    yield Case(f"add_{name}", shape, pair, 4 * size, 6 * tokens * dim)
+
+
+def _linears(s: Shapes, tokens: int, phase: str) -> Iterator[Case]:
+    c = s.config
+    qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    gates = 1 if c.family == "gpt2" else 2
+    widths = {
+        "qkv": (qkv, c.dim), "out": (c.dim, c.num_heads * c.head_dim), "up": (gates * c.hidden_dim, c.dim),
+        "down": (c.dim, c.hidden_dim),
+    }  # fmt: skip
+    if phase == "decode":
+        widths["head"] = (c.vocab_size, c.dim)
+    for name, (n, k) in widths.items():
+        gelu = c.family == "gpt2" and name == "up"
+        yield Case(
+            "linear",
+            f"{phase} {name} {tokens} x {k} -> {n}",
+            lambda n=n, k=k: (s.normal(tokens, k), s.normal(n, k) * k**-0.5),
+            (tokens * (n + k) + n * k) * s.itemsize,
+            2 * tokens * n * k,
+            {"activation": "gelu"} if gelu else {},
+        )
+
+
+def _activation(s: Shapes, tokens: int, phase: str) -> Case:
+    width = s.config.hidden_dim
+    if s.config.family == "gpt2":
+        make = lambda: (s.normal(tokens, width), s.normal(width))  # noqa: E731
+        return Case("bias_gelu", f"{phase} {tokens} x {width}", make, 2 * tokens * width * s.itemsize)
+    make = lambda: (s.normal(tokens, 2 * width),)  # noqa: E731
+    return Case("silu_mul", f"{phase} {tokens} x {width}", make, 3 * tokens * width * s.itemsize)
+
+
+def _rope(s: Shapes, tokens: int, phase: str) -> Case:
+    c = s.config
+
+    def make() -> Arguments:
+        cos, sin = (table.to(s.device) for table in rope_tables(c))
+        q, k = s.normal(tokens, c.num_heads, c.head_dim), s.normal(tokens, c.num_kv_heads, c.head_dim)
+        return q, k, s.ints(torch.arange(tokens)), cos, sin
+
+    heads = c.num_heads + c.num_kv_heads
+    moved = tokens * (2 * heads * c.head_dim * s.itemsize + c.head_dim * 4)
+    return Case("rope", f"{phase} {tokens} x {heads} x {c.head_dim}", make, moved)
+
+
+def _write_kv(s: Shapes, tokens: int, phase: str) -> Case:
+    c = s.config
+
+    def make() -> Arguments:
+        k, v = s.normal(tokens, c.num_kv_heads, c.head_dim), s.normal(tokens, c.num_kv_heads, c.head_dim)
+        blocks = -(-tokens // BLOCK_SIZE) + 1
+        caches = (torch.zeros(blocks, BLOCK_SIZE, c.num_kv_heads, c.head_dim).to(k) for _ in range(2))
+        return k, v, *caches, s.ints(torch.arange(tokens).flip(0))
+
+    moved = 4 * tokens * c.num_kv_heads * c.head_dim * s.itemsize
+    return Case("write_kv", f"{phase} {tokens} x {c.num_kv_heads} x {c.head_dim}", make, moved, mutates=(2, 3))
+
+
+def _causal(s: Shapes) -> Case:
+    c, n = s.config, s.prefill
+
+    def make() -> Arguments:
+        q, k, v = (s.normal(n, heads, c.head_dim) for heads in (c.num_heads, c.num_kv_heads, c.num_kv_heads))
+        return q, k, v.flip(0), s.ints([0, n]), n, c.head_dim**-0.5
+
+    moved = 2 * n * (c.num_heads + c.num_kv_heads) * c.head_dim * s.itemsize
+    flops = 2 * n * n * c.num_heads * c.head_dim
+    return Case("causal_attention", f"prefill 1 x {n}", make, moved, flops)
+
+
+def _paged(s: Shapes) -> Case:
+    c, blocks = s.config, -(-s.context // BLOCK_SIZE)
+
+    def make() -> Arguments:
+        total = s.num_seqs * blocks
+        table = torch.randperm(total, generator=torch.Generator().manual_seed(s.seed)).view(s.num_seqs, blocks)
+        caches = [s.normal(total, BLOCK_SIZE, c.num_kv_heads, c.head_dim) for _ in range(2)]
+        lens, ends = s.ints([s.context] * s.num_seqs), s.ints(torch.arange(s.num_seqs + 1))
+        q = s.normal(s.num_seqs, c.num_heads, c.head_dim)
+        return q, caches[0], caches[1].flip(0), s.ints(table), lens, ends, 1, c.head_dim**-0.5
+
+    moved = 2 * s.num_seqs * (s.context * c.num_kv_heads + c.num_heads) * c.head_dim * s.itemsize
+    flops = 4 * s.num_seqs * s.context * c.num_heads * c.head_dim
+    return Case("paged_attention", f"decode {s.num_seqs} x {s.context}", make, moved, flops)
+
+
+def _sampling(s: Shapes) -> Iterator[Case]:
+    n, vocab = s.num_seqs, s.config.vocab_size
+    size = n * vocab * s.itemsize
+
+    def make(temperature: float, top_k: int, top_p: float, min_p: float) -> Arguments:
+        floats = [torch.full((n,), value, device=s.device) for value in (temperature, top_p, min_p)]
+        ints = s.ints([top_k] * n), s.ints(list(range(n)), torch.int64), s.ints([s.context] * n)
+        return 4 * s.normal(n, vocab), floats[0], ints[0], floats[1], floats[2], ints[1], ints[2]
+
+    forms = {"greedy": (0.0, 0, 1.0, 0.0), "plain": (1.0, 0, 1.0, 0.0), "k p": (0.8, 50, 0.9, 0.0)}
+    for name, numbers in forms.items():
+        yield Case("sample", f"{name} {n} x {vocab}", lambda f=numbers: make(*f), size, exact_first=True)
+    top = lambda: (s.normal(n, vocab), 5)  # noqa: E731
+    yield Case("top_logprobs", f"5 of {n} x {vocab}", top, size, exact_first=True)
+    yield Case("apply_penalties", f"{n} x {vocab}", lambda: _penalties(s), 2 * size + 5 * n * vocab, mutates=(0,))
+
+
+def _penalties(s: Shapes) -> Arguments:
+    n, vocab = s.num_seqs, s.config.vocab_size
+    generator = torch.Generator().manual_seed(s.seed)
+    counts = (torch.rand(n, vocab, generator=generator) < 0.01).int().to(s.device)
+    said = (torch.rand(n, vocab, generator=generator) < 0.01).to(s.device)
+    columns = [torch.full((n,), value, device=s.device) for value in (1.2, 0.1, 0.1)]
+    nothing = s.ints([[-1]] * n), torch.zeros(n, 1, device=s.device)
+    return s.normal(n, vocab), counts, said, *columns, *nothing
