@@ -35,6 +35,7 @@ class Ops:
     paged_attention: Callable[..., Any]
     apply_penalties: Callable[..., None]
     sample: Callable[..., Any]
+    lm_head_sample: Callable[..., Any]
     top_logprobs: Callable[..., Any]
 
 
@@ -83,9 +84,13 @@ def _triton() -> Ops:
     from octavo.kernels.attention import causal_attention
     from octavo.kernels.kv_cache import write_kv
     from octavo.kernels.linear import linear
+    from octavo.kernels.lm_head_sample import lm_head_sample
     from octavo.kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
     from octavo.kernels.paged_attention import paged_attention
+    from octavo.kernels.penalties import apply_penalties
     from octavo.kernels.rope import rope
+    from octavo.kernels.sampling import sample
+    from octavo.kernels.top_logprobs import top_logprobs
 
     return replace(
         REFERENCE,
@@ -101,4 +106,8 @@ def _triton() -> Ops:
         write_kv=write_kv,
         causal_attention=causal_attention,
         paged_attention=paged_attention,
+        apply_penalties=apply_penalties,
+        sample=sample,
+        lm_head_sample=lm_head_sample,
+        top_logprobs=top_logprobs,
     )

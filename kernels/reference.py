@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.reference_sampling import apply_penalties as apply_penalties
+from octavo.kernels.reference_sampling import lm_head_sample as lm_head_sample
 from octavo.kernels.reference_sampling import sample as sample
 from octavo.kernels.reference_sampling import top_logprobs as top_logprobs
 

@@ -6,6 +6,7 @@ any machine and in any order of the vocabulary, chooses the same token.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -66,6 +67,16 @@ def sample(
     token_ids = score.argmax(-1)
     logprobs = log_softmax(logits).gather(1, token_ids.unsqueeze(1)).squeeze(1)
     return torch.where(legal, token_ids, -1).int(), torch.where(legal, logprobs, torch.nan)
+
+
+def lm_head_sample(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """The LM head and an unfiltered draw in one: the ids that `sample` chooses from `linear(hidden, weight)`.
+
+    hidden `[num_seqs, dim]`, weight `[vocab_size, dim]`; temperature, seeds, positions as in `sample`, no filter.
+    Returns token_ids `[num_seqs]` int32, -1 where a row's logits have a NaN or none above -inf.
+    """
+    off = torch.zeros_like(temperature)
+    return sample(F.linear(hidden, weight), temperature, off.int(), 1 + off, off, seeds, positions)[0]
 
 
 def gap_below(logits: Tensor) -> Tensor:

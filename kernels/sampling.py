@@ -29,7 +29,7 @@ from octavo.kernels.sampling_scan import (
 from octavo.kernels.sampling_search import find_cut, is_kept
 from octavo.kernels.sampling_tile import (
     FLOAT_MAX,
-    LOWEST,
+    NO_CUT,
     best_of,
     from_key,
     gap_below,
@@ -59,7 +59,7 @@ def _draw_survivor(
     """The id `[ROWS, 1]` with the best score of those that reach the cut and the floor of min-p."""
     keys = load_group_keys(key_row, NUM_GROUPS)
     reached = (keys >= cut_key) & (gap_below(from_key(keys), peak) * scale >= floor)
-    count = list_groups(reached & (keys > LOWEST), list_row, NUM_GROUPS)
+    count = list_groups(reached, list_row, NUM_GROUPS)
     best, token = tl.full(peak.shape, -float("inf"), tl.float64), tl.zeros_like(count)
     lane = tl.arange(0, CHUNK // 4)[None, :]
     for start in range(0, tl.max(count), CHUNK // GROUP):
@@ -106,13 +106,14 @@ def _choose_kernel(
     peak, log_total, legal = row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES)
     logits_row, key_row = logits_ptr + rows * stride, group_key_ptr + rows * NUM_GROUPS
 
-    tiles = numbers(NUM_TILES)
-    score = tl.load(tile_score_ptr + rows * NUM_TILES + tiles, tiles < NUM_TILES, -float("inf"))
-    _, token = best_of(score, tl.load(tile_id_ptr + rows * NUM_TILES + tiles, tiles < NUM_TILES, 0))
+    tiles = rows * NUM_TILES + numbers(NUM_TILES)
+    scored = (numbers(NUM_TILES) < NUM_TILES) & (filtered == 0)
+    score = tl.load(tile_score_ptr + tiles, scored, -float("inf"))
+    _, token = best_of(score, tl.load(tile_id_ptr + tiles, scored, 0))
     if tl.max(filtered.to(tl.int32)) > 0:
         list_row = list_ptr + rows * NUM_GROUPS
         scale = tl.where(heat > 0, tl.minimum(tl.div_rn(1.0, heat), FLOAT_MAX), 0.0)
-        cut_key, cut_id = tl.full([ROWS, 1], LOWEST, tl.int32), tl.full([ROWS, 1], VOCAB_SIZE, tl.int32)
+        cut_key, cut_id = tl.full([ROWS, 1], NO_CUT, tl.int32), tl.full([ROWS, 1], VOCAB_SIZE, tl.int32)
         if tl.min(k) < VOCAB_SIZE:
             cut_key, cut_id = find_cut(
                 k, cut_key, cut_id, scale, peak, logits_row, key_row, list_row,

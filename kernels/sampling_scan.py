@@ -17,7 +17,7 @@ from octavo.kernels import launch_sampling
 from octavo.kernels.launch import Row
 from octavo.kernels.sampling_tile import (
     FLOAT_MAX,
-    LOWEST,
+    NO_KEY,
     best_of,
     gap_below,
     gumbel_noise,
@@ -124,7 +124,7 @@ def row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES: tl.constexpr):
 @triton.jit
 def load_group_keys(key_row, NUM_GROUPS: tl.constexpr):
     groups = numbers(NUM_GROUPS)
-    return tl.load(key_row + groups, groups < NUM_GROUPS, LOWEST)
+    return tl.load(key_row + groups, groups < NUM_GROUPS, NO_KEY)
 
 
 @triton.jit
@@ -144,7 +144,7 @@ def load_chunk(logits_row, list_row, start, count, VOCAB_SIZE: tl.constexpr, GRO
     slot = start + lane // GROUP
     ids = tl.load(list_row + slot, slot < count, 0) * GROUP + lane % GROUP
     inside = (slot < count) & (ids < VOCAB_SIZE)
-    return ids, tl.where(inside, to_key(load_logits(logits_row + ids, inside)), LOWEST)
+    return ids, tl.where(inside, to_key(load_logits(logits_row + ids, inside)), NO_KEY)
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,11 @@ def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
     num_tiles, num_groups = (triton.cdiv(vocab_size, row.tiles[name]) for name in ("TILE", "GROUP"))
     tiles, groups = (num_rows, num_tiles), (num_rows, num_groups)
     found = Scan(
-        logits.new_empty(tiles, dtype=torch.float32),
-        logits.new_empty(tiles, dtype=torch.float32),
-        logits.new_empty(tiles, dtype=torch.float64),
-        logits.new_empty(tiles, dtype=torch.int32),
-        logits.new_empty(groups, dtype=torch.int32),
+        torch.empty(tiles, dtype=torch.float32, device=logits.device),
+        torch.empty(tiles, dtype=torch.float32, device=logits.device),
+        torch.empty(tiles, dtype=torch.float64, device=logits.device),
+        torch.empty(tiles, dtype=torch.int32, device=logits.device),
+        torch.empty(groups, dtype=torch.int32, device=logits.device),
         row,
     )
     _scan_kernel[triton.cdiv(num_rows, row.tiles["ROWS"]), num_tiles](

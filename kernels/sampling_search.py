@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.sampling_scan import list_groups, load_chunk, load_group_keys
-from octavo.kernels.sampling_tile import LOWEST, from_key, gap_below, to_key, weight_units
+from octavo.kernels.sampling_tile import NO_KEY, from_key, gap_below, to_key, weight_units
 
 
 @triton.jit
@@ -95,7 +95,7 @@ def find_cut(
     low, high, above = cut_key, to_key(peak), tl.zeros_like(target)
     if tl.max(tl.sum((keys >= cut_key).to(tl.int32), 1)) > CHUNK // GROUP:
         masses = tl.where(keys > cut_key, _mass(keys, scale, peak, WEIGHTS), 0)
-        lowest = tl.maximum(cut_key, tl.min(tl.where(keys > LOWEST, keys, 0x7FFFFFFF), 1, keep_dims=True))
+        lowest = tl.maximum(cut_key, tl.min(tl.where(keys > NO_KEY, keys, 0x7FFFFFFF), 1, keep_dims=True))
         low = lowest
         for _ in range(_steps(low, high)):
             mass = _mass_above(_middle(low, high), keys, masses)

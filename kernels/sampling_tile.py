@@ -12,7 +12,8 @@ Philox: https://doi.org/10.1145/2063384.2063405
 import triton
 import triton.language as tl
 
-LOWEST = tl.constexpr(-(2**31))  # below the key of every float
+NO_KEY = tl.constexpr(-(2**31))  # of what is no id
+NO_CUT = tl.constexpr(-(2**31) + 1)  # above that, below the key of every float
 UNIT = tl.constexpr(2.0**44)
 FLOAT_MAX = tl.constexpr(3.4028234663852886e38)
 

@@ -23,7 +23,7 @@ from octavo.kernels.sampling_scan import (
     scan,
 )
 from octavo.kernels.sampling_search import find_cut
-from octavo.kernels.sampling_tile import LOWEST, best_of, from_key, gap_below
+from octavo.kernels.sampling_tile import NO_CUT, NO_KEY, best_of, from_key, gap_below
 
 
 @triton.jit(do_not_specialize=["num_rows", "num"])
@@ -49,20 +49,20 @@ def _rank_kernel(
     peak, log_total, legal = row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES)
     logits_row, key_row = logits_ptr + rows * stride, group_key_ptr + rows * NUM_GROUPS
     list_row = list_ptr + rows * NUM_GROUPS
-    none, everything = tl.full([ROWS, 1], LOWEST, tl.int32), tl.full([ROWS, 1], VOCAB_SIZE, tl.int32)
+    no_cut, every_id = tl.full([ROWS, 1], NO_CUT, tl.int32), tl.full([ROWS, 1], VOCAB_SIZE, tl.int32)
     limit = tl.zeros([ROWS, 1], tl.int32) + num
     cut_key, _ = find_cut(
-        limit, none, everything, peak, peak, logits_row, key_row, list_row, False, VOCAB_SIZE, NUM_GROUPS, GROUP, CHUNK
+        limit, no_cut, every_id, peak, peak, logits_row, key_row, list_row, False, VOCAB_SIZE, NUM_GROUPS, GROUP, CHUNK
     )
     count = list_groups(load_group_keys(key_row, NUM_GROUPS) >= cut_key, list_row, NUM_GROUPS)
 
-    last_key, last_id = tl.full([ROWS, 1], 0x7FFFFFFF, tl.int32), none
+    last_key, last_id = tl.full([ROWS, 1], 0x7FFFFFFF, tl.int32), no_cut
     for place in range(num):
-        best, token = none, everything
+        best, token = no_cut, every_id
         for start in range(0, tl.max(count), CHUNK // GROUP):
             ids, key = load_chunk(logits_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
             below = (key < last_key) | ((key == last_key) & (ids > last_id))
-            chunk_best, winner = best_of(tl.where(below, key, LOWEST), ids)
+            chunk_best, winner = best_of(tl.where(below, key, NO_KEY), ids)
             token = tl.where(chunk_best > best, winner, token)  # later chunks hold higher ids: a tie changes nothing
             best = tl.maximum(best, chunk_best)
         logprob = gap_below(from_key(best), peak) - log_total

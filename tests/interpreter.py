@@ -55,5 +55,6 @@ def patch_once(fn: Any) -> Any:
 
 
 def install() -> None:
+    np.seterr(all="ignore")  # on a GPU, too, inf - inf is NaN without a word
     InterpreterBuilder.create_dot = row_exact_dot
     interpreter._patch_lang = patch_once

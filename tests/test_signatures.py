@@ -9,6 +9,7 @@ from octavo.kernels import ops, reference
 KERNELS = {
     "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "rope", "bias_gelu", "silu_mul",
     "linear", "write_kv", "causal_attention", "paged_attention",
+    "apply_penalties", "sample", "lm_head_sample", "top_logprobs",
 }  # fmt: skip
 
 
