@@ -65,10 +65,10 @@ def _cpu() -> Ops:
     if not torch.backends.mkldnn.is_available():
         raise RuntimeError("backend 'cpu' needs a PyTorch built with oneDNN: use backend 'reference'")
 
-    from octavo.kernels import cpu
+    from octavo.kernels import cpu, cpu_sampling
 
     replaced = ("pack", "linear", "rope", "write_kv", "causal_attention", "paged_attention")
-    return replace(REFERENCE, name="cpu", **{op: getattr(cpu, op) for op in replaced})
+    return replace(REFERENCE, name="cpu", sample=cpu_sampling.sample, **{op: getattr(cpu, op) for op in replaced})
 
 
 def _triton() -> Ops:
