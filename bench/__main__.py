@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from octavo.bench import decode, host, ops
+from octavo.bench import compare, decode, host, ops, report
 
-COMMANDS = {"decode": decode, "ops": ops, "host": host}
+COMMANDS = {"decode": decode, "ops": ops, "host": host, "report": report, "compare": compare}
 WIDTH = 120  # columns of a table where the output is no terminal
 
 

@@ -25,6 +25,10 @@ class Generation:
     steps_are_means: bool = False  # the contender tells the end only; step_s has one entry, the mean
 
 
+class Unsupported(ValueError):
+    """What a contender was never made for; no fault of it."""
+
+
 class Contender(ABC):
     """An engine with its weights loaded. What is missing or cannot be is a ValueError when it is made."""
 

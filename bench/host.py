@@ -174,15 +174,21 @@ def _bytes_per_waiting(engine: Engine) -> int:
     return held // WAITING - sys.getsizeof(prompt)
 
 
+COLUMNS = ("sequences", "context", "median us", "p90 us", "wanted us", "hoped for us", "bytes a waiting request")
+
+
+def row(record: Host) -> list[str]:
+    """A record's cells under `COLUMNS`."""
+    wanted = TARGETS.get(record.num_seqs, ("-", "-"))
+    measured = f"{record.median_s * 1e6:.0f}", f"{record.p90_s * 1e6:.0f}"
+    return [str(record.num_seqs), str(record.context), *measured, *map(str, wanted), f"{record.bytes_per_waiting:,}"]
+
+
 def table(records: Sequence[Host]) -> Table:
     """Medians beside what was wanted."""
     shown = Table(box=box.SIMPLE_HEAD, header_style="bold", title="host cost of a step, one thread")
-    for name in ("sequences", "context", "median us", "p90 us", "wanted us", "hoped for us", "bytes a waiting request"):
+    for name in COLUMNS:
         shown.add_column(name, justify="right")
     for record in records:
-        wanted = TARGETS.get(record.num_seqs)
-        shown.add_row(
-            str(record.num_seqs), str(record.context), f"{record.median_s * 1e6:.0f}", f"{record.p90_s * 1e6:.0f}",
-            *(f"{value}" for value in wanted or ("-", "-")), f"{record.bytes_per_waiting:,}",
-        )  # fmt: skip
+        shown.add_row(*row(record))
     return shown

@@ -64,7 +64,7 @@ class Decode:
     context: int  # as asked for; the prompt is shorter where the window would not hold the output beside it
     prompt_tokens: int
     new_tokens: int
-    verdict: str  # of the check: same, rounding, quantised, wrong or failed
+    verdict: str  # of the check: same, rounding, quantised, wrong; or failed, unsupported
     detail: str  # the check in words, or why there is no figure
     load_s: float | None = None  # opening the model
     warmup_s: float | None = None  # the first pass, compiling included; its tokens were the ones checked
@@ -93,11 +93,6 @@ class Decode:
     @property
     def passed(self) -> bool:
         return self.verdict in ("same", "rounding", "quantised")
-
-    @property
-    def samples(self) -> list[float]:
-        """What `compare` compares: the median step of each repeat, in seconds."""
-        return [sorted(steps)[len(steps) // 2] for steps in self.step_s]
 
 
 @dataclass(frozen=True)

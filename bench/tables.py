@@ -11,10 +11,10 @@ from rich.text import Text
 from octavo.bench.records import Decode, Run
 from octavo.bench.timing import NOISY
 
-MARKS = {"same": "=", "rounding": "≈", "quantised": "≠", "wrong": "✗", "failed": "✗"}
+MARKS = {"same": "=", "rounding": "≈", "quantised": "≠", "wrong": "✗", "failed": "✗", "unsupported": "-"}
 LEGEND = (
     "check: = the reference's greedy tokens; ≈ tokens that differ by rounding only; ≠ quantised, so other tokens; "
-    "✗ no figure. ~ the middle four fifths spread over more than a quarter of the median. of matmul: FLOPs of the "
+    "✗ wrong or failed; - not supported. ~ the middle four fifths spread over more than a quarter of the median. of matmul: FLOPs of the "
     "prefill, of the measured rate. ratio: decode tok/s over that of {base} in the same dtype. of bandw.: bytes of "
     "weights and cache that a step must read, of the measured bandwidth."
 )
@@ -31,7 +31,8 @@ def speed_line(record: Decode) -> Text:
     """One cell in one line; no figure unless its check passed."""
     where = f"{record.contender:<22} {record.dtype:<9} batch {record.batch:<4} context {record.context:<6}"
     if record.tpot_median_s is None or not record.passed:
-        return Text(f"✗ {where} {record.verdict}: {record.detail}", style="red")
+        style = "dim" if record.verdict == "unsupported" else "red"
+        return Text(f"{MARKS[record.verdict]} {where} {record.verdict}: {record.detail}", style=style)
     return Text.assemble(
         f"{MARKS[record.verdict]} {where}",
         (f"{record.decode_tokens_per_s:9.1f} tokens/s", "bold"),

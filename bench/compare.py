@@ -1,0 +1,136 @@
+"""What got slower between two runs, beyond the noise that the runs themselves show. Exit code 1 if anything did.
+
+A run's noise is half the range of the medians of its repeats, or of five stretches where there are no repeats. A change
+counts if it is larger than both runs' noise together, and than the least that is worth a word. A contender that was
+right and now is wrong or fails counts as slower.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from octavo.bench import records
+from octavo.bench.records import Decode, Results
+from octavo.bench.timing import median
+
+EXAMPLE = "python -m octavo.bench compare build/bench/before build/bench/after"
+LEAST = 0.08  # a smaller change is never reported
+STRETCHES = 5
+STYLES = {"slower": "bold red", "broken": "bold red", "faster": "green", "same": "", "too noisy": "yellow"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One quantity of one cell, in seconds, then and now."""
+
+    what: str
+    old_s: float
+    new_s: float
+    noise: float  # of both runs together, as a share
+
+    @property
+    def share(self) -> float:
+        return self.new_s / self.old_s - 1
+
+    @property
+    def word(self) -> str:
+        allowed = max(LEAST, self.noise)
+        if self.share > allowed:
+            return "slower"
+        if 1 / (1 + self.share) - 1 > allowed:
+            return "faster"
+        return "too noisy" if self.noise > 2 * LEAST else "same"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("old", type=Path, metavar="OLD", help="a folder or .jsonl file of results")
+    parser.add_argument("new", type=Path, metavar="NEW", help="another of the same command")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """what got slower between two runs; exit code 1 if anything did"""
+    old, new = records.read(arguments.old), records.read(arguments.new)
+    check_comparable(old, new)
+    changes, broken = list(compare(old.cells, new.cells)), list(broken_cells(old.cells, new.cells))
+    if not changes and not broken:
+        raise ValueError(f"{old.path} and {new.path} have nothing in common")
+    console.print(f"old {_about(old)}\nnew {_about(new)}", highlight=False)
+    faster = new.run.bandwidth / old.run.bandwidth
+    if abs(faster - 1) > LEAST:
+        console.print(f"the machine's own bandwidth is {faster:.2f} of what it was: mind that first", style="yellow")
+    console.print(_table(changes))
+    for what in broken:
+        console.print(f"broken: {what}", style=STYLES["broken"])
+    slower = [change for change in changes if change.word == "slower"]
+    noisy = sum(change.word == "too noisy" for change in changes)
+    console.print(f"{len(slower)} of {len(changes)} slower, {len(broken)} broken, {noisy} too noisy to tell")
+    return 1 if slower or broken else 0
+
+
+def check_comparable(old: Results, new: Results) -> None:
+    """ValueError unless both runs are of one command on one kind of machine."""
+    for name in ("command", "device", "device_name", "threads"):
+        then, now = getattr(old.run, name), getattr(new.run, name)
+        if then != now:
+            raise ValueError(f"{old.path} has {name} {then}, {new.path} has {now}: these cannot be compared")
+
+
+def compare(old: Sequence[Any], new: Sequence[Any]) -> Iterator[Change]:
+    """A change for each quantity that both runs have."""
+    now = {record.key: record for record in new if record.passed}
+    for key, record in {record.key: record for record in old if record.passed}.items():
+        if key in now:
+            for (what, before), (_, after) in zip(_samples(record), _samples(now[key]), strict=True):
+                if before and after:
+                    yield Change(what, median(before), median(after), _noise(before) + _noise(after))
+
+
+def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
+    """Cells that gave a right answer and now do not."""
+    passed = {record.key for record in old if record.passed}
+    for record in {record.key: record for record in new}.values():
+        if record.key in passed and not record.passed:
+            yield f"{_name(record)}: {record.verdict} {record.detail}"
+
+
+def _samples(record: Any) -> list[tuple[str, list[float]]]:
+    """The quantities of a record, each with a figure a repeat or a stretch."""
+    if isinstance(record, Decode):
+        steps = [median(steps) for steps in record.step_s]
+        return [(f"{_name(record)} step", steps), (f"{_name(record)} first token", list(record.ttft_s))]
+    size = max(1, len(record.samples) // STRETCHES)
+    starts = range(0, len(record.samples) - size + 1, size)
+    return [(_name(record), [median(record.samples[start : start + size]) for start in starts])]
+
+
+def _noise(samples: Sequence[float]) -> float:
+    return (max(samples) - min(samples)) / 2 / median(samples)
+
+
+def _name(record: Any) -> str:
+    if isinstance(record, Decode):
+        return f"{record.contender} {record.dtype} batch {record.batch} context {record.context}"
+    return " ".join(str(part) for part in record.key)
+
+
+def _about(results: Results) -> str:
+    commit = results.run.commit[:10] if results.run.commit else "no commit"
+    return f"{results.path}: {commit}{' with changes' if results.run.dirty else ''}, {results.run.date}"
+
+
+def _table(changes: Sequence[Change]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    for name in ("what", "old ms", "new ms", "change", "noise", ""):
+        table.add_column(name, justify="left" if name in ("what", "") else "right")
+    for change in sorted(changes, key=lambda change: -change.share):
+        table.add_row(
+            change.what, f"{change.old_s * 1e3:.3g}", f"{change.new_s * 1e3:.3g}", f"{100 * change.share:+.0f} %",
+            f"{100 * change.noise:.0f} %", change.word, style=STYLES[change.word],
+        )  # fmt: skip
+    return table
