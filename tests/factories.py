@@ -57,3 +57,23 @@ def paged(
         start += length
     pool, table = pool.to(DEVICE), table.to(DEVICE)
     return pool[:, 0], pool[:, 1], table[:, :-4]
+
+
+def prefill_args(
+    contexts: list[int], queries: list[int], heads: tuple[int, int, int], dtype: torch.dtype, block_size: int
+) -> tuple[object, ...]:
+    """Arguments for the newest `queries` tokens of sequences of `contexts` tokens, five rows of NaN after them."""
+    _, k, v = fused_qkv(sum(contexts), heads, dtype)
+    q, _, _ = fused_qkv(sum(queries), heads, dtype, padding=5, seed=1)
+    indices = (integers(contexts), cu_seqlens(queries), max([2, *queries]), heads[2] ** -0.5)
+    return (q, *paged(k, v, contexts, block_size), *indices)
+
+
+def decode_args(
+    contexts: list[int], heads: tuple[int, int, int], dtype: torch.dtype, block_size: int, padding: int = 5
+) -> tuple[object, ...]:
+    """Arguments for one new token of each sequence."""
+    _, k, v = fused_qkv(sum(contexts), heads, dtype)
+    q, _, _ = fused_qkv(len(contexts), heads, dtype, padding=padding, seed=1)
+    indices = (integers(contexts), cu_seqlens([1] * len(contexts)), 1, heads[2] ** -0.5)
+    return (q, *paged(k, v, contexts, block_size), *indices)

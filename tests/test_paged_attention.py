@@ -4,44 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import paged_attention as module
 from octavo.kernels import reference
 from octavo.kernels.attention import causal_attention
 from octavo.kernels.paged_attention import paged_attention
 
-from factories import cu_seqlens, fused_qkv, integers, paged
-from guarded import DEVICE, FLOATS
+from factories import cu_seqlens, decode_args, fused_qkv, integers, paged, prefill_args
+from guarded import FLOATS
 from numerics import assert_accurate
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
 BLOCK_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
-def prefill(
-    contexts: list[int], queries: list[int], heads: tuple[int, int, int], dtype: torch.dtype, block_size: int
-) -> tuple[object, ...]:
-    """Arguments for the newest `queries` tokens of sequences of `contexts` tokens, five rows of NaN after them."""
-    _, k, v = fused_qkv(sum(contexts), heads, dtype)
-    q, _, _ = fused_qkv(sum(queries), heads, dtype, padding=5, seed=1)
-    indices = (integers(contexts), cu_seqlens(queries), max([2, *queries]), heads[2] ** -0.5)
-    return (q, *paged(k, v, contexts, block_size), *indices)
-
-
-def decode(
-    contexts: list[int], heads: tuple[int, int, int], dtype: torch.dtype, block_size: int, padding: int = 5
-) -> tuple[object, ...]:
-    """Arguments for one new token of each sequence."""
-    _, k, v = fused_qkv(sum(contexts), heads, dtype)
-    q, _, _ = fused_qkv(len(contexts), heads, dtype, padding=padding, seed=1)
-    indices = (integers(contexts), cu_seqlens([1] * len(contexts)), 1, heads[2] ** -0.5)
-    return (q, *paged(k, v, contexts, block_size), *indices)
-
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 def test_prefill(block_size: int, dtype: torch.dtype) -> None:
     """Block and tile boundaries; whole prompts, late chunks and single tokens side by side."""
-    args = prefill([1, 32, 33, 70, 65], [1, 32, 5, 1, 33], (3, 1, 40), dtype, block_size)
+    args = prefill_args([1, 32, 33, 70, 65], [1, 32, 5, 1, 33], (3, 1, 40), dtype, block_size)
     assert_accurate(paged_attention(*args), reference.paged_attention, *args)
 
 
@@ -49,113 +28,31 @@ def test_prefill(block_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 def test_decode(block_size: int, dtype: torch.dtype) -> None:
     """Boundaries of blocks, of key tiles (32 in the interpreter) and of pieces (256)."""
-    args = decode([1, 31, 33, 255, 256, 257], (3, 1, 40), dtype, block_size)
+    args = decode_args([1, 31, 33, 255, 256, 257], (3, 1, 40), dtype, block_size)
     assert_accurate(paged_attention(*args), reference.paged_attention, *args)
 
 
-HEADS = [(4, 4, 16), (9, 3, 64), (8, 1, 8), (2, 2, 80), (40, 2, 24), (1, 1, 128), (2, 1, 256)]
+HEADS = [(4, 4, 16), (9, 3, 64), (8, 1, 8), (2, 2, 80), (20, 1, 24), (1, 1, 128), (2, 1, 256)]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_heads_and_groups(heads: tuple[int, int, int], dtype: torch.dtype) -> None:
-    args = decode([40, 7], heads, dtype, 4)
+    args = decode_args([40, 7], heads, dtype, 4)
     assert_accurate(paged_attention(*args), reference.paged_attention, *args)
-    args = prefill([21, 7], [17, 2], heads, dtype, 4)
+    args = prefill_args([21, 7], [17, 2], heads, dtype, 4)
     assert_accurate(paged_attention(*args), reference.paged_attention, *args)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_decode_merges_many_pieces(dtype: torch.dtype) -> None:
     """More pieces than one step of the merge takes (16 of head_dim 256); the last is partial and scores the highest."""
-    args = decode([256 * 17 + 3], (1, 1, 256), dtype, 256)
+    args = decode_args([256 * 17 + 3], (1, 1, 256), dtype, 256)
     k_cache, table = args[1:4:2]
     assert isinstance(k_cache, Tensor)
     assert isinstance(table, Tensor)
     k_cache[table[0, 17].long()] *= 16
     assert_accurate(paged_attention(*args), reference.paged_attention, *args)
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("key", [-64.0, 64.0])
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_row_1_extreme_scores(phase: str, key: float, dtype: torch.dtype) -> None:
-    """Catalogue row 1: raw scores of -524288 gave zeros; decode, prefill and the merge of two pieces."""
-    keys = torch.full((300, 1, 128), key, dtype=dtype, device=DEVICE)
-    caches_and_table = paged(keys, torch.ones_like(keys), [300], 16)
-    num_queries = 1 if phase == "decode" else 20
-    q = torch.full((num_queries, 1, 128), 64.0, dtype=dtype, device=DEVICE)
-    o = paged_attention(q, *caches_and_table, integers([300]), cu_seqlens([num_queries]), num_queries, 128**-0.5)
-    assert torch.equal(o, torch.ones_like(q))
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_row_2_queries_that_see_no_key(dtype: torch.dtype) -> None:
-    """Catalogue row 2: context 0, or more queries than keys, is zeros and never NaN; the others keep their bits."""
-    args = prefill([0, 3, 40, 0], [2, 20, 9, 0], (2, 1, 16), dtype, 4)
-    o = paged_attention(*args)
-    assert_accurate(o, reference.paged_attention, *args)
-    assert torch.equal(o[: 2 + 17], torch.zeros_like(o[: 2 + 17]))
-    assert bool((o[2 + 17 : 31] != 0).any(-1).all())
-    args = decode([0, 5, 0], (2, 1, 16), dtype, 4)
-    o = paged_attention(*args)
-    assert_accurate(o, reference.paged_attention, *args)
-    assert bool((o[1] != 0).all())
-    assert torch.equal(o[[0, 2, 3, 4]], torch.zeros_like(o[:4]))
-
-
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-@pytest.mark.parametrize("fill", [torch.nan, torch.inf, -torch.inf])
-def test_row_3_dead_slots_reach_nobody(fill: float, phase: str) -> None:
-    """Catalogue row 3: what no token owns (ends of blocks, spare blocks, memory around the pool) changes no bit."""
-    contexts, heads = [5, 33, 258], (2, 1, 16)
-    queries = [1, 1, 1] if phase == "decode" else [3, 20, 7]
-    _, k, v = fused_qkv(sum(contexts), heads, torch.float16)
-    q, _, _ = fused_qkv(sum(queries), heads, torch.float16, padding=4)
-    indices = (integers(contexts), cu_seqlens(queries), max(queries), 0.25)
-    clean = paged_attention(q, *paged(k, v, contexts, 16, fill=0.0), *indices)
-    assert bool(clean.isfinite().all())
-    assert torch.equal(paged_attention(q, *paged(k, v, contexts, 16, fill=fill), *indices), clean)
-
-
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_row_8_nan_stays_in_its_sequence(phase: str) -> None:
-    """Keys of one sequence are NaN: its neighbours keep their bits, also where a later piece is clean."""
-    contexts, queries = [300, 300, 20], [1, 1, 1] if phase == "decode" else [9, 5, 20]
-    _, k, v = fused_qkv(620, (2, 1, 16), torch.float32)
-    q, _, _ = fused_qkv(sum(queries), (2, 1, 16), torch.float32)
-    clean, dirty = v.clone(), v.clone()
-    dirty[310] = torch.nan
-    indices = (integers(contexts), cu_seqlens(queries), max(queries), 0.25)
-    before, after = (paged_attention(q, *paged(k, x, contexts, 16), *indices).split(queries) for x in (clean, dirty))
-    assert torch.equal(before[0], after[0])
-    assert torch.equal(before[2], after[2])
-    assert bool(after[1].isnan().all())
-
-
-def far_cache(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One block a token, the last of them beyond 2^31 elements from the first; memory between is never touched."""
-    num_tokens, _, head_dim = keys.shape
-    stride = (2**31 + 2**20) // (num_tokens - 1) // 16 * 16
-    memory = torch.ones(1, dtype=keys.dtype, device=DEVICE).new_empty(stride * num_tokens)
-    cache = memory.as_strided((num_tokens, 1, 1, head_dim), (stride, head_dim, head_dim, 1))
-    second = memory[head_dim:].as_strided(cache.shape, cache.stride())
-    cache[:, 0], second[:, 0] = keys, values
-    return cache, second, integers(list(range(num_tokens))).unsqueeze(0)
-
-
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_row_5_addresses_beyond_2_to_31_elements(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catalogue row 5: a block id times a stride wraps in int32, silently."""
-    if DEVICE.type == "cpu":  # the interpreter would copy all of the memory onto itself after each kernel
-        from triton.runtime.interpreter import GridExecutor
-
-        monkeypatch.setattr(GridExecutor, "_restore_args_dev", lambda *args: None)
-    num_queries = 1 if phase == "decode" else 5
-    q, k, v = fused_qkv(5, (1, 1, 16), torch.float16)
-    indices = (integers([5]), cu_seqlens([num_queries]), num_queries, 0.25)
-    near = paged_attention(q[:num_queries], *paged(k, v, [5], 1), *indices)
-    assert torch.equal(paged_attention(q[:num_queries], *far_cache(k, v), *indices), near)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -206,7 +103,7 @@ def test_row_22_a_decode_step_alone_and_in_a_batch(dtype: torch.dtype) -> None:
 
 def test_shared_blocks() -> None:
     """A prefix that two sequences share is read by both, where it lies."""
-    args = list(decode([32, 40], (2, 2, 16), torch.float32, 8))
+    args = list(decode_args([32, 40], (2, 2, 16), torch.float32, 8))
     table = args[3]
     assert isinstance(table, Tensor)
     table[1, :2] = table[0, :2]
@@ -214,116 +111,6 @@ def test_shared_blocks() -> None:
 
 
 def test_decode_with_sequences_that_have_no_query() -> None:
-    args = list(decode([20, 30, 40], (2, 1, 16), torch.float32, 8, padding=0))
+    args = list(decode_args([20, 30, 40], (2, 1, 16), torch.float32, 8, padding=0))
     args[5] = integers([0, 1, 1, 2])
     assert_accurate(paged_attention(*args), reference.paged_attention, *args)
-
-
-def test_row_26_nothing_to_do() -> None:
-    """Catalogue row 26: no tokens, no sequences, no blocks."""
-    q, k, v = fused_qkv(0, (2, 1, 16), torch.float32, padding=3)
-    k_cache, v_cache, table = paged(k, v, [], 4)
-    for longest in (0, 1, 2):
-        o = paged_attention(q, k_cache, v_cache, table, integers([]), integers([0]), longest, 1.0)
-        assert torch.equal(o, torch.zeros_like(q))
-        narrow = (k_cache, v_cache, table.new_zeros(2, 0), integers([0, 0]), integers([0, 0, 0]))
-        assert torch.equal(paged_attention(q, *narrow, longest, 1.0), torch.zeros_like(q))
-        assert paged_attention(q[:0], *narrow, longest, 1.0).shape == (0, 2, 16)
-
-
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_row_30_a_context_that_fills_its_table(phase: str) -> None:
-    """Catalogue row 30: exactly at capacity is right, one token more is an error where lengths can be read."""
-    num_queries = 1 if phase == "decode" else 3
-    q, k, v = fused_qkv(32, (2, 1, 16), torch.float32)
-    k_cache, v_cache, table = paged(k, v, [32], 8)
-    args = (q[:num_queries], k_cache, v_cache, table[:, :4])
-    indices = (cu_seqlens([num_queries]), num_queries, 0.25)
-    assert_accurate(
-        paged_attention(*args, integers([32]), *indices), reference.paged_attention, *args, integers([32]), *indices
-    )
-    if DEVICE.type == "cpu":
-        with pytest.raises(ValueError, match=r"context_lens\[0\] is 33, but .* holds 4 blocks of 8"):
-            paged_attention(*args, integers([33]), *indices)
-
-
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_row_30_nothing_beyond_the_table_is_read(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catalogue row 30, where lengths cannot be read, as on a GPU: the context is cut off at the table's width."""
-    monkeypatch.setattr(module, "values_are_readable", lambda index: False)
-    num_queries = 1 if phase == "decode" else 3
-    q, k, v = fused_qkv(300, (2, 1, 16), torch.float32)
-    k_cache, v_cache, table = paged(k, v, [300], 4)  # the table is a view: beyond it lie ids of a block of NaN
-    indices = (cu_seqlens([num_queries]), num_queries, 0.25)
-    args = (q[:num_queries], k_cache, v_cache, table[:, :75])
-    o = paged_attention(*args, integers([317]), *indices)
-    assert torch.equal(o, paged_attention(*args, integers([300]), *indices))
-    assert_accurate(o, reference.paged_attention, *args, integers([317]), *indices)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"q": torch.zeros(3, 64)}, "q must be"),
-        ({"q": torch.zeros(3, 4, 16).long()}, "q must be float32"),
-        ({"q": torch.zeros(3, 4, 20)}, "head_dim of q must be a multiple of 8"),
-        ({"q": torch.zeros(3, 3, 16)}, "k_cache must have head_dim 16 and a number of heads that divides 3"),
-        ({"q": torch.zeros(3, 16, 4).transpose(1, 2)}, "q must have a contiguous last dimension"),
-        ({"k_cache": torch.zeros(24, 2, 16)}, "k_cache must be"),
-        ({"k_cache": torch.zeros(6, 4, 2, 16).half()}, "k_cache must be torch.float32 on"),
-        ({"v_cache": torch.zeros(6, 4, 1, 16)}, "v_cache must be shaped as k_cache"),
-        ({"v_cache": torch.zeros(6, 2, 4, 16).transpose(1, 2)}, "v_cache must have the strides of k_cache"),
-        ({"v_cache": torch.zeros(6, 4, 2, 16, device="meta")}, "v_cache must be torch.float32 on"),
-        ({"block_table": torch.zeros(3, 3, dtype=torch.int32)}, "block_table must be int32"),
-        ({"block_table": torch.zeros(2, 3)}, "block_table must be int32"),
-        ({"block_table": torch.zeros(3, 2).int().T}, "block_table must be int32"),
-        ({"context_lens": torch.tensor([4, 9])}, "context_lens must be int32"),
-        ({"cu_seqlens_q": torch.tensor([0, 3], dtype=torch.int32)}, "cu_seqlens_q must be int32"),
-        ({"scale": -1.0}, "scale must be positive"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_bad_input_is_named(change: dict[str, Tensor | float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        paged_attention(**{**good(), **change})  # type: ignore[arg-type]
-
-
-def good() -> dict[str, Tensor | float]:
-    cache = torch.zeros(6, 4, 2, 16, device=DEVICE)
-    return {
-        "q": torch.zeros(3, 4, 16, device=DEVICE),
-        "k_cache": cache,
-        "v_cache": cache.clone(),
-        "block_table": integers([0, 1, 2, 3, 4, -1]).view(2, 3),
-        "context_lens": integers([12, 8]),
-        "cu_seqlens_q": integers([0, 2, 3]),
-        "max_seqlen_q": 2,
-        "scale": 0.25,
-    }
-
-
-@pytest.mark.parametrize("block_size", [0, 3, 12, 512])
-def test_bad_block_sizes_are_named(block_size: int) -> None:
-    cache = torch.zeros(6, block_size, 2, 16, device=DEVICE)
-    with pytest.raises(ValueError, match=f"block_size of k_cache must be a power of two up to 256, not {block_size}"):
-        paged_attention(**{**good(), "k_cache": cache, "v_cache": cache})  # type: ignore[arg-type]
-
-
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="reading index tensors would synchronise a GPU")
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"context_lens": [12, 13]}, r"context_lens\[1\] is 13, but its row of block_table holds 3 blocks of 4"),
-        ({"context_lens": [-1, 8]}, r"context_lens\[0\] is -1"),
-        ({"context_lens": [12, 9]}, r"block_table\[1\] must name blocks of a cache of 6, not \[3, 4, -1\]"),
-        ({"block_table": [0, 6, 2, 3, 4, -1]}, r"block_table\[0\] must name blocks of a cache of 6, not \[0, 6, 2\]"),
-        ({"cu_seqlens_q": [0, 2, 4]}, "cu_seqlens_q must rise from 0 to at most 3"),
-        ({"cu_seqlens_q": [0, 0, 3]}, "max_seqlen_q 2 is less than the longest sequence of cu_seqlens_q, 3"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_bad_indices_are_named_where_they_can_be_read(change: dict[str, list[int]], message: str) -> None:
-    (name, values), arguments = next(iter(change.items())), good()
-    arguments[name] = integers(values).view_as(arguments[name])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=message):
-        paged_attention(**arguments)  # type: ignore[arg-type]
