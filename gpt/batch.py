@@ -1,6 +1,7 @@
 """Batch: the tensors that describe one forward step. The tokens of many sequences lie end to end."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Batch:
 def dense_batch(token_ids: Tensor) -> Batch:
     """A batch without a cache: token_ids `[batch, seq]`, every position of every row (the training view)."""
     rows, length = token_ids.shape
-    ints = {"dtype": torch.int32, "device": token_ids.device}
+    ints: Any = {"dtype": torch.int32, "device": token_ids.device}
     return Batch(
         token_ids=token_ids.flatten(),
         positions=torch.arange(length, **ints).repeat(rows),

@@ -5,6 +5,7 @@ Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -62,10 +63,11 @@ class GPT2(Model):
         return self.wte
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
+        blocks = cast(list[Block], list(self.h))
         residual = self.wte(batch.token_ids) + self.wpe(batch.positions)
-        x = self.h[0].ln_1(residual, self.ops)
-        norms = [*(block.ln_1 for block in self.h[1:]), self.ln_f]
-        for i, (block, next_norm) in enumerate(zip(self.h, norms, strict=True)):
+        x = blocks[0].ln_1(residual, self.ops)
+        norms = [*(block.ln_1 for block in blocks[1:]), self.ln_f]
+        for i, (block, next_norm) in enumerate(zip(blocks, norms, strict=True)):
             x = block.attn(x, batch, cache and cache[i], self.ops)
             x, residual = block.ln_2.add(x, residual, self.ops)
             x = block.mlp(x, self.ops)

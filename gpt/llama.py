@@ -5,6 +5,7 @@ q, k and v are one projection, gate and up another, so that a step reads each we
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +75,11 @@ class Llama(Model):
         return self.embed_tokens
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
+        blocks = cast(list[Block], list(self.layers))
         residual = self.embed_tokens(batch.token_ids)
-        x = self.layers[0].input_layernorm(residual, self.ops)
-        norms = [*(block.input_layernorm for block in self.layers[1:]), self.norm]
-        for i, (block, next_norm) in enumerate(zip(self.layers, norms, strict=True)):
+        x = blocks[0].input_layernorm(residual, self.ops)
+        norms = [*(block.input_layernorm for block in blocks[1:]), self.norm]
+        for i, (block, next_norm) in enumerate(zip(blocks, norms, strict=True)):
             x = block.self_attn(x, batch, cache and cache[i], (self.cos, self.sin), self.ops)
             x, residual = block.post_attention_layernorm.add(x, residual, self.ops)
             x = block.mlp(x, self.ops)

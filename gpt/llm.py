@@ -113,7 +113,7 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Complete each prompt; order is kept. params: one for all, or one each."""
-        prompts = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        prompts = _as_list(prompts)
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"params has {len(each)} entries for {len(prompts)} prompts")
@@ -179,10 +179,9 @@ class LLM:
     ) -> list[list[Beam]]:
         """For each prompt its `beam_width` best continuations, best first; transformers' rules."""
         check_options(beam_width, max_tokens, length_penalty, early_stopping)
-        prompts = [prompts] if _is_one_prompt(prompts) else list(prompts)
         eos_ids = self.model.config.eos_ids
         searches = []
-        for prompt in prompts:
+        for prompt in _as_list(prompts):
             ids = self.encode(prompt)
             room = min(max_tokens, self.config.max_model_len + 1 - len(ids))
             searches.append(BeamSearch(ids, beam_width, max(room, 1), length_penalty, early_stopping, eos_ids))
@@ -244,8 +243,10 @@ class LLM:
         return self.engine.add(self.encode(prompt), params, prompt if isinstance(prompt, str) else None)
 
 
-def _is_one_prompt(prompts: Any) -> bool:
-    return isinstance(prompts, str) or (isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int))
+def _as_list(prompts: Any) -> list[Prompt]:
+    """Several prompts, or one: a text, or a list of token ids."""
+    is_one = isinstance(prompts, str) or (isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int))
+    return [prompts] if is_one else list(prompts)
 
 
 def _progress(requests: list[RequestOutput], wanted: bool) -> Iterator[RequestOutput]:

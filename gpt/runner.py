@@ -87,7 +87,10 @@ class Runner:
 
     def _batch(self, chunks: list[Chunk]) -> Batch:
         size = self.block_size
-        token_ids, positions, slots, lengths, ends, tables = [], [], [], [0], [], []
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        lengths, ends, tables = [0], [], []
         for chunk in chunks:
             table = chunk.sequence.block_table
             token_ids += chunk.sequence.tokens(chunk.start, chunk.end)

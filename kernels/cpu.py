@@ -27,7 +27,7 @@ def linear(
     """`activation(x @ weight.T + bias) + residual`, the activation fused into the product; weight packed or plain."""
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
-    if weight.layout == torch._mkldnn:
+    if weight.is_mkldnn:
         name, form = ("none", "") if activation is None else ("gelu", "tanh")
         y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], form)
     else:

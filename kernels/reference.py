@@ -117,11 +117,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     """
     bounds = cu_seqlens.tolist()
     lengths = [b - a for a, b in pairwise(bounds)]
-    parts = (x[: bounds[-1]].split(lengths) for x in (q, k, v))
+    qs, ks, vs = (x[: bounds[-1]].split(lengths) for x in (q, k, v))
     if len(set(lengths)) == 1:  # as in training: one product for all
-        o = _attend(*(torch.stack(part) for part in parts), scale).flatten(0, 1)
+        o = _attend(torch.stack(qs), torch.stack(ks), torch.stack(vs), scale).flatten(0, 1)
     else:
-        o = torch.cat([_attend(*rows, scale) for rows in zip(*parts, strict=True)] or [q[:0]])
+        o = torch.cat([q[:0], *(_attend(*rows, scale) for rows in zip(qs, ks, vs, strict=True))])
     return torch.cat([o, torch.zeros_like(q[bounds[-1] :])])
 
 
