@@ -44,11 +44,11 @@ class BlockPool:
         """A block of one's own; IndexError when none is available."""
         if self._free:
             block = self._free.pop()
-        else:
-            block = next(iter(self._cached), None)
-            if block is None:
-                raise IndexError(f"all {self.num_blocks} cache blocks are in use")
+        elif self._cached:
+            block = next(iter(self._cached))
             self._forget(block)
+        else:
+            raise IndexError(f"all {self.num_blocks} cache blocks are in use")
         self._counts[block] = 1
         return block
 
