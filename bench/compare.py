@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from octavo.bench import records
-from octavo.bench.records import Decode, Results
+from octavo.bench.contenders import OWN
+from octavo.bench.peer_ops import PEER_OPS
+from octavo.bench.records import Decode, Op, Results
 from octavo.bench.timing import median
 
 EXAMPLE = "python -m octavo.bench compare build/bench/before build/bench/after"
@@ -33,6 +35,7 @@ class Change:
     old_s: float
     new_s: float
     noise: float  # of both runs together, as a share
+    own: bool  # of ours, not of a peer, whose changes are the machine's
 
     @property
     def share(self) -> float:
@@ -61,15 +64,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if not changes and not broken:
         raise ValueError(f"{old.path} and {new.path} have nothing in common")
     console.print(f"old {_about(old)}\nnew {_about(new)}", highlight=False)
-    faster = new.run.bandwidth / old.run.bandwidth
-    if abs(faster - 1) > LEAST:
-        console.print(f"the machine's own bandwidth is {faster:.2f} of what it was: mind that first", style="yellow")
+    if warning := _machine(old, new, changes):
+        console.print(warning, style="yellow")
     console.print(_table(changes))
     for what in broken:
         console.print(f"broken: {what}", style=STYLES["broken"])
-    slower = [change for change in changes if change.word == "slower"]
-    noisy = sum(change.word == "too noisy" for change in changes)
-    console.print(f"{len(slower)} of {len(changes)} slower, {len(broken)} broken, {noisy} too noisy to tell")
+    ours = [change for change in changes if change.own]
+    slower, noisy = (sum(change.word == word for change in ours) for word in ("slower", "too noisy"))
+    console.print(f"{slower} of {len(ours)} of ours slower, {len(broken)} broken, {noisy} too noisy to tell")
     return 1 if slower or broken else 0
 
 
@@ -88,15 +90,31 @@ def compare(old: Sequence[Any], new: Sequence[Any]) -> Iterator[Change]:
         if key in now:
             for (what, before), (_, after) in zip(_samples(record), _samples(now[key]), strict=True):
                 if before and after:
-                    yield Change(what, median(before), median(after), _noise(before) + _noise(after))
+                    yield Change(what, median(before), median(after), _noise(before) + _noise(after), _is_own(record))
 
 
 def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
-    """Cells that gave a right answer and now do not."""
+    """Cells of ours that gave a right answer and now do not."""
     passed = {record.key for record in old if record.passed}
     for record in {record.key: record for record in new}.values():
-        if record.key in passed and not record.passed:
+        if record.key in passed and not record.passed and _is_own(record):
             yield f"{_name(record)}: {record.verdict} {record.detail}"
+
+
+def _machine(old: Results, new: Results, changes: Sequence[Change]) -> str:
+    """A sentence where the machine itself, or the peers on it, are not what they were."""
+    share = new.run.bandwidth / old.run.bandwidth - 1
+    peers = [change.share for change in changes if not change.own]
+    parts = [f"the measured bandwidth changed by {100 * share:+.0f} %"] if abs(share) > LEAST else []
+    if peers and abs(median(peers)) > LEAST:
+        parts.append(f"the peers' times changed by {100 * median(peers):+.0f} %")
+    return f"mind the machine first: {' and '.join(parts)}" if parts else ""
+
+
+def _is_own(record: Any) -> bool:
+    if isinstance(record, Decode):
+        return record.contender.startswith(OWN)
+    return not isinstance(record, Op) or record.backend not in PEER_OPS
 
 
 def _samples(record: Any) -> list[tuple[str, list[float]]]:

@@ -1,5 +1,6 @@
 """Who is measured: anything that turns prompts into greedy tokens and tells when. Octavo's backends stand here."""
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -25,7 +26,7 @@ class Generation:
     steps_are_means: bool = False  # the contender tells the end only; step_s has one entry, the mean
 
 
-class Unsupported(ValueError):
+class UnsupportedError(ValueError):
     """What a contender was never made for; no fault of it."""
 
 
@@ -46,6 +47,25 @@ class Contender(ABC):
     def close(self) -> None:
         """Let go of the model."""
         vars(self).clear()
+
+
+class EndOnly(Contender):
+    """A contender that tells the tokens only when all are there. The first token is timed apart, on the prompts read
+    backwards, so that what was kept of them cannot help the second pass."""
+
+    @abstractmethod
+    def complete(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+        """Exactly `new_tokens` greedy tokens for each prompt, end-of-text ignored."""
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
+        start = time.perf_counter()
+        self.complete([prompt[::-1] for prompt in prompts], 1)
+        middle = time.perf_counter()
+        tokens = self.complete(prompts, new_tokens)
+        first, rest = middle - start, time.perf_counter() - middle - (middle - start)
+        if rest <= 0:
+            raise ValueError("all tokens took no longer than the first alone: too few to time")
+        return Generation(tokens, first, [rest / (new_tokens - 1)], steps_are_means=True)
 
 
 @dataclass(frozen=True)

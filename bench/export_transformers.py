@@ -14,6 +14,7 @@ MATRICES = ("c_attn", "c_proj", "c_fc")  # of GPT-2; transformers keeps them tra
 
 def network(model: Model) -> Any:
     """The same network in transformers' classes; it shares the weights' memory where the layout is the same."""
+    transformers.utils.logging.disable_progress_bar()
     weights = renamed(model.config, tensors(model))
     dtype = next(iter(weights.values())).dtype
     twin = transformers.AutoModelForCausalLM.from_config(configuration(model.config), dtype=dtype)

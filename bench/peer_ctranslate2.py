@@ -89,5 +89,5 @@ def _token(token_id: int) -> str:
     return f"<{token_id}>"
 
 
-def open_peer(setting: Setting, variant: str) -> Contender:
+def open_peer(setting: Setting, name: str, variant: str) -> Contender:
     return CTranslate2(setting, variant)

@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import llama_cpp
 
-from octavo.bench.contenders import Contender, Generation, Setting, Unsupported
+from octavo.bench.contenders import Contender, Generation, Setting, UnsupportedError
 from octavo.bench.export_gguf import write_gguf
 from octavo.bench.roofline import step_weights
 from octavo.bench.sources import plain_model
@@ -28,7 +28,7 @@ class LlamaCpp(Contender):
         self.same_weights = not variant
         if variant == "file":
             if setting.source.path is None or not setting.source.is_gguf:
-                raise Unsupported(f"{setting.source.name} is no GGUF file")
+                raise UnsupportedError(f"{setting.source.name} is no GGUF file")
             self.dtype, self.weight_bytes = _format(setting)
             self.llama = self._open(setting.source.path, setting)
             return
@@ -53,7 +53,7 @@ class LlamaCpp(Contender):
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         if len(prompts) > 1:
-            raise Unsupported("llama-cpp-python generates one sequence at a time")
+            raise UnsupportedError("llama-cpp-python generates one sequence at a time")
         times, tokens = [time.perf_counter()], []
         for token_id in islice(self.llama.generate(prompts[0], temp=0.0), new_tokens):
             times.append(time.perf_counter())
@@ -77,5 +77,5 @@ def _format(setting: Setting) -> tuple[str, float]:
     return max(set(kinds), key=kinds.count), size / step_weights(setting.source.config)
 
 
-def open_peer(setting: Setting, variant: str) -> Contender:
+def open_peer(setting: Setting, name: str, variant: str) -> Contender:
     return LlamaCpp(setting, variant)

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from octavo.bench.contenders import Contender, Generation, Setting
+from octavo.bench.contenders import Contender, EndOnly, Generation, Setting, UnsupportedError
 from octavo.bench.export_transformers import network
 from octavo.bench.sources import Source, plain_model
 from octavo.bench.timing import Stopwatch
@@ -61,33 +61,33 @@ class _Clock:
         """Nothing is left to do."""
 
 
-class Continuous(Transformers):
-    """`generate_batch`: paged and scheduled; it tells the tokens only when all are there."""
+class Continuous(Transformers, EndOnly):
+    """`generate_batch`: paged and scheduled."""
 
-    def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
-        first, _ = self._timed(prompts, 1)
-        total, tokens = self._timed(prompts, new_tokens)
-        return Generation(tokens, first, [(total - first) / (new_tokens - 1)], steps_are_means=True)
+    generate = EndOnly.generate
 
-    def _timed(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[int]]]:
+    def __init__(self, setting: Setting, variant: str) -> None:
+        if setting.device.type != "cuda":
+            raise UnsupportedError("continuous batching of transformers is for CUDA devices")
+        super().__init__(setting, variant)
+
+    def complete(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
         config = transformers.GenerationConfig(
             max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
-        watch = Stopwatch(self.device)
-        watch.mark()
         outputs = self.model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
-        watch.mark()
         by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
-        return sum(watch.laps()), [by_prompt[tuple(prompt)] for prompt in prompts]
+        return [by_prompt[tuple(prompt)] for prompt in prompts]
 
 
-def open_peer(setting: Setting, variant: str) -> Contender:
+def open_peer(setting: Setting, name: str, variant: str) -> Contender:
     return (Continuous if variant == "continuous" else Transformers)(setting, variant)
 
 
 def load(source: Source, dtype: str, device: torch.device) -> Any:
     """The model as transformers reads the same file, or its own network around the same random weights."""
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     kind = transformers.AutoModelForCausalLM
     if source.path is None:
         model = network(plain_model(source, dtype, device))

@@ -14,7 +14,7 @@ class Peer(NamedTuple):
     module: str
     install: str
     distribution: str
-    adapter: str  # module of octavo.bench whose `open_peer(setting, variant)` makes the contender
+    adapter: str  # module of octavo.bench whose `open_peer(setting, name, variant)` makes the contender
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
     needs_cuda: bool = False
 
@@ -28,8 +28,8 @@ PEERS = {
         "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "peer_llama_cpp", ("q8_0", "file")
     ),
     "ctranslate2": Peer("ctranslate2", "pip install ctranslate2", "ctranslate2", "peer_ctranslate2", ("int8",)),
-    "vllm": Peer("vllm", "pip install vllm", "vllm", "peer_vllm", (), needs_cuda=True),
-    "sglang": Peer("sglang", "pip install sglang", "sglang", "peer_sglang", (), needs_cuda=True),
+    "vllm": Peer("vllm", "pip install vllm", "vllm", "peer_servers", (), needs_cuda=True),
+    "sglang": Peer("sglang", "pip install sglang", "sglang", "peer_servers", (), needs_cuda=True),
 }  # fmt: skip
 
 
@@ -62,5 +62,5 @@ def open_peer(name: str, setting: Setting) -> Contender:
     """The peer with the run's weights loaded; ValueError where it cannot take them."""
     base, _, variant = name.partition(":")
     module = import_module(f"octavo.bench.{PEERS[base].adapter}")
-    opener: Callable[[Setting, str], Contender] = module.open_peer
-    return opener(setting, variant)
+    opener: Callable[[Setting, str, str], Contender] = module.open_peer
+    return opener(setting, base, variant)

@@ -140,7 +140,7 @@ class Session:
     def _fail(self, cell: Cell, name: str, version: str, dtype: str, error: Exception) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         about = identity(self.plan.source, cell, name, version, dtype)
-        word = "unsupported" if isinstance(error, contenders.Unsupported) else "failed"
+        word = "unsupported" if isinstance(error, contenders.UnsupportedError) else "failed"
         self._keep(Decode(**about, verdict=word, detail=reason[:300]))
 
     def _keep(self, record: Decode) -> None:

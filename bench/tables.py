@@ -14,9 +14,9 @@ from octavo.bench.timing import NOISY
 MARKS = {"same": "=", "rounding": "≈", "quantised": "≠", "wrong": "✗", "failed": "✗", "unsupported": "-"}
 LEGEND = (
     "check: = the reference's greedy tokens; ≈ tokens that differ by rounding only; ≠ quantised, so other tokens; "
-    "✗ wrong or failed; - not supported. ~ the middle four fifths spread over more than a quarter of the median. of matmul: FLOPs of the "
-    "prefill, of the measured rate. ratio: decode tok/s over that of {base} in the same dtype. of bandw.: bytes of "
-    "weights and cache that a step must read, of the measured bandwidth."
+    "✗ wrong or failed; - not supported. ~ the middle four fifths spread over more than a quarter of the median. "
+    "of matmul: FLOPs of the prefill, of the measured rate. ratio: decode tok/s over that of {base} in the same dtype. "
+    "of bandw.: bytes of weights and cache that a step must read, of the measured bandwidth."
 )
 COLUMNS = (
     "batch x context", "contender", "dtype", "check", "prefill tok/s", "of matmul", "TTFT ms", "TPOT ms", "p90", "p99",

@@ -1,0 +1,60 @@
+"""vLLM and SGLang, each through its offline engine with its own defaults, on a checkpoint written for them."""
+
+import tempfile
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+from octavo.bench.contenders import Contender, EndOnly, Setting
+from octavo.bench.export_transformers import network
+from octavo.bench.sources import plain_model
+from octavo.gpt.weights import DTYPES
+
+
+class Server(EndOnly):
+    """An engine that reads a Hugging Face folder; ids in, ids out."""
+
+    def __init__(self, setting: Setting, name: str) -> None:
+        self.name, self.version, self.dtype = name, version(name), setting.dtype
+        self.weight_bytes, self.value_bytes = float(DTYPES[self.dtype].itemsize), DTYPES[self.dtype].itemsize
+        self.folder = tempfile.TemporaryDirectory()
+        network(plain_model(setting.source, self.dtype, setting.device)).save_pretrained(self.folder.name)
+
+    def close(self) -> None:
+        self.folder.cleanup()
+        super().close()
+
+
+class VLLM(Server):
+    def __init__(self, setting: Setting, name: str) -> None:
+        super().__init__(setting, name)
+        self.vllm: Any = import_module("vllm")
+        self.llm = self.vllm.LLM(
+            model=self.folder.name, dtype=self.dtype, max_model_len=setting.max_context, skip_tokenizer_init=True
+        )
+
+    def complete(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+        params = self.vllm.SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
+        outputs = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+class SGLang(Server):
+    def __init__(self, setting: Setting, name: str) -> None:
+        super().__init__(setting, name)
+        self.engine: Any = import_module("sglang").Engine(
+            model_path=self.folder.name, dtype=self.dtype, skip_tokenizer_init=True, log_level="error"
+        )
+
+    def complete(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+        params = {"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True}
+        outputs = self.engine.generate(input_ids=prompts, sampling_params=params)
+        return [list(output["output_ids"]) for output in outputs]
+
+    def close(self) -> None:
+        self.engine.shutdown()
+        super().close()
+
+
+def open_peer(setting: Setting, name: str, variant: str) -> Contender:
+    return {"vllm": VLLM, "sglang": SGLang}[name](setting, name)
