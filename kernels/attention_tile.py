@@ -57,9 +57,12 @@ def attend(q, k, v, visible, m_i, l_i, acc, scale_log2, MASKED: tl.constexpr, PR
 @triton.jit
 def load_rows(pointers, row, num_rows, column, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
     """Rows `[N, D]` of q, k or v; zeros from num_rows on (if MASKED: dead memory may hold NaN) and beyond the head."""
-    if MASKED:
+    PADDED: tl.constexpr = column.shape[0] > HEAD_DIM
+    if MASKED and PADDED:
         return tl.load(pointers, mask=(row < num_rows)[:, None] & (column < HEAD_DIM)[None, :], other=0.0)
-    elif column.shape[0] > HEAD_DIM:
+    elif MASKED:
+        return tl.load(pointers, mask=(row < num_rows)[:, None], other=0.0)
+    elif PADDED:
         return tl.load(pointers, mask=(column < HEAD_DIM)[None, :], other=0.0)
     else:
         return tl.load(pointers)

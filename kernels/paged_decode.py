@@ -21,7 +21,7 @@ from octavo.kernels.attention_tile import attend_cache, head_tile, load_rows, ze
 
 SPLIT = 256  # tokens of context in a piece: the bits of a longer sequence depend on it
 MERGE = 4096  # float32 values of partial results merged at once
-SEQS = 256  # sequences looked through at once for the owner of a piece
+SEQS = 128  # sequences looked through at once for the owner of a piece
 
 
 # fmt: off
