@@ -1,4 +1,4 @@
-"""sample against its reference: the same token in every row, whatever the row, its company and the size of the tiles."""
+"""sample against its reference: the same token in every row, whatever the row, its company and the tiles."""
 
 import pytest
 import torch
@@ -170,9 +170,7 @@ def test_the_only_finite_logit_is_found_wherever_it_stands(place):
     assert logprobs.tolist() == [0.0] * 6
 
 
-@pytest.mark.parametrize(
-    "filters", [{"top_k": k} for k in (1, 111, 2**30)] + [{"top_p": p} for p in (1.0, 1e-9)], ids=str
-)
+@pytest.mark.parametrize("filters", [{"top_k": 1}, {"top_k": 111}, {"top_k": 2**30}, {"top_p": 1e-9}, {}], ids=str)
 def test_a_one_hot_row_draws_its_id(filters):
     logits = torch.full((111, 111), -1e4, device=DEVICE).fill_diagonal_(1e4)
     token_ids, _ = sample(logits, *parameters(111, seeds=-1, positions=range(111), **filters))
