@@ -31,6 +31,14 @@ def fused_qkv(
     return q, k, v
 
 
+def far_rows(num_tensors: int, num_rows: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Tensors `[num_rows, 1, head_dim]` whose rows span more than 2^31 elements, with untouched memory between them."""
+    stride = (2**31 + 2**20) // (num_rows - 1) // 16 * 16
+    memory = torch.ones((), dtype=dtype, device=DEVICE).new_empty(stride * num_rows)
+    shape, strides = (num_rows, 1, head_dim), (stride, head_dim, 1)
+    return tuple(memory[i * head_dim :].as_strided(shape, strides) for i in range(num_tensors))
+
+
 def paged(
     k: Tensor, v: Tensor, lengths: list[int], block_size: int, seed: int = 0, fill: float = torch.nan
 ) -> tuple[Tensor, Tensor, Tensor]:

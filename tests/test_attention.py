@@ -9,7 +9,7 @@ from torch import Tensor
 from octavo.kernels import reference
 from octavo.kernels.attention import causal_attention
 
-from factories import cu_seqlens, fused_qkv, integers
+from factories import cu_seqlens, far_rows, fused_qkv, integers
 from guarded import DEVICE, FLOATS
 from numerics import assert_accurate
 
@@ -72,6 +72,16 @@ def test_row_3_padding_rows_reach_nobody(dtype: torch.dtype) -> None:
     clean = causal_attention(q[:37], k[:37], v[:37], cu_seqlens([33, 4]), 33, 0.25)
     assert torch.equal(o[:37], clean)
     assert torch.equal(o[37:], torch.zeros_like(o[37:]))
+
+
+def test_row_5_addresses_beyond_2_to_31_elements() -> None:
+    """Catalogue row 5: a token times a stride wraps in int32, silently."""
+    q, k, v = fused_qkv(5, (1, 1, 16), torch.float16)
+    far = far_rows(3, 5, 16, torch.float16)
+    for row, near in zip(far, (q, k, v), strict=True):
+        row[:] = near
+    args = (cu_seqlens([2, 3]), 3, 0.25)
+    assert torch.equal(causal_attention(*far, *args), causal_attention(q, k, v, *args))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -7,7 +7,7 @@ from torch import Tensor
 from octavo.kernels import reference
 from octavo.kernels.kv_cache import write_kv
 
-from factories import fused_qkv, integers
+from factories import far_rows, fused_qkv, integers
 from guarded import DEVICE, FLOATS
 
 
@@ -112,8 +112,20 @@ def test_bad_input_is_named_before_anything_is_written(name: str, bad: Tensor, m
     assert torch.equal(arguments["v_cache"], v_cache)
 
 
-@pytest.mark.gpu
 def test_row_5_addresses_beyond_2_to_31_elements() -> None:
+    """Catalogue row 5: a slot times a stride wraps in int32, silently."""
+    _, k, v = fused_qkv(4, (1, 1, 16), torch.float16)
+    caches, slots = far_rows(2, 5, 16, torch.float16), [4, 0, 3, 1]
+    for cache in caches:
+        cache[:] = 1
+    write_kv(k, v, *(cache.unsqueeze(1) for cache in caches), integers(slots))
+    for cache, new in zip(caches, (k, v), strict=True):
+        assert torch.equal(cache[slots], new)
+        assert torch.equal(cache[2], torch.ones_like(cache[2]))
+
+
+@pytest.mark.gpu
+def test_row_5_a_pool_beyond_2_to_31_elements() -> None:
     """Catalogue row 5: int32 addresses wrap, silently, in a pool of ordinary size."""
     k_cache = torch.zeros(2**15 + 2, 16, 32, 128, dtype=torch.bfloat16, device="cuda")  # 2^31 elements and two blocks
     v_cache = k_cache.clone()
