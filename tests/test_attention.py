@@ -80,7 +80,7 @@ def test_row_5_addresses_beyond_2_to_31_elements() -> None:
     far = far_rows(3, 5, 16, torch.float16)
     for row, near in zip(far, (q, k, v), strict=True):
         row[:] = near
-    args = (cu_seqlens([2, 3]), 3, 0.25)
+    args = (cu_seqlens([4, 1]), 4, 0.25)
     assert torch.equal(causal_attention(*far, *args), causal_attention(q, k, v, *args))
 
 
