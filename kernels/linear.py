@@ -116,6 +116,7 @@ def linear(
         IN_FEATURES=in_features,
         GELU=activation == "gelu",
         GROUP=GROUP,
+        enable_fp_fusion=False,  # which epilogue multiplies and adds meet would depend on the tile
         **row.kwargs,
     )
     return y

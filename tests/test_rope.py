@@ -41,6 +41,14 @@ def test_is_accurate(interleaved, dtype, num_heads, num_kv_heads, head_dim):
 
 
 @PAIRINGS
+def test_q_and_k_have_strides_of_their_own(interleaved):
+    q = noise(3, 4, 2, 24, dtype=torch.float32)[:, :, 1]
+    k = noise(2, 6, 24, dtype=torch.float32, seed=1).transpose(0, 1)[::2]
+    args = (q, k, torch.arange(3, device=DEVICE), *tables(8, 24), interleaved)
+    assert_accurate(rope.rope(*args), reference.rope, *args)
+
+
+@PAIRINGS
 def test_position_0_changes_nothing(interleaved):
     q, k = fused(2, 3, 1, 16, torch.float16)
     positions = torch.zeros(2, dtype=torch.int64, device=DEVICE)
