@@ -8,10 +8,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from octavo.bench import compare, decode, host, ops, report
+from octavo.bench import compare, decode, host, ops, report, tune
 
-COMMANDS = {"decode": decode, "ops": ops, "host": host, "report": report, "compare": compare}
-WIDTH = 120  # columns of a table where the output is no terminal
+COMMANDS = {"decode": decode, "ops": ops, "host": host, "report": report, "compare": compare, "tune": tune}
+WIDTH = 140  # columns of a table where the output is no terminal
 
 
 class Parser(argparse.ArgumentParser):

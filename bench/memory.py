@@ -17,12 +17,13 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        gc.collect()
+        trim(device)
         self.reset()
         self.before = self._read("VmRSS")
 
     def reset(self) -> None:
-        """Forget the peak so far; what nobody holds any more goes back to the system first."""
-        release(self.device)
+        """Forget the peak so far."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         with contextlib.suppress(OSError):
@@ -33,7 +34,7 @@ class PeakMemory:
         """What is allocated within and kept is not the contender's."""
         start = self._read("VmRSS")
         yield
-        release(self.device)
+        trim(self.device)
         end = self._read("VmRSS")
         if self.before is not None and start is not None and end is not None:
             self.before += end - start
@@ -54,9 +55,8 @@ class PeakMemory:
         return int(lines[0]) * 1024 if lines else None
 
 
-def release(device: torch.device) -> None:
-    """Give memory back to the system."""
-    gc.collect()
+def trim(device: torch.device) -> None:
+    """Give free memory back to the system."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif sys.platform == "linux":

@@ -24,7 +24,7 @@ COLUMNS = (
 )  # fmt: skip
 LEFT = ("batch x context", "contender", "dtype")
 FURTHER = ("of matmul", "p90", "p99", "memory MB")  # left out where the terminal is narrow
-ROOM = 116  # columns that all of them take
+ROOM = 126  # columns that all of them take
 
 
 def speed_line(record: Decode) -> Text:

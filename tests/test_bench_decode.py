@@ -1,0 +1,218 @@
+"""bench decode, end to end on tiny networks: what is printed was checked, what was measured stays."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from octavo.bench import records, session
+from octavo.bench.contenders import Octavo
+from octavo.bench.roofline import Peaks
+from octavo.bench.workloads import EFFORTS, Effort
+from octavo.kernels.ops import REFERENCE
+
+from bench_tiny import bench, checkpoint
+
+GRID = ("--batch", "1,3", "--context", "8,16", "--new-tokens", "5", "--quick", "--threads", "1")
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def model(request, tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("models") / "gpt2", "gpt2")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Known peaks and two repeats; the threads as they were."""
+    before = torch.get_num_threads()
+    peaks = Peaks(2e10, 3e10, {"float32": 1e11, "bfloat16": 2e11})
+    monkeypatch.setattr("octavo.bench.decode.measure_peaks", lambda device, dtypes: peaks)
+    monkeypatch.setitem(EFFORTS, ("cpu", "quick"), Effort(2, 2, 0.0, 5))
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_grid_with_a_peer(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert (
+        bench("decode", "--model", model, *GRID, "--peers", "transformers", "--output", out, "--dtype", "float32") == 0
+    )
+    results = records.read(out)
+    assert [cell.contender for cell in results.cells] == [
+        name for name in ("octavo:cpu", "octavo:reference", "transformers") for _ in range(4)
+    ]
+    assert results.run.planned == len(results.cells) == 12
+    assert {cell.verdict for cell in results.cells} == {"same"}
+    for cell in results.cells:
+        assert len(cell.ttft_s) == len(cell.step_s) == 2
+        assert all(len(steps) == cell.new_tokens - 1 for steps in cell.step_s)
+        assert cell.decode_tokens_per_s == pytest.approx(cell.batch / cell.tpot_median_s)
+        assert cell.prefill_tokens_per_s == pytest.approx(cell.batch * cell.context / cell.ttft_median_s)
+        assert cell.tpot_median_s <= cell.tpot_p90_s <= cell.tpot_p99_s
+    shown = capsys.readouterr().out
+    assert shown.count("tokens/s ") == 12
+    assert f"written to {out}/decode.jsonl" in shown.replace("\n", "")
+
+
+def test_bfloat16_is_judged_by_its_own_rounding(model, tmp_path):
+    assert bench("decode", "--model", model, *GRID, "--dtype", "bfloat16", "--output", tmp_path / "out") == 0
+    assert {cell.verdict for cell in records.read(tmp_path / "out").cells} <= {"same", "rounding"}
+
+
+def worse(x, weight, *rest, **kwargs):
+    """A product whose first token of a batch is slightly, then clearly wrong: only the tokens tell."""
+    return REFERENCE.linear(x, weight, *rest, **kwargs).flip(-1)
+
+
+def test_a_wrong_backend_gets_no_figure(gpt2, tmp_path, capsys, monkeypatch):
+    bad = replace(REFERENCE, name="bad", linear=worse)
+    monkeypatch.setattr("octavo.bench.options.backend", lambda name: bad)
+    out = tmp_path / "out"
+    assert bench("decode", "--model", gpt2, *GRID, "--backend", "reference", "--dtype", "float32", "--output", out) == 0
+    for cell in records.read(out).cells:
+        assert (cell.contender, cell.verdict, cell.passed) == ("octavo:bad", "wrong", False)
+        assert cell.step_s == []
+        assert cell.decode_tokens_per_s is None
+    shown = capsys.readouterr().out
+    assert "tokens/s " not in shown
+    assert "agree, gap" in shown
+
+
+def test_a_contender_that_crashes_is_written_down_and_the_others_go_on(gpt2, tmp_path, monkeypatch):
+    generate = Octavo.generate
+
+    def crash(self, prompts, new_tokens):
+        if self.name == "octavo:cpu" and len(prompts) == 3:
+            raise RuntimeError("out of\nmemory")
+        return generate(self, prompts, new_tokens)
+
+    monkeypatch.setattr(Octavo, "generate", crash)
+    assert bench("decode", "--model", gpt2, *GRID, "--output", tmp_path / "out") == 0
+    cells = records.read(tmp_path / "out").cells
+    failed = [(cell.contender, cell.batch) for cell in cells if cell.verdict == "failed"]
+    assert failed == [("octavo:cpu", 3)] * 2
+    assert sum(cell.passed for cell in cells) == 6
+    assert {cell.detail for cell in cells if cell.verdict == "failed"} == {"out of memory"}
+
+
+def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(gpt2, tmp_path, capsys, monkeypatch):
+    out, measure, calls = tmp_path / "out", session.Session._measure, []
+
+    def interrupted(self, contender, cell, *rest):
+        calls.append((contender.name, cell.batch, cell.context))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return measure(self, contender, cell, *rest)
+
+    monkeypatch.setattr(session.Session, "_measure", interrupted)
+    command = ("decode", "--model", gpt2, *GRID, "--output", out)
+    assert bench(*command) == 130
+    assert len(records.read(out).cells) == 3
+    assert "written to" in capsys.readouterr().out
+    first = (out / "decode.jsonl").read_text()
+    assert bench(*command, "--resume") == 0
+    assert len(calls) == 4 + 5  # the three that were done are not measured again
+    assert (out / "decode.jsonl").read_text().startswith(first)
+    assert len({cell.key for cell in records.read(out).cells}) == 8
+    assert bench(*command, "--resume") == 0
+    assert len(calls) == 9
+
+
+def test_resume_refuses_another_commit_and_a_file_cut_short(gpt2, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ("decode", "--model", gpt2, "--batch", "1", "--context", "8", "--new-tokens", "3", "--output", out)
+    assert bench(*command, "--quick") == 0
+    file = out / "decode.jsonl"
+    text = file.read_text()
+    assert refused(capsys, *command).startswith(f"octavo.bench: {file} exists: --resume goes on with it")
+    commit = records.read(out).run.commit
+    file.write_text(re.sub(r'"commit": ("\w+"|null)', '"commit": "feed"', text))
+    assert f"was measured with commit feed, here it is {commit}" in refused(capsys, *command, "--resume")
+    file.write_text(text[:-20])
+    assert "line 3 is cut short" in refused(capsys, *command, "--resume")
+    assert file.read_text() == text[:-20]
+
+
+def refused(capsys, *arguments):
+    """The one line that a command is refused with."""
+    capsys.readouterr()
+    assert bench(*arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+BAD = {
+    "unknown model": (("--model", "gpt5"), "unknown model 'gpt5'"),
+    "unknown shape": (("--model", "dummy:gpt5"), "unknown model 'dummy:gpt5': dummy models are dummy:gpt2"),
+    "no such file": (("--model", "./nothing.gguf"), "no such file or folder"),
+    "unknown backend": (("--backend", "cuda"), "backend must be one of reference, cpu, triton, not 'cuda'"),
+    "unknown op": (("--backend", "cpu-softmax"), "backend 'cpu-softmax': 'softmax' is no op"),
+    "unknown dtype": (("--dtype", "int4"), "dtype must be auto, float32, bfloat16, float16, not 'int4'"),
+    "unknown peer": (("--peers", "pytorch"), "unknown peer 'pytorch': peers are transformers, llama.cpp"),
+    "unknown variant": (("--peers", "llama.cpp:q1"), "unknown peer 'llama.cpp:q1': llama.cpp has llama.cpp:q8_0"),
+    "unknown device": (("--device", "tpu"), "device must be auto, cpu or cuda, not 'tpu'"),
+    "batch 0": (("--batch", "0,4"), "batch must be at least 1, not 0"),
+    "batch no number": (("--batch", "1,x"), "batch must be whole numbers with commas, not '1,x'"),
+    "empty entry": (("--context", "8,,16"), "context must be whole numbers with commas, not '8,,16'"),
+    "context over the window": (("--context", "65"), "context 65 is over the model's window of 64"),
+    "context 1": (("--context", "1"), "context must be at least 2, not 1"),
+    "no room": (("--new-tokens", "64"), "64 new tokens leave no room for a prompt in the window of 64"),
+    "one token": (("--new-tokens", "1"), "new tokens must be at least 2, not 1"),
+    "threads 0": (("--threads", "0"), "threads must be at least 1, not 0"),
+    "unknown option": (("--speed", "9"), "unrecognized arguments: --speed 9"),
+    "no number": (("--seed", "x"), "argument --seed: invalid int value: 'x'"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_arguments_are_one_line_and_nothing_is_written(bad, gpt2, tmp_path, capsys):
+    arguments, message = BAD[bad]
+    out = tmp_path / "out"
+    assert message in refused(capsys, "decode", "--model", gpt2, "--output", out, *GRID, *arguments)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("blocked", ["file in the way", "no folder can be"])
+def test_a_folder_that_cannot_be_written(blocked, gpt2, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "deeper" if blocked == "file in the way" else "/proc/octavo"
+    assert f"cannot write to {out}" in refused(capsys, "decode", "--model", gpt2, *GRID, "--output", out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_interpreter_is_not_timed(gpt2, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    line = refused(capsys, "decode", "--model", gpt2, *GRID, "--backend", "triton", "--output", tmp_path / "out")
+    assert "needs a CUDA device: the interpreter's times mean nothing" in line
+
+
+def test_an_ablation_takes_an_op_back_to_the_reference():
+    from octavo.bench.contenders import backend
+    from octavo.kernels.ops import load
+
+    found = backend("cpu-rope-linear")
+    assert found.name == "cpu-rope-linear"
+    assert (found.rope, found.linear, found.pack) == (REFERENCE.rope, REFERENCE.linear, REFERENCE.pack)
+    assert found.write_kv is load("cpu").write_kv
+
+
+def test_dummy_weights_are_labelled(tmp_path, capsys, monkeypatch):
+    from octavo.gpt import config
+
+    from tiny import TINY_GPT2
+
+    monkeypatch.setitem(config.KNOWN_SHAPES, "tiny", TINY_GPT2)
+    command = ("decode", "--model", "dummy:tiny", "--peers", "transformers", *GRID, "--output", tmp_path / "out")
+    assert bench(*command) == 0
+    assert "dummy:tiny (random weights)" in capsys.readouterr().out
+    cells = records.read(tmp_path / "out").cells
+    assert all(cell.dummy for cell in cells)
+    assert {cell.verdict for cell in cells} <= {"same", "rounding"}

@@ -1,0 +1,107 @@
+"""Results as JSON lines: what was written is read back, what is not whole is refused by file and line."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from octavo.bench import records
+from octavo.bench.records import KINDS, Decode, Host, Op
+
+from bench_tiny import RUN, record, write
+
+OP = Op("linear", "1 x 2", "cpu", "float32", "same", "", [0.1, 0.2], 0.15, 0.1, 0.2, 10, 20, 0.5, None)
+HOST = Host(64, 128, None, [1e-4], 1e-4, 1e-4, 1500)
+
+
+@pytest.mark.parametrize(
+    "cell", [record(), Decode("m", True, "p", "", "f", 1, 2, 3, 4, "failed", "out of memory"), OP, HOST],
+    ids=["decode", "failed", "op", "host"],
+)  # fmt: skip
+def test_what_was_written_is_read_back(cell, tmp_path):
+    path = write(tmp_path / "decode.jsonl", RUN, cell)
+    for place in (path, tmp_path):
+        results = records.read(place)
+        assert (results.run, results.cells, results.path) == (RUN, [cell], path)
+
+
+def spoiled(line: str, **changes: object) -> str:
+    table = {**json.loads(line), **changes}
+    return json.dumps({name: value for name, value in table.items() if value != "gone"})
+
+
+SPOILS = {
+    "another schema": ("is of schema 'octavo.bench/9', this version reads", {"schema": "octavo.bench/9"}),
+    "no schema": ("is of schema None", {"schema": "gone"}),
+    "unknown kind": ("kind must be one of run, decode, op, host, not 'sleep'", {"kind": "sleep"}),
+    "missing field": ("missing field batch", {"batch": "gone"}),
+    "unknown field": ("unknown field colour", {"colour": 1}),
+    "wrong type": ("batch has the wrong type, '8'", {"batch": "8"}),
+    "bool for a number": ("batch has the wrong type, True", {"batch": True}),
+    "wrong type within": ("ttft_s has the wrong type", {"ttft_s": [1.0, "2"]}),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_line_that_does_not_fit_the_schema_is_refused(spoil, tmp_path):
+    message, changes = SPOILS[spoil]
+    path = write(tmp_path / "a.jsonl", RUN, record())
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{spoiled(second, **changes)}\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 2") as caught:
+        records.read(path)
+    assert message in str(caught.value)
+
+
+def test_a_file_cut_short_anywhere_is_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", RUN, record())
+    whole = path.read_bytes()
+    ends = {len(whole), whole.index(b"\n") + 1}  # where a line ends, the file is whole
+    for size in {1, 10, len(whole) // 2, len(whole) - 2, len(whole) - 1, *(end - 1 for end in ends)}:
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="cut short"):
+            records.read(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="empty"):
+        records.read(path)
+
+
+def test_one_run_a_file_and_it_comes_first(tmp_path):
+    for name, lines in {"two": [RUN, RUN], "none": [record()], "late": [record(), RUN]}.items():
+        path = tmp_path / f"{name}.jsonl"
+        for line in lines:
+            records.Writer(path).write(line)
+        with pytest.raises(ValueError, match="one line of kind run, the first"):
+            records.read(path)
+
+
+def test_places_without_results(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file of results"):
+        records.read(tmp_path / "nothing.jsonl")
+    with pytest.raises(ValueError, match="holds 0 files of results"):
+        records.read(tmp_path)
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        records.read(tmp_path)
+
+
+def test_numbers_that_json_does_not_have_are_never_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        records.Writer(tmp_path / "a.jsonl").write(replace(OP, median_s=float("nan")))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_is_explained(kind):
+    page = (Path(records.__file__).parent / "results" / "README.md").read_text()
+    section = page.split(f"## {kind}\n")[1].split("\n## ")[0]
+    explained = {name for line in section.splitlines() for name in line.split("|")[1:2] for name in name.split()}
+    assert {f"`{field.name}`" for field in fields(KINDS[kind])} == {name for name in explained if name[0] == "`"}
+
+
+def test_committed_results_fit_the_schema():
+    committed = sorted((Path(records.__file__).parent / "results").glob("*.jsonl"))
+    for path in committed:
+        results = records.read(path)
+        assert results.cells, path
+        assert results.run.commit, f"{path}: measured without a commit"
