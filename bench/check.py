@@ -50,19 +50,15 @@ class Verifier:
     def check(self, prompts: list[list[int]], answers: list[list[int]], same_weights: bool) -> Verdict:
         """Judge one answer a prompt; answers of other weights (quantised ones) are only counted."""
         rows = spread_rows(len(prompts))
-        agreeing, total, worst = 0, 0, 0.0
-        for row in rows:
-            gaps = self._gaps(prompts[row], answers[row])
-            agreeing += sum(gap == 0 for gap in gaps)
-            total += len(gaps)
-            worst = max(worst, *gaps)
-        counted = f"{agreeing} of {total} tokens agree"
-        if agreeing == total:
-            return Verdict("same", f"all {total} tokens")
+        gaps = [gap for row in rows for gap in self._gaps(prompts[row], answers[row])]
+        agreeing = sum(gap == 0 for gap in gaps)
+        counted = f"{agreeing} of {len(gaps)} tokens agree"
+        if agreeing == len(gaps):
+            return Verdict("same", f"all {len(gaps)} tokens")
         if not same_weights:
             return Verdict("quantised", counted)
-        word = "rounding" if worst <= self.budget else "wrong"
-        return Verdict(word, f"{counted}, gap {worst:.2g} of {self.budget:.2g} allowed")
+        word = "rounding" if all(gap <= self.budget for gap in gaps) else "wrong"  # NaN is wrong
+        return Verdict(word, f"{counted}, gap {max(gaps):.2g} of {self.budget:.2g} allowed")
 
     @torch.inference_mode()
     def _gaps(self, prompt: list[int], answer: list[int]) -> list[float]:
