@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
+from octavo.kernels.launch import MAX_HEAD_DIM
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_HEAD_DIM = 256
 LOG2_E = math.log2(math.e)
 SECTION = 4  # heads that advance side by side in prefill
 

@@ -188,6 +188,7 @@ def write_kv(device: torch.device, width: int) -> Row:
     return row(max(1, tile // 256), 1, TILE=tile)
 
 
+MAX_HEAD_DIM = 256
 # (arch, bytes of a value) -> the padded head_dim, at most -> the row. BLOCK_N is the key tile of prefill and decode
 # alike, so that it alone decides the bits. Without tensor cores float32 has to be content with small tiles.
 _FLOAT32_ATTENTION = {
@@ -232,9 +233,9 @@ def attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
 
 def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
     """Decode: prefill's key tile, and as few warps as hold 16 rows of queries without spilling."""
-    warps = 8 if dtype.itemsize == 4 and head_dim > 128 else 4
-    stages = 3 if dtype.itemsize == 2 else 2  # a stage less for the block ids, which are loaded first
-    return row(warps, stages, BLOCK_N=attention(device, dtype, head_dim).tiles["BLOCK_N"])
+    wide = 128 if dtype.itemsize == 4 else 64 if arch_of(device) == "sm_80" else MAX_HEAD_DIM
+    stages = 2 if dtype.itemsize == 4 else 3  # one of them for the block ids, which are loaded first
+    return row(8 if head_dim > wide else 4, stages, BLOCK_N=attention(device, dtype, head_dim).tiles["BLOCK_N"])
 
 
 def decode_programs(device: torch.device) -> int:
