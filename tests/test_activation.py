@@ -5,7 +5,7 @@ import torch
 
 from octavo.kernels import activation, reference
 
-from guarded import DEVICE, FLOATS, noise, strided
+from guarded import DEVICE, FLOATS, far_apart, noise, strided
 from numerics import assert_accurate
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
@@ -42,6 +42,12 @@ def test_a_row_alone_has_the_bits_it_has_in_company():
     x, bias = noise(5, 64, dtype=torch.float32), noise(64, dtype=torch.float32, seed=1)
     assert torch.equal(activation.bias_gelu(x[2:3], bias), activation.bias_gelu(x, bias)[2:3])
     assert torch.equal(activation.silu_mul(x[2:3]), activation.silu_mul(x)[2:3])
+
+
+def test_catalogue_5_rows_beyond_2_31():
+    x, bias = noise(3, 8, dtype=torch.float16), noise(8, dtype=torch.float16, seed=1)
+    assert_accurate(activation.bias_gelu(far_apart(x), bias), reference.bias_gelu, x, bias)
+    assert_accurate(activation.silu_mul(far_apart(x)), reference.silu_mul, x)
 
 
 def test_catalogue_26_no_tokens():
@@ -81,7 +87,7 @@ def test_is_accurate_at_size(dtype):
 
 
 @pytest.mark.gpu
-def test_more_than_2_31_values():
+def test_catalogue_5_more_than_2_31_values():
     gate_up = torch.zeros(2**31 // 4096 + 2, 4096, dtype=torch.bfloat16, device=DEVICE)
     gate_up[-1] = noise(4096, dtype=torch.bfloat16)
     y = activation.silu_mul(gate_up)

@@ -7,7 +7,7 @@ import torch
 
 from octavo.kernels import activation, launch, linear, reference
 
-from guarded import DEVICE, FLOATS, noise, strided
+from guarded import DEVICE, FLOATS, far_apart, noise, strided
 from numerics import assert_accurate
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
@@ -109,6 +109,12 @@ def test_few_tiles_go_to_smaller_tiles(monkeypatch):
     assert tokens == [64, 128, 256]
 
 
+def test_catalogue_5_rows_beyond_2_31():
+    kwargs = arguments(3, 3, 16, torch.float16)
+    apart = {name: far_apart(value) if value.ndim == 2 else value for name, value in kwargs.items()}
+    assert_accurate(linear.linear(**apart), reference.linear, **kwargs)
+
+
 def test_catalogue_26_no_tokens():
     assert linear.linear(**arguments(0, 8, 16, torch.float16)).shape == (0, 8)
 
@@ -163,7 +169,7 @@ def test_is_accurate_at_size(dtype, out_features, in_features, num_tokens):
 
 
 @pytest.mark.gpu
-def test_more_than_2_31_values_in_the_output():
+def test_catalogue_5_more_than_2_31_values_in_the_output():
     weight, row = noise(50257, 64, dtype=torch.bfloat16), noise(1, 64, dtype=torch.bfloat16, seed=1)
     x = torch.zeros(2**31 // 50257 + 70, 64, dtype=torch.bfloat16, device=DEVICE)
     x[-1:] = row

@@ -5,7 +5,7 @@ import torch
 
 from octavo.kernels import launch, norm, reference
 
-from guarded import DEVICE, FLOATS, noise, strided
+from guarded import DEVICE, FLOATS, far_apart, noise, strided
 from numerics import assert_accurate
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
@@ -76,6 +76,13 @@ def test_catalogue_26_no_tokens(op):
     assert all(result.shape == (0, 64) for result in (results if isinstance(results, tuple) else [results]))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_catalogue_5_rows_beyond_2_31(op):
+    args = arguments(op, 3, 8, torch.float16)
+    apart = (far_apart(arg) if getattr(arg, "ndim", 0) == 2 else arg for arg in args)
+    assert_accurate(getattr(norm, op)(*apart), getattr(reference, op), *args)
+
+
 def test_the_widest_row_fits_one_program():
     dim = launch.NORM_MAX_DIM
     x, weight = noise(1, dim, dtype=torch.float32), noise(dim, dtype=torch.float32, seed=1)
@@ -115,7 +122,7 @@ def test_is_accurate_at_size(dtype, dim):
 
 
 @pytest.mark.gpu
-def test_more_than_2_31_values():
+def test_catalogue_5_more_than_2_31_values():
     dim = 4096
     x = torch.zeros(2**31 // dim + 2, dim, dtype=torch.bfloat16, device=DEVICE)
     x[-1] = noise(dim, dtype=torch.bfloat16)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from octavo.kernels import reference, rope
 
-from guarded import DEVICE, FLOATS, noise
+from guarded import DEVICE, FLOATS, far_apart, noise
 from numerics import assert_accurate
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
@@ -78,6 +78,13 @@ def test_a_position_outside_the_tables_is_nan_in_its_own_row_only(interleaved, p
     for rows, good in zip(rope.rope(q, k, positions, cos, sin, interleaved), expected, strict=True):
         assert bool(rows[1].isnan().all())
         assert torch.equal(rows[legal], good)
+
+
+@PAIRINGS
+def test_catalogue_5_rows_beyond_2_31(interleaved):
+    q, k = (noise(3, 2, 8, dtype=torch.float16, seed=seed) for seed in (0, 1))
+    rest = (torch.arange(3, device=DEVICE), *tables(4, 8), interleaved)
+    assert_accurate(rope.rope(far_apart(q), far_apart(k), *rest), reference.rope, q, k, *rest)
 
 
 def test_catalogue_26_no_tokens():
