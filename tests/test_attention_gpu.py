@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from triton import knobs
 
 from octavo.kernels import reference
 from octavo.kernels.attention import causal_attention
@@ -84,6 +85,20 @@ def test_a_decode_step_alone_and_among_256(heads: tuple[int, int, int], dtype: t
         alone = paged_attention(q[seq : seq + 1], k_cache, v_cache, table[seq : seq + 1],
                                 integers(contexts[seq : seq + 1]), cu_seqlens([1]), 1, args[-1])  # fmt: skip
         assert torch.equal(alone[0], together[seq])
+
+
+@pytest.mark.parametrize("longest", [1, 2])
+def test_row_30_a_context_beyond_its_table_is_named_under_triton_debug(
+    longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catalogue row 30: lengths on a GPU are read only where TRITON_DEBUG=1 allows the synchronisation."""
+    q, k_cache, v_cache, table, _, bounds, *_ = decode_args([32], (2, 1, 16), torch.float16, 8)
+    assert isinstance(table, Tensor)
+    args = (q, k_cache, v_cache, table[:, :4], integers([1000]), bounds, longest, 0.25)
+    assert bool(paged_attention(*args).isfinite().all())
+    monkeypatch.setattr(knobs.runtime, "debug", True)
+    with pytest.raises(ValueError, match=r"context_lens\[0\] is 1000"):
+        paged_attention(*args)
 
 
 def test_a_captured_decode_step_follows_its_buffers() -> None:
