@@ -30,7 +30,10 @@ class GuardedMemory:
     def intact(self) -> bool:
         """Whether all guards are as they were."""
         guards = [guard for buffer in self.buffers for guard in (buffer[:GUARD], buffer[-GUARD:])]
-        return all(bool((guard != guard).all()) for guard in guards if guard.is_floating_point())
+        return all(
+            bool((guard != guard if guard.is_floating_point() else guard == torch.iinfo(guard.dtype).max).all())
+            for guard in guards
+        )
 
 
 def noise(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

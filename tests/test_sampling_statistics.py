@@ -1,7 +1,7 @@
 """Do the tokens have the distribution that was asked for? And would the tests notice if they had not?
 
 On a CPU a hundred thousand draws of one row go through the reference's own noise and arithmetic, of the survivors only;
-the first of them are compared with what reference and kernel draw from the whole row. On a GPU the kernel draws them all.
+the first of them are compared with what reference and kernel draw from the whole row. On a GPU the kernel draws all.
 """
 
 from dataclasses import dataclass
