@@ -6,6 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from octavo.gpt.weights import LoadedModel, load_model
+from octavo.kernels.ops import REFERENCE
+
 from checkpoints import (
     GPT2,
     LLAMA,
@@ -18,11 +24,6 @@ from checkpoints import (
     save_folder,
     save_gguf,
 )
-from safetensors.torch import save_file
-from torch import Tensor
-
-from octavo.gpt.weights import LoadedModel, load_model
-from octavo.kernels.ops import REFERENCE
 
 
 def load(path: Path) -> LoadedModel:

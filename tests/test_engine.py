@@ -4,10 +4,11 @@ import random
 
 import pytest
 import torch
-from tiny import TINY, run, tiny_engine, tiny_model
 
 from octavo.gpt.batch import dense_batch
 from octavo.gpt.sampling_params import SamplingParams
+
+from tiny import TINY, run, tiny_engine, tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 

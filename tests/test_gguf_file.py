@@ -10,11 +10,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from checkpoints import save_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.gpt.gguf_file import open_gguf
+
+from checkpoints import save_gguf
 
 READABLE = [
     "F32", "F16", "F64", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",

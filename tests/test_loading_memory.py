@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from checkpoints import LLAMA, LLAMA_GGUF, llama_gguf_tensors, llama_shapes, save_folder, save_gguf
 
 LOADING = """

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import GPT2, LLAMA, LLAMA_GGUF, llama_gguf_tensors, llama_tensors, save_gguf
 from torch import Tensor
 
 from octavo.gpt.config import ModelConfig, RopeScaling
 from octavo.gpt.gguf_checkpoint import open_gguf_checkpoint
 from octavo.gpt.hf_config import read_config
+
+from checkpoints import GPT2, LLAMA, LLAMA_GGUF, llama_gguf_tensors, llama_tensors, save_gguf
 
 
 def config_of(tmp_path: Path, table: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelConfig:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import gpt2_gguf_tensors, llama_gguf_tensors, save_gguf
 from torch import Tensor
 
 from octavo.gpt.weights import load_model
 from octavo.kernels.ops import REFERENCE
 
+from checkpoints import gpt2_gguf_tensors, llama_gguf_tensors, save_gguf
 from numerics import assert_within
 
 transformers = pytest.importorskip("transformers")

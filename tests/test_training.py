@@ -5,12 +5,13 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import TINY, tiny_engine
 
 from octavo.gpt.config import ModelConfig
 from octavo.gpt.gpt2 import GPT2
 from octavo.gpt.llama import Llama
 from octavo.gpt.sampling_params import SamplingParams
+
+from tiny import TINY, tiny_engine
 
 LETTERS = "ABCDEFGHIJK>"
 SHIFTS = (2, 2, 3)  # the rule: the first two letters move by two, the third by three

@@ -5,6 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
+from octavo.gpt import config as configs
+from octavo.gpt.config import ModelConfig
+from octavo.gpt.weights import LoadedModel, load_model, load_tokenizer, resolve_device, resolve_dtype
+from octavo.kernels.ops import REFERENCE
+
 from checkpoints import (
     GPT2,
     LLAMA,
@@ -18,12 +25,6 @@ from checkpoints import (
     save_folder,
     save_gguf,
 )
-from torch import Tensor
-
-from octavo.gpt import config as configs
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.weights import LoadedModel, load_model, load_tokenizer, resolve_device, resolve_dtype
-from octavo.kernels.ops import REFERENCE
 
 CPU = torch.device("cpu")
 
