@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-THREADS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 .PHONY: help demo test check codegen gpu clean
 
@@ -14,7 +13,8 @@ demo: $(READY)  ## ask SmolLM2 a question (fetches the model once, 94 MB)
 	@$(BIN)/octavo chat "What is the capital of France?" --temperature 0 --stats
 
 test: $(READY)  ## the whole test suite, on the CPU
-	@$(BIN)/python -m pytest -q -m "not codegen and not gpu"
+	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 \
+	  --dist loadfile -m "not codegen and not gpu"
 
 check: $(READY) build/types  ## ruff, format, mypy
 	@$(BIN)/ruff check .
@@ -24,6 +24,11 @@ check: $(READY) build/types  ## ruff, format, mypy
 codegen: $(READY)  ## compile every row of the launch table for named GPUs, with no GPU
 	@$(BIN)/python -m pytest -q -m codegen
 	@$(BIN)/python -m octavo.kernels.codegen
+
+# On a machine with a GPU, in whatever environment holds torch, triton, pytest and an editable install: no set-up, no network.
+gpu:  ## on a CUDA device: the tests marked gpu, then every op timed beside PyTorch's
+	@$(PYTHON) -m pytest -q -m gpu $$(grep -l 'mark.gpu' tests/test_*.py)
+	@$(PYTHON) -m octavo.bench ops --output bench/results/gpu
 
 clean:  ## remove what was built, and the environment
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
