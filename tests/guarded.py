@@ -8,7 +8,7 @@ from torch import Tensor
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 _empty = torch.empty  # itself, whatever stands in for it
-GUARD = 64  # values before and after each tensor
+GUARD = 4096  # values before and after each tensor
 
 
 class GuardedMemory:
