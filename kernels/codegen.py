@@ -80,8 +80,10 @@ def compile_parts(parts: list[Part], jobs: int) -> Iterator[tuple[list[Code], li
         yield from pool.map(compile_part, parts)
 
 
-COLUMNS = ("kernel", "call", "dtype", "warps", "stages", "registers", "stack", "shared", "programs per SM")
-COLUMNS += ("tensor core", "widest load", "seconds", "verdict")
+COLUMNS = [
+    *("kernel", "call", "dtype", "warps", "stages", "registers", "stack", "shared", "programs per SM"),
+    *("tensor core", "widest load", "seconds", "verdict"),
+]
 
 
 def cells(code: Code, verdict: str) -> list[str]:

@@ -6,6 +6,7 @@ key tile only, so those are fixed per weight shape or head_dim, whatever the num
 rows, run `python -m octavo.kernels.codegen --arch sm_NN`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -19,8 +20,8 @@ class Row:
 
     num_warps: int
     num_stages: int
-    tiles: dict[str, int] = field(default_factory=dict)  # the kernel's constexpr names -> sizes
-    options: dict[str, int] = field(default_factory=dict)  # what only one vendor's compiler knows
+    tiles: Mapping[str, int] = field(default_factory=dict)  # the kernel's constexpr names -> sizes
+    options: Mapping[str, int] = field(default_factory=dict)  # what only one vendor's compiler knows
 
     @property
     def kwargs(self) -> dict[str, int]:
@@ -220,8 +221,10 @@ ATTENTION = {
     ("gfx942", 4): _FLOAT32_ATTENTION,
 }
 _INTERPRETED_ATTENTION = {64: row(1, 1, BLOCK_M=16, BLOCK_N=32), 256: row(1, 1, BLOCK_M=16, BLOCK_N=16)}
-# Programs of paged decode that are resident at once: four on each multiprocessor, two pairs of tiles in flight in each.
-DECODE_PROGRAMS = {"sm_80": 432, "sm_90": 528, "sm_100": 592, "gfx942": 1216, "interpreter": 3}
+# bytes of a value -> the padded head_dim, at most -> warps, stages (one for the block ids, which are loaded first),
+# programs on a multiprocessor: the more, the more of the cache is on its way; each has its share of 65536 registers.
+DECODE = {2: {64: (4, 3, 4), 256: (4, 3, 3)}, 4: {64: (4, 2, 3), 128: (4, 2, 2), 256: (8, 2, 1)}}
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 1}
 
 
 def attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
@@ -231,12 +234,11 @@ def attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
     return next(row for width, row in rows.items() if width >= head_dim)
 
 
-def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int) -> Row:
-    """Decode: prefill's key tile, and as few warps as hold 16 rows of queries without spilling."""
-    wide = 128 if dtype.itemsize == 4 else 64 if arch_of(device) == "sm_80" else MAX_HEAD_DIM
-    stages = 2 if dtype.itemsize == 4 else 3  # one of them for the block ids, which are loaded first
-    return row(8 if head_dim > wide else 4, stages, BLOCK_N=attention(device, dtype, head_dim).tiles["BLOCK_N"])
-
-
-def decode_programs(device: torch.device) -> int:
-    return DECODE_PROGRAMS[arch_of(device)]
+def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[Row, int]:
+    """Decode: the row, whose key tile is prefill's, and how many programs to launch: all are resident at once."""
+    arch = arch_of(device)
+    warps, stages, programs = next(row for width, row in DECODE[dtype.itemsize].items() if width >= head_dim)
+    registers = min(65536 // (32 * warps * programs), 255) // 8 * 8
+    options = {"maxnreg": registers} if arch.startswith("sm_") else {}
+    tiles = {"BLOCK_N": attention(device, dtype, head_dim).tiles["BLOCK_N"]}
+    return Row(warps, stages, tiles, options), programs * MULTIPROCESSORS[arch]
