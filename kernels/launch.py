@@ -33,7 +33,7 @@ class Waiver:
     """A limit of codegen.py that a row cannot hold, and why: where all of `where` match constexprs or dtype."""
 
     kernel: str
-    check: str  # spill | shared | tensor_core | wide_load
+    check: str  # spill | shared | tensor_core | k_order | wide_load
     archs: tuple[str, ...]
     where: dict[str, Any]
     reason: str

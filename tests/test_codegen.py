@@ -74,8 +74,12 @@ def test_the_number_of_tokens_compiles_nothing_new():
     assert [line.strip() for line in lines] == first + [str(n) for n in (32, 18, 31) for _ in range(4)] + [""]
 
 
+def test_every_arch_of_the_table_can_be_compiled_for():
+    assert tuple(codegen.MACHINES) == launch.ARCHS
+
+
 @pytest.mark.codegen
-@pytest.mark.parametrize("arch", codegen.MACHINES)
+@pytest.mark.parametrize("arch", launch.ARCHS)
 def test_every_row_is_clean(arch):
     result = run("--arch", arch)
     assert result.returncode == 0, result.stderr
