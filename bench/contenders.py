@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -99,7 +100,8 @@ class Octavo(Contender):
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-        watch, outputs, given = Stopwatch(self.device), {}, []
+        watch, given = Stopwatch(self.device), []
+        outputs: dict[int, Any] = {}
         watch.mark()
         numbers = [self.llm.add(prompt, params) for prompt in prompts]
         try:

@@ -67,12 +67,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     else:
         Writer(path).write(header)
     tables.header(header, console)
-    name = None if tokenizer is None else arguments.tokenizer
+    tokenizer_name = None if tokenizer is None else arguments.tokenizer
     try:
         for num_seqs in sizes:
             for context in contexts:
                 if (num_seqs, context) not in {record.key for record in done}:
-                    record = measure(num_seqs, context, arguments.steps, tokenizer, name, arguments.seed)
+                    record = measure(num_seqs, context, arguments.steps, tokenizer, tokenizer_name, arguments.seed)
                     Writer(path).write(record)
                     done.append(record)
     finally:

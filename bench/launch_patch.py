@@ -17,7 +17,7 @@ class Place(NamedTuple):
     table: str
     key: tuple[str, int]
     field: str | None
-    index: int
+    index: int  # type: ignore[assignment]  # a row's place, not tuple.index
 
     def __str__(self) -> str:
         name = f'{self.table}["{self.key[0]}", {self.key[1]}]'

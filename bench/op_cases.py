@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Shapes:
         generator = torch.Generator().manual_seed(self.seed + sum(size))
         return torch.randn(*size, generator=generator).to(self.device, self.dtype)
 
-    def ints(self, values: list[int] | Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
+    def ints(self, values: list[Any] | Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.as_tensor(values, dtype=dtype).to(self.device)
 
     @property
@@ -91,18 +92,22 @@ def _linears(s: Shapes, tokens: int, phase: str) -> Iterator[Case]:
         yield Case(
             "linear",
             f"{phase} {name} {tokens} x {k} -> {n}",
-            lambda n=n, k=k: (s.normal(tokens, k), s.normal(n, k) * k**-0.5),
+            partial(_product, s, tokens, n, k),
             (tokens * (n + k) + n * k) * s.itemsize,
             2 * tokens * n * k,
             {"activation": "gelu"} if gelu else {},
         )
 
 
+def _product(s: Shapes, tokens: int, n: int, k: int) -> Arguments:
+    return s.normal(tokens, k), s.normal(n, k) * k**-0.5
+
+
 def _activation(s: Shapes, tokens: int, phase: str) -> Case:
     width = s.config.hidden_dim
     if s.config.family == "gpt2":
-        make = lambda: (s.normal(tokens, width), s.normal(width))  # noqa: E731
-        return Case("bias_gelu", f"{phase} {tokens} x {width}", make, 2 * tokens * width * s.itemsize)
+        both = lambda: (s.normal(tokens, width), s.normal(width))  # noqa: E731
+        return Case("bias_gelu", f"{phase} {tokens} x {width}", both, 2 * tokens * width * s.itemsize)
     make = lambda: (s.normal(tokens, 2 * width),)  # noqa: E731
     return Case("silu_mul", f"{phase} {tokens} x {width}", make, 3 * tokens * width * s.itemsize)
 
@@ -172,7 +177,7 @@ def _sampling(s: Shapes) -> Iterator[Case]:
 
     forms = {"greedy": (0.0, 0, 1.0, 0.0), "plain": (1.0, 0, 1.0, 0.0), "k p": (0.8, 50, 0.9, 0.0)}
     for name, numbers in forms.items():
-        yield Case("sample", f"{name} {n} x {vocab}", lambda f=numbers: make(*f), size, exact_first=True)
+        yield Case("sample", f"{name} {n} x {vocab}", partial(make, *numbers), size, exact_first=True)
     top = lambda: (s.normal(n, vocab), 5)  # noqa: E731
     yield Case("top_logprobs", f"5 of {n} x {vocab}", top, size, exact_first=True)
     yield Case("apply_penalties", f"{n} x {vocab}", lambda: _penalties(s), 2 * size + 5 * n * vocab, mutates=(0,))
@@ -183,6 +188,6 @@ def _penalties(s: Shapes) -> Arguments:
     generator = torch.Generator().manual_seed(s.seed)
     counts = (torch.rand(n, vocab, generator=generator) < 0.01).int().to(s.device)
     said = (torch.rand(n, vocab, generator=generator) < 0.01).to(s.device)
-    columns = [torch.full((n,), value, device=s.device) for value in (1.2, 0.1, 0.1)]
+    columns: list[Any] = [torch.full((n,), value, device=s.device) for value in (1.2, 0.1, 0.1)]
     nothing = s.ints([[-1]] * n), torch.zeros(n, 1, device=s.device)
     return s.normal(n, vocab), counts, said, *columns, *nothing

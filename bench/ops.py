@@ -67,10 +67,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 def _cases(arguments: argparse.Namespace, device: torch.device, dtype: str) -> list[Case]:
     given = (arguments.batch, arguments.context, arguments.prefill)
     sizes = [usual if own is None else own for own, usual in zip(given, SIZES[device.type], strict=True)]
+    batch, context, prefill = sizes
     for name, size in zip(("batch", "context", "prefill"), sizes, strict=True):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")
-    shapes = Shapes(open_source(arguments.model).config, device, DTYPES[dtype], *sizes, arguments.seed)
+    shapes = Shapes(open_source(arguments.model).config, device, DTYPES[dtype], batch, context, prefill, arguments.seed)
     found = list(cases(shapes))
     if arguments.only is None:
         return found

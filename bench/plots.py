@@ -87,7 +87,7 @@ def _roofline(cells: Sequence[Decode]) -> Any:
     batches, contexts = sorted({c.batch for c in known}), sorted({c.context for c in known})
     figure, axes = _panels(len(names))
     for axis, name in zip(axes, names, strict=True):
-        at = {(cell.batch, cell.context): cell.bandwidth_share for cell in known if _label(cell) == name}
+        at = {(cell.batch, cell.context): cell.bandwidth_share or 0.0 for cell in known if _label(cell) == name}
         grid = [[at.get((batch, context), float("nan")) for context in contexts] for batch in batches]
         axis.set_facecolor("lightgrey")  # where nothing was measured
         axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")

@@ -39,7 +39,8 @@ class Plan:
     @property
     def entries(self) -> list[tuple[Ops | str, str]]:
         """Who runs, a backend or a peer's name, and in which dtype."""
-        return [(who, dtype) for dtype in self.dtypes for who in (*self.backends, *self.peers)]
+        who_runs: list[Ops | str] = [*self.backends, *self.peers]
+        return [(who, dtype) for dtype in self.dtypes for who in who_runs]
 
     def open(self, who: Ops | str, dtype: str) -> Contender:
         batch = max(cell.batch for cell in self.cells)
@@ -122,7 +123,8 @@ class Session:
         return Decode(**about, **found, peak_memory_bytes=memory.bytes())
 
     def _repeat(self, contender: Contender, cell: Cell) -> list[Generation]:
-        effort, repeats, start = self.plan.effort, [], time.perf_counter()
+        effort, start = self.plan.effort, time.perf_counter()
+        repeats: list[Generation] = []
         while len(repeats) < effort.min_repeats or (
             len(repeats) < effort.max_repeats and time.perf_counter() - start < effort.seconds
         ):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.gpt import hub
 from octavo.gpt.config import KNOWN_SHAPES, ModelConfig
@@ -51,7 +51,7 @@ def plain_model(source: Source, dtype: str, device: torch.device) -> Model:
 
 def tensors(model: Model) -> dict[str, Tensor]:
     """Every weight of an unpacked model under its own name, a tied head left out."""
-    found = dict(model.named_parameters())
+    found: dict[str, Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             found[f"{name}.weight"] = module.weight
@@ -63,7 +63,7 @@ def cast(model: Model, dtype: torch.dtype) -> Model:
     model.to(dtype)
     for module in model.modules():
         if isinstance(module, Linear):
-            module.weight = module.weight.to(dtype)
+            module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
     if model.packed_head is not None:
         model.packed_head = model.embedding.weight.detach()
     return model
@@ -71,7 +71,7 @@ def cast(model: Model, dtype: torch.dtype) -> Model:
 
 def separate(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same weights with Llama's fused projections apart: q, k, v, gate and up."""
-    found = {}
+    found: dict[str, Tensor] = {}
     kv_rows = config.num_kv_heads * config.head_dim
     parts = {
         "qkv_proj": (("q_proj", "k_proj", "v_proj"), [config.num_heads * config.head_dim, kv_rows, kv_rows]),

@@ -54,7 +54,8 @@ def measure(
     """Seconds of each call, caches cold, until `seconds` have been timed; two calls before them are not counted."""
     for _ in range(2):
         call()
-    flush, laps = ColdCaches(device), []
+    flush = ColdCaches(device)
+    laps: list[float] = []
     while len(laps) < min_rounds or (sum(laps) < seconds and len(laps) < max_rounds):
         watch = Stopwatch(device)
         for _ in range(min_rounds):
