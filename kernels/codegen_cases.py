@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.kernels import activation, attention, kv_cache, linear, norm, paged_attention, rope
+from octavo.kernels import (
+    activation,
+    attention,
+    kv_cache,
+    linear,
+    lm_head_sample,
+    norm,
+    paged_attention,
+    penalties,
+    rope,
+    sampling,
+    top_logprobs,
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,26 @@ def linear_calls(dtype: torch.dtype) -> Iterator[Case]:
             yield Case(label, linear.linear, args, quick=quick)
 
 
+def sampling_calls(dtype: torch.dtype) -> Iterator[Case]:
+    floats, ids = meta(64, dtype=torch.float32), meta(64)
+    seeds = meta(64, dtype=torch.int64)
+    for vocab_size, dim in ((50257, 768), (49152, 576), (128256, 2048)):  # GPT-2, SmolLM2-135M, Llama 3 1B
+        logits, quick = meta(64, vocab_size, dtype=dtype), vocab_size == 50257
+        columns = (floats, ids, floats, floats, seeds, ids)
+        said = (meta(64, vocab_size), meta(64, vocab_size, dtype=torch.bool))
+        bias = (meta(64, 300), meta(64, 300, dtype=torch.float32))
+        yield Case(f"sample {vocab_size}", sampling.sample, (logits, *columns), quick=quick)
+        yield Case(f"top_logprobs {vocab_size}", top_logprobs.top_logprobs, (logits, 20))
+        yield Case(
+            f"apply_penalties {vocab_size}", penalties.apply_penalties, (logits, *said, floats, floats, floats, *bias)
+        )
+        for num_seqs in (16, 32, 64):
+            hidden, weight = meta(num_seqs, dim, dtype=dtype), meta(vocab_size, dim, dtype=dtype)
+            draws = (floats[:num_seqs], seeds[:num_seqs], ids[:num_seqs])
+            label = f"lm_head_sample {num_seqs} x {dim} -> {vocab_size}"
+            yield Case(label, lm_head_sample.lm_head_sample, (hidden, weight, *draws), quick=quick and num_seqs == 16)
+
+
 CASES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "norm": norm_calls,
     "activation": activation_calls,
@@ -111,4 +143,5 @@ CASES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "write_kv": write_kv_calls,
     "attention": attention_calls,
     "linear": linear_calls,
+    "sampling": sampling_calls,
 }

@@ -77,6 +77,11 @@ WAIVERS: tuple[Waiver, ...] = (
         {},
         "decode has 16 rows of queries, wgmma and tcgen05 take 64: mma.sync keeps up with the cache's bandwidth",
     ),
+    Waiver("_bias_kernel", "wide_load", ARCHS[:3], {}, "an id a lane: the logits it changes lie scattered"),
+    *(
+        Waiver(kernel, "wide_load", ARCHS[:3], {"VOCAB_SIZE": 50257}, "rows of 50,257 values are not aligned")
+        for kernel in ("_scan_kernel", "_choose_kernel", "_rank_kernel", "_penalties_kernel")
+    ),
 )
 
 NORM_MAX_DIM = 32768  # beyond it a row no longer fits the registers of one program
@@ -222,7 +227,7 @@ ATTENTION = {
 }
 _INTERPRETED_ATTENTION = {64: row(1, 1, BLOCK_M=16, BLOCK_N=32), 256: row(1, 1, BLOCK_M=16, BLOCK_N=16)}
 # bytes of a value -> the padded head_dim, at most -> warps, stages (one for the block ids, which are loaded first),
-# programs on a multiprocessor: the more, the more of the cache is on its way; each has its share of 65536 registers.
+# programs on a multiprocessor, as many as its registers hold: the more there are, the more of the cache is on its way.
 DECODE = {2: {64: (4, 3, 4), 256: (4, 3, 3)}, 4: {64: (4, 2, 3), 128: (4, 2, 2), 256: (8, 2, 1)}}
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 1}
 
@@ -238,7 +243,7 @@ def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int) -> tup
     """Decode: the row, whose key tile is prefill's, and how many programs to launch: all are resident at once."""
     arch = arch_of(device)
     warps, stages, programs = next(row for width, row in DECODE[dtype.itemsize].items() if width >= head_dim)
-    registers = min(65536 // (32 * warps * programs), 255) // 8 * 8
-    options = {"maxnreg": registers} if arch.startswith("sm_") else {}
+    aims_too_low = arch == "sm_80" and dtype.itemsize == 2 and head_dim > 64  # ptxas would take 96 registers, and spill
+    options = {"maxnreg": 168} if aims_too_low else {}
     tiles = {"BLOCK_N": attention(device, dtype, head_dim).tiles["BLOCK_N"]}
     return Row(warps, stages, tiles, options), programs * MULTIPROCESSORS[arch]
