@@ -151,10 +151,9 @@ def decode(
     pieces = num_seqs * triton.cdiv(capacity, SPLIT)
     partial = torch.empty((pieces, num_heads, head_dim), dtype=torch.float32, device=q.device)
     stats = torch.empty((pieces, num_heads, 2), dtype=torch.float32, device=q.device)  # m and l
-    row = launch.paged_decode(q.device, q.dtype, head_dim)
-    programs = min(pieces * num_kv_heads, launch.decode_programs(q.device))
-    if programs > 0:
-        _split_kernel[(programs,)](
+    row, resident = launch.paged_decode(q.device, q.dtype, head_dim)
+    if pieces > 0:
+        _split_kernel[(min(pieces * num_kv_heads, resident),)](
             q,
             k_cache,
             v_cache,

@@ -76,3 +76,20 @@ for head_dim in (64, 128, 256):
     print(head_dim, orders[0] == orders[1])
 """
     assert run(script) == ["64 True", "128 True", "256 True"]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_all_programs_of_decode_are_resident_at_once(arch: str) -> None:
+    """One that waited for a place would begin its share of the work when the others have ended theirs."""
+    script = f"""
+from octavo.kernels import launch
+from octavo.kernels.codegen_inspect import inspect
+for dtype in (torch.float16, torch.float32):
+    for head_dim in (64, 128, 256):
+        with pretend("{arch}") as compiled:
+            paged(64, 64, 1, 256, dtype, head_dim)
+            _, launched = launch.paged_decode(torch.device("meta"), dtype, head_dim)
+        code = inspect(*compiled[0], "decode", "", "{arch}")
+        print(code.programs * launch.MULTIPROCESSORS["{arch}"] >= launched)
+"""
+    assert run(script) == ["True"] * 6
