@@ -39,8 +39,7 @@ def write_gguf(model: Model, path: Path, format: str) -> None:
         if name.split(".")[-2] in ("q_proj", "k_proj") and not config.rope_interleaved:
             tensor = interleave(tensor, config.head_dim)
         place = _place(name, config.family)
-        exact = tensor.dim() == 1 or place.startswith("position_embd")
-        kind = Format.F32 if exact else FORMATS[format]
+        kind = _format(tensor, place, format)
         writer.add_tensor(place, _encoded(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -80,3 +79,10 @@ def _place(name: str, family: str) -> str:
 def _encoded(tensor: Tensor, kind: Format) -> np.ndarray:
     values = tensor.detach().float().cpu().numpy()
     return gguf.quantize(np.ascontiguousarray(values), kind)
+
+
+def _format(tensor: Tensor, place: str, format: str) -> Format:
+    """Vectors and positions are exact; a row that is no whole number of blocks is not quantised."""
+    if tensor.dim() == 1 or place.startswith("position_embd"):
+        return Format.F32
+    return Format.F16 if format == "q8_0" and tensor.shape[1] % 32 else FORMATS[format]

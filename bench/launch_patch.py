@@ -17,11 +17,11 @@ class Place(NamedTuple):
     table: str
     key: tuple[str, int]
     field: str | None
-    index: int  # type: ignore[assignment]  # a row's place, not tuple.index
+    number: int  # of the row in its field, or its key
 
     def __str__(self) -> str:
         name = f'{self.table}["{self.key[0]}", {self.key[1]}]'
-        return f"{name}.{self.field}[{self.index}]" if self.field else f"{name}[{self.index}]"
+        return f"{name}.{self.field}[{self.number}]" if self.field else f"{name}[{self.number}]"
 
 
 def diff(source: str, changes: Sequence[tuple[Place, Row]]) -> str:
@@ -52,10 +52,10 @@ def _find(tree: ast.Module, place: Place) -> ast.Call:
     value = _at_key(_assigned(tree, place.table), place.key)
     value = _resolved(tree, value)
     if place.field is None:
-        value = _at_key(value, place.index)
+        value = _at_key(value, place.number)
     else:
         value = _at_field(tree, value, place.field)
-        value = value.elts[place.index] if isinstance(value, ast.Tuple) else value
+        value = value.elts[place.number] if isinstance(value, ast.Tuple) else value
     if not isinstance(value, ast.Call) or _name(value) not in ("_tile", "row"):
         raise ValueError(f"{place} is not a plain row in kernels/launch.py")
     return value
@@ -114,4 +114,4 @@ def _offset(source: str, line: int, column: int) -> int:
 def current(place: Place) -> Row:
     """The row that the table holds now."""
     rows: Any = getattr(launch, place.table)[place.key]
-    return rows[place.index] if place.field is None else getattr(rows, place.field)[place.index]
+    return rows[place.number] if place.field is None else getattr(rows, place.field)[place.number]

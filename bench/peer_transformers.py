@@ -89,8 +89,8 @@ def load(source: Source, dtype: str, device: torch.device) -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     kind = transformers.AutoModelForCausalLM
-    if source.path is None:
-        model = network(plain_model(source, dtype, device))
+    if source.path is None or (source.is_gguf and source.config.family == "gpt2"):
+        model = network(plain_model(source, dtype, device))  # of a GPT-2 in GGUF it takes window and width for granted
     elif source.is_gguf:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             model = kind.from_pretrained(

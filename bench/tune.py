@@ -144,9 +144,9 @@ def in_place(place: Place, row: Row) -> Iterator[None]:
     table = getattr(launch, place.table)
     rows = table[place.key]
     if place.field is None:
-        table[place.key] = {**rows, place.index: row}
+        table[place.key] = {**rows, place.number: row}
     else:
-        own = [row if i == place.index else r for i, r in _rows(rows, place.field)]
+        own = [row if i == place.number else r for i, r in _rows(rows, place.field)]
         table[place.key] = replace(rows, **{place.field: tuple(own)})
     try:
         yield

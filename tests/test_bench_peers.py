@@ -1,0 +1,188 @@
+"""The rivals get the same weights: exports keep every logit, and each peer that is installed says the same tokens."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from octavo.bench import peers
+from octavo.bench.contenders import Setting, UnsupportedError
+from octavo.bench.export_gguf import write_gguf
+from octavo.bench.export_transformers import network
+from octavo.bench.sources import interleave, open_source, plain_model, turn_halves
+from octavo.gpt import LLM, SamplingParams
+from octavo.gpt.config import RopeScaling
+from octavo.gpt.gguf_checkpoint import open_gguf_checkpoint
+
+from bench_tiny import checkpoint
+from tiny import TINY, tiny_model
+
+CPU = torch.device("cpu")
+PROMPTS = [[(5 * row + 3 * i) % 97 for i in range(12)] for row in range(3)]
+NEW_TOKENS = 9
+
+
+@pytest.fixture(scope="module", params=TINY)
+def folder(request, tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def gguf(folder, tmp_path_factory):
+    """The same network as a GGUF file, the rotary pairs of Llama in llama.cpp's order."""
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    write_gguf(plain_model(open_source(str(folder)), "float32", CPU), path, "float32")
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    llm = LLM(folder, backend="reference", dtype="float32")
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    return [request.outputs[0].token_ids for request in llm.generate(PROMPTS, params, use_tqdm=False)]
+
+
+def setting(place, dtype="float32"):
+    return Setting(open_source(str(place)), dtype, CPU, 1, len(PROMPTS), 12 + NEW_TOKENS)
+
+
+def logits(model):
+    return model(torch.tensor(PROMPTS, dtype=torch.int32)).logits
+
+
+def test_transformers_computes_our_logits(folder):
+    model = plain_model(open_source(str(folder)), "float32", CPU)
+    theirs = network(model)(torch.tensor(PROMPTS)).logits
+    torch.testing.assert_close(theirs, logits(model))
+
+
+def test_a_gguf_file_holds_the_same_network(folder, gguf):
+    model = plain_model(open_source(str(folder)), "float32", CPU)
+    file, _ = open_gguf_checkpoint(gguf)
+    assert file.config.rope_interleaved == (model.config.family == "llama")
+    again = plain_model(open_source(str(gguf)), "float32", CPU)
+    torch.testing.assert_close(logits(again), logits(model))
+    torch.testing.assert_close(network(again)(torch.tensor(PROMPTS)).logits, logits(model))
+
+
+def test_rotary_orders_are_inverse():
+    rows = torch.arange(2 * 8 * 3).view(16, 3)
+    assert turn_halves(rows, 8)[:8, 0].tolist() == [0, 6, 12, 18, 3, 9, 15, 21]
+    assert torch.equal(interleave(turn_halves(rows, 8), 8), rows)
+
+
+def test_a_gguf_file_cannot_say_everything(tmp_path):
+    model = tiny_model(TINY["llama"])
+    model.config = SimpleNamespace(rope_scaling=RopeScaling("llama3"))
+    with pytest.raises(ValueError, match="rotary scaling is not written"):
+        write_gguf(model, tmp_path / "a.gguf", "float32")
+
+
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+@pytest.mark.parametrize("name", ["transformers", "transformers:static", "ctranslate2", "llama.cpp"])
+def test_a_peer_says_the_same_tokens(name, form, folder, gguf, expected):
+    if reason := peers.missing(name, "cpu"):
+        pytest.skip(reason)
+    contender = peers.open_peer(name, setting(folder if form == "folder" else gguf))
+    batch = PROMPTS[:1] if name == "llama.cpp" else PROMPTS
+    answer = contender.generate(batch, NEW_TOKENS)
+    assert answer.tokens == expected[: len(batch)]
+    assert (contender.name, contender.dtype, contender.same_weights) == (name, "float32", True)
+    assert len(answer.step_s) == NEW_TOKENS - 1
+    assert min(answer.ttft_s, *answer.step_s) > 0
+    contender.close()
+
+
+@pytest.mark.parametrize("name", ["llama.cpp:q8_0", "llama.cpp:file", "ctranslate2:int8"])
+def test_quantised_peers_say_that_they_are(name, gguf):
+    if reason := peers.missing(name, "cpu"):
+        pytest.skip(reason)
+    contender = peers.open_peer(name, setting(gguf))
+    assert not contender.same_weights
+    assert contender.name == name
+    assert 0 < contender.weight_bytes < (5 if name == "llama.cpp:file" else 2)  # the file is float32 here
+    assert len(contender.generate(PROMPTS[:1], 4).tokens[0]) == 4
+    contender.close()
+
+
+def test_what_a_peer_was_not_made_for(folder):
+    with pytest.raises(UnsupportedError, match="for CUDA devices"):
+        peers.open_peer("transformers:continuous", setting(folder))
+    if peers.missing("llama.cpp", "cpu") is None:
+        contender = peers.open_peer("llama.cpp", setting(folder))
+        with pytest.raises(UnsupportedError, match="one sequence at a time"):
+            contender.generate(PROMPTS, 4)
+        with pytest.raises(UnsupportedError, match="is no GGUF file"):
+            peers.open_peer("llama.cpp:file", setting(folder))
+
+
+def test_what_is_not_installed_is_one_plain_line(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    assert peers.installed("cpu") == []
+    assert peers.missing("llama.cpp:q8_0", "cpu") == "llama.cpp is not installed: pip install llama-cpp-python"
+    monkeypatch.setattr(peers, "find_spec", lambda name: object())
+    assert peers.missing("vllm", "cpu") == "vllm needs a CUDA device"
+    assert peers.installed("cpu") == ["transformers", "llama.cpp", "ctranslate2"]
+
+
+class Told:
+    """Stands for vLLM's and SGLang's engines: opens the checkpoint it is given, answers as our own engine does."""
+
+    def __init__(self, folder, dtype):
+        self.llm = LLM(folder, backend="reference", dtype=dtype)
+        self.asked = []
+
+    def answer(self, prompts, **params):
+        self.asked.append(prompts)
+        params = SamplingParams(temperature=params["temperature"], max_tokens=params["tokens"], ignore_eos=True)
+        return [request.outputs[0].token_ids for request in self.llm.generate(prompts, params, use_tqdm=False)]
+
+
+def fake_vllm():
+    def generate(self, prompts, params, use_tqdm):
+        assert (params["ignore_eos"], params["detokenize"], use_tqdm) == (True, False, False)
+        ids = [prompt["prompt_token_ids"] for prompt in prompts]
+        told = self.told.answer(ids, temperature=params["temperature"], tokens=params["max_tokens"])
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(tokens))]) for tokens in told]
+
+    def init(self, model, dtype, max_model_len, skip_tokenizer_init):
+        assert (max_model_len, skip_tokenizer_init) == (12 + NEW_TOKENS, True)
+        self.told = Told(model, dtype)
+
+    module = ModuleType("vllm")
+    module.LLM = type("LLM", (), {"__init__": init, "generate": generate})
+    module.SamplingParams = dict
+    return module
+
+
+def fake_sglang():
+    def generate(self, input_ids, sampling_params):
+        assert sampling_params["ignore_eos"] is True
+        tokens = sampling_params["max_new_tokens"]
+        told = self.told.answer(input_ids, temperature=sampling_params["temperature"], tokens=tokens)
+        return [{"output_ids": tokens} for tokens in told]
+
+    def init(self, model_path, dtype, skip_tokenizer_init, log_level):
+        self.told = Told(model_path, dtype)
+
+    module = ModuleType("sglang")
+    module.Engine = type("Engine", (), {"__init__": init, "generate": generate, "shutdown": lambda self: None})
+    return module
+
+
+@pytest.mark.parametrize(("name", "engine", "fake"), [("vllm", "llm", fake_vllm), ("sglang", "engine", fake_sglang)])
+def test_offline_engines_are_asked_in_their_own_words(name, engine, fake, folder, expected, monkeypatch):
+    """Neither runs on a CPU: an engine that takes exactly their arguments stands in, and reads the real checkpoint."""
+    monkeypatch.setitem(sys.modules, name, fake())
+    monkeypatch.setattr("octavo.bench.peer_servers.version", lambda name: "0")
+    ticks = iter([0.0, 1.0, 10.0])  # the first token takes 1 s, all of them 9
+    monkeypatch.setattr("octavo.bench.contenders.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    contender = peers.open_peer(name, setting(folder))
+    answer = contender.generate(PROMPTS, NEW_TOKENS)
+    assert answer.tokens == expected
+    assert (answer.ttft_s, answer.step_s, answer.steps_are_means) == (1.0, [1.0], True)
+    first, second = getattr(contender, engine).told.asked
+    assert first == [prompt[::-1] for prompt in PROMPTS]
+    assert second == PROMPTS
+    contender.close()
