@@ -17,7 +17,7 @@ from octavo.bench.records import Results
 
 EXAMPLE = "python -m octavo.bench report build/bench/20260101-120000"
 COMMITTED = Path(__file__).parent / "results"
-BLOCK = re.compile(r"<!-- bench:([\w.-]+)(?: (\w+))? -->\n.*?<!-- /bench -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- bench:([\w.-]+)(?: (\w+))? -->\n(.*?)<!-- /bench -->", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +84,9 @@ def _block(match: re.Match[str]) -> str:
     name, view = match[1], match[2] or "full"
     if view not in VIEWS:
         raise ValueError(f"bench:{name} {view}: a table is {' or '.join(VIEWS)}")
-    table = render(records.read(COMMITTED / f"{name}.jsonl"), view)
+    path = COMMITTED / f"{name}.jsonl"
+    if not path.exists() and not match[3].strip():
+        return match[0]  # an empty block waits for its results
+    table = render(records.read(path), view)
     first = match[0].split("\n", 1)[0]
     return f"{first}\n{table}\n<!-- /bench -->"

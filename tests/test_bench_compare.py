@@ -1,0 +1,122 @@
+"""What got slower: a planted slowdown is caught, two runs of the same commit are not called different."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from octavo.bench.compare import compare
+from octavo.bench.records import Host, Op
+from octavo.bench.timing import median
+
+from bench_tiny import RUN, bench, record, write
+
+PLANTED = 1.20
+NAMES = ("octavo:cpu", "octavo:reference", "transformers")
+
+
+def run_of(seed, slower=None, drift=0.02, jitter=0.08, repeats=3):
+    """A grid as a machine gives it: every repeat drifts a little, every step jitters, now and then one is late."""
+    generator = random.Random(seed)
+    cells = []
+    for name in NAMES:
+        for batch in (1, 8):
+            base = 0.01 * batch**0.5 * (PLANTED if (name, batch) == slower else 1.0)
+            pace = [base * generator.gauss(1, drift) for _ in range(repeats)]
+            late = [[10 if generator.random() < 0.02 else 1 for _ in range(32)] for _ in pace]
+            steps = [
+                [p * late * abs(generator.gauss(1, jitter)) for late in row] for p, row in zip(pace, late, strict=True)
+            ]
+            first = [12 * p * generator.gauss(1, drift) for p in pace]
+            cells.append(record(name, batch=batch, step_s=steps, ttft_s=first))
+    return cells
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_planted_slowdown_of_a_fifth_is_caught(seed):
+    changes = list(compare(run_of(seed), run_of(seed + 1000, slower=("octavo:cpu", 8))))
+    slower = {change.what for change in changes if change.word == "slower"}
+    assert "octavo:cpu float32 batch 8 context 16 step" in slower
+    assert slower <= {f"octavo:cpu float32 batch 8 context 16 {what}" for what in ("step", "first token")}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_two_runs_of_the_same_commit_are_the_same(seed):
+    changes = list(compare(run_of(seed), run_of(seed + 1000)))
+    assert len(changes) == 12
+    assert {change.word for change in changes} == {"same"}
+
+
+def test_the_way_back_is_faster():
+    changes = compare(run_of(1, slower=("octavo:reference", 1)), run_of(2))
+    faster = [change for change in changes if change.word == "faster"]
+    assert {change.what for change in faster} >= {"octavo:reference float32 batch 1 context 16 step"}
+
+
+def test_noise_as_large_as_the_change_is_no_change():
+    loud = record(step_s=[[0.008], [0.010], [0.014]], ttft_s=[0.1, 0.1, 0.1])
+    slow = record(step_s=[[0.009], [0.012], [0.016]], ttft_s=[0.1, 0.1, 0.1])
+    step, first = compare([loud], [slow])
+    assert (step.word, first.word) == ("too noisy", "same")
+    assert step.share == pytest.approx(0.2)
+    assert step.noise == pytest.approx(0.3 + 0.007 / 2 / 0.012)
+
+
+@pytest.mark.parametrize("kind", ["op", "host"])
+def test_ops_and_steps_of_the_host_are_compared_too(kind):
+    def made(scale):
+        generator = random.Random(int(scale * 10))
+        samples = [1e-4 * scale * generator.gauss(1, 0.05) for _ in range(200)]
+        if kind == "host":
+            return Host(64, 128, None, samples, median(samples), 2e-4, 1500)
+        return Op("linear", "8 x 9", "cpu", "float32", "same", "", samples, 1e-4, 1e-4, 1e-4, 1, 1, None, None)
+
+    assert [change.word for change in compare([made(1.0)], [made(PLANTED)])] == ["slower"]
+    assert [change.word for change in compare([made(1.0)], [made(1.01)])] == ["same"]
+
+
+def test_the_command_can_gate(tmp_path, capsys):
+    old = write(tmp_path / "old.jsonl", RUN, *run_of(1))
+    new = write(tmp_path / "new.jsonl", RUN, *run_of(2, slower=("octavo:cpu", 1)))
+    assert bench("compare", old, old) == 0
+    assert "0 of 8 of ours slower, 0 broken, 0 too noisy" in capsys.readouterr().out
+    assert bench("compare", old, new) == 1
+    assert "of 8 of ours slower, 0 broken" in capsys.readouterr().out
+    assert bench("compare", new, old) == 0
+
+
+def test_a_slower_peer_is_the_machine_and_no_reason_to_fail(tmp_path, capsys):
+    old = write(tmp_path / "old.jsonl", RUN, *run_of(1))
+    cells = [replace(c, step_s=[[2 * s for s in row] for row in c.step_s]) if ":" not in c.contender else c
+             for c in run_of(2)]  # fmt: skip
+    slow = replace(RUN, copy_bytes_per_s=1e10, read_bytes_per_s=1.5e10)
+    assert bench("compare", old, write(tmp_path / "new.jsonl", slow, *cells)) == 0
+    shown = capsys.readouterr().out
+    assert "mind the machine first: the measured bandwidth changed by -50 % and the peers' times changed by" in shown
+
+
+def test_what_was_right_and_is_wrong_now_fails(tmp_path, capsys):
+    old = write(tmp_path / "old.jsonl", RUN, *run_of(1))
+    spoiled = [replace(cell, verdict="wrong", detail="1 of 9") if cell.batch == 8 else cell for cell in run_of(1)]
+    assert bench("compare", old, write(tmp_path / "new.jsonl", RUN, *spoiled)) == 1
+    shown = capsys.readouterr().out
+    assert "broken: octavo:cpu float32 batch 8 context 16: wrong 1 of 9" in shown
+    assert "2 broken" in shown  # the peer's own mistake is not ours
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("command", "ops"), ("device", "cuda"), ("device_name", "another"), ("threads", 1)]
+)
+def test_runs_that_cannot_be_compared(field, value, tmp_path, capsys):
+    old = write(tmp_path / "old.jsonl", RUN, record())
+    new = write(tmp_path / "new.jsonl", replace(RUN, **{field: value}), record())
+    assert bench("compare", old, new) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"has {field} {getattr(RUN, field)}" in line
+
+
+def test_nothing_in_common_is_said(tmp_path, capsys):
+    old = write(tmp_path / "old.jsonl", RUN, record())
+    new = write(tmp_path / "new.jsonl", RUN, record(batch=2))
+    assert bench("compare", old, new) == 2
+    assert "have nothing in common" in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""Pages and README tables: made from files alone, CPU and GPU apart, and never adrift from the committed results."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from octavo.bench import report
+from octavo.bench.markdown import render
+from octavo.bench.records import Host, Op, Results
+
+from bench_tiny import RUN, bench, record, write
+
+ROOT = Path(report.__file__).parent.parent
+GPU = replace(RUN, device="cuda", device_name="a GPU", driver="570", planned=1)
+GRID = [
+    record(name, batch=batch, context=context, step=step * batch**0.5)
+    for name, step in (("octavo:cpu", 0.01), ("octavo:reference", 0.02), ("transformers", 0.04))
+    for batch in (1, 8)
+    for context in (16, 32)
+]
+
+
+def results(*cells, run=RUN):
+    return Results(run, list(cells), Path("decode.jsonl"))
+
+
+def test_the_full_table():
+    text = render(results(*GRID))
+    lines = text.splitlines()
+    assert lines[0].startswith("| batch x context | contender | dtype | check | prefill tok/s |")
+    assert len([line for line in lines if line.startswith("| ")]) == 2 + 12
+    assert "| 1 x 16 | octavo:cpu | float32 | = | 160 | 20 % | 100 | 10 | 10 | 10 | 100 | 4.00 | 50 % | - |" in lines
+    assert "|  | transformers | float32 | = | 40 | 20 % | 400 | 40 | 40 | 40 | 25 | 1.00 | 50 % | - |" in lines
+    assert "x transformers" in lines[0]
+
+
+def test_the_summary_is_contenders_by_places():
+    lines = render(results(*GRID), "summary").splitlines()
+    assert lines[0] == "| contender | dtype | 1 x 16 | 1 x 32 | 8 x 16 | 8 x 32 |"
+    assert lines[2] == "| octavo:cpu | float32 | 100 (4.00) | 100 (4.00) | 283 (4.00) | 283 (4.00) |"
+
+
+def test_what_has_no_figure_is_said_with_its_reason():
+    wrong = record("octavo:bad", verdict="wrong", detail="2 of 9 tokens agree", decode_tokens_per_s=None)
+    cannot = [record("llama.cpp", batch=b, verdict="unsupported", detail="one at a time") for b in (8, 9)]
+    text = render(results(record(), wrong, *cannot))
+    assert "|  | octavo:bad | float32 | ✗ |  |" in text
+    assert "- octavo:bad float32, wrong: 2 of 9 tokens agree (1 x 16)" in text
+    assert "- llama.cpp float32, unsupported: one at a time (8 x 16, 9 x 16)" in text
+    assert "| ✗ |" in render(results(record(), wrong), "summary")
+
+
+def test_marks_of_noise_and_of_quantised_weights():
+    text = render(results(record(tpot_spread=0.3, ttft_spread=0.2), record("llama.cpp:q8_0", verdict="quantised")))
+    assert "| 100 | 10~ |" in text
+    assert "| llama.cpp:q8_0 | float32 | ≠ |" in text
+    assert "(random weights)" in render(results(record(dummy=True)))
+
+
+def test_provenance_stands_below_the_table():
+    text = render(results(*GRID, run=replace(RUN, dirty=True, load=1.5, planned=20)))
+    assert "a processor, 2 cores, 2 threads, bandwidth 30 GB/s, float32 matmul 0.1 TFLOP/s (measured)." in text
+    assert "torch 2.13.0; commit 0123456789 with changes; 2026-01-01; seed 0." in text
+    assert "`python -m octavo.bench decode`" in text
+    assert "**The machine was busy when the run began (load 1.5 on 2 cores): times are too long.**" in text
+    assert "**Cut off: 12 of 20 lines.**" in text
+
+
+def test_a_resumed_run_shows_the_last_line_of_a_cell():
+    text = render(results(record(verdict="failed", detail="crashed"), record()))
+    assert "crashed" not in text
+    assert "| 1 x 16 | octavo:cpu | float32 | = |" in text
+
+
+def test_ops_and_host_have_tables_too():
+    op = Op("linear", "8 x 9", "cpu", "float32", "same", "", [1e-4], 1e-4, 1e-4, 1e-4, 10**6, 10**7, 0.5, 0.25)
+    assert "| linear | 8 x 9 | cpu | float32 | = | 100 | 100 | 100 | 10 | 50 % | 100 | 25 % |" in render(results(op))
+    host = Host(64, 128, None, [1e-4], 1e-4, 1.2e-4, 1500)
+    assert "| 64 | 128 | 100 | 120 | 150 | 80 | 1,500 |" in render(results(host))
+
+
+def test_a_page_keeps_cpu_and_gpu_apart(tmp_path, capsys):
+    write(tmp_path / "a-gpu.jsonl", GPU, record("octavo:triton"))
+    write(tmp_path / "b-cpu.jsonl", RUN, *GRID)
+    assert bench("report", tmp_path) == 0
+    cpu, gpu = (tmp_path / "report.md").read_text().split("\n## ")[1:]
+    assert cpu.startswith("b-cpu: decode on a processor, 2 cores")
+    assert gpu.startswith("a-gpu: decode on a GPU")
+    assert "triton" not in cpu
+    assert "octavo:cpu" not in gpu
+    assert "Driver 570." in gpu
+
+
+def test_pictures_are_drawn_and_linked(tmp_path):
+    pytest.importorskip("matplotlib")
+    write(tmp_path / "cpu.jsonl", RUN, *GRID)
+    assert bench("report", tmp_path / "cpu.jsonl", "--output", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "report.md").read_text()
+    for name in ("throughput", "latency", "roofline", "tradeoff"):
+        assert f"![cpu-{name}](cpu-{name}.png)" in page
+        assert (tmp_path / "page" / f"cpu-{name}.png").read_bytes()[:4] == b"\x89PNG"
+        drawing = (tmp_path / "page" / f"cpu-{name}.svg").read_text()
+        assert "</svg>" in drawing
+
+
+def test_a_single_cell_and_no_cell_at_all_make_a_page(tmp_path):
+    write(tmp_path / "one.jsonl", RUN, record())
+    write(tmp_path / "none.jsonl", RUN)
+    assert bench("report", tmp_path) == 0
+    assert "_Nothing was measured._" in (tmp_path / "report.md").read_text()
+
+
+BAD = {
+    "nothing": ((), "either RESULTS or --readme"),
+    "no such file": (("nowhere.jsonl",), "no such file of results"),
+    "no results": (("{empty}",), "holds no file of results"),
+    "no readme": (("--readme", "nowhere.md"), "nowhere.md: no such file"),
+    "not writable": (("{results}", "--output", "/proc/octavo"), "cannot write to /proc/octavo"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_arguments_are_one_line(bad, tmp_path, capsys):
+    arguments, message = BAD[bad]
+    places = {"empty": tmp_path / "empty", "results": write(tmp_path / "a" / "b.jsonl", RUN, record())}
+    places["empty"].mkdir()
+    assert bench("report", *(argument.format(**places) for argument in arguments)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_tables_of_a_readme_are_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "COMMITTED", tmp_path)
+    write(tmp_path / "cpu.jsonl", RUN, *GRID)
+    blocks = "<!-- bench:cpu -->\nold\n<!-- /bench -->\nmiddle\n<!-- bench:cpu summary -->\n\n<!-- /bench -->\n"
+    readme = tmp_path / "README.md"
+    readme.write_text(f"Intro\n{blocks}end\n")
+    assert bench("report", "--readme", readme) == 0
+    new = readme.read_text()
+    assert new.startswith("Intro\n<!-- bench:cpu -->\n| batch x context |")
+    assert "<!-- bench:cpu summary -->\n| contender | dtype | 1 x 16" in new
+    assert new.endswith("<!-- /bench -->\nend\n")
+    assert "old" not in new
+    assert report.refreshed(new) == new
+
+
+def test_an_empty_block_waits_for_its_results():
+    text = "<!-- bench:to-come -->\n<!-- /bench -->\n"
+    assert report.refreshed(text) == text
+
+
+@pytest.mark.parametrize(("block", "message"), [("bench:gone", "no such file"), ("bench:cpu half", "full or summary")])
+def test_a_block_that_names_nothing(block, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "COMMITTED", tmp_path)
+    write(tmp_path / "cpu.jsonl", RUN, *GRID)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        report.refreshed(f"<!-- {block} -->\nan old table\n<!-- /bench -->")
+
+
+def test_the_readme_has_not_drifted_from_the_committed_results():
+    """Make them anew with `python -m octavo.bench report --readme README.md`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.refreshed(text) == text
+    assert text.count("<!-- bench:") == len(list(report.BLOCK.finditer(text))), "a block is not closed"
