@@ -22,7 +22,8 @@ def record(contender: str = "octavo:cpu", step: float = 0.01, batch: int = 1, **
     made = Decode(
         model="tiny", dummy=False, contender=contender, version="1", dtype="float32", batch=batch, context=16,
         prompt_tokens=16, new_tokens=9, verdict="same", detail="all 9 tokens", load_s=1.0, warmup_s=1.0,
-        ttft_s=[10 * step] * 3, step_s=[[step] * 8] * 3, ttft_median_s=10 * step, prefill_tokens_per_s=1.6 * batch / step,
+        ttft_s=[10 * step] * 3, step_s=[[step] * 8] * 3, ttft_median_s=10 * step,
+        prefill_tokens_per_s=1.6 * batch / step,
         tpot_median_s=step, tpot_p90_s=step, tpot_p99_s=step, decode_tokens_per_s=batch / step, tpot_spread=0.0,
         ttft_spread=0.0, step_bytes=1000, bandwidth_share=0.5, compute_share=0.01, prefill_compute_share=0.2,
     )  # fmt: skip
