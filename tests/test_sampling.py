@@ -245,6 +245,7 @@ def test_no_rows_at_all():
     [
         ("logits", {"logits": torch.zeros(3, 4, 5)}),
         ("logits", {"logits": torch.zeros(3, 0)}),
+        ("logits", {"logits": torch.zeros(3, 2**18 + 1)}),
         ("logits", {"logits": torch.zeros(3, 40, dtype=torch.float64)}),
         ("logits", {"logits": torch.zeros(40, 3).T}),
         ("temperature", {"temperature": torch.ones(4)}),
