@@ -26,7 +26,6 @@ from octavo.kernels.sampling_tile import (
     to_key,
 )
 
-
 MAX_VOCAB_SIZE = 2**18  # the weights of so many ids, each at most 2^44, add up in 63 bits
 
 
