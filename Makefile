@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check codegen gpu clean
+.PHONY: help demo test check codegen gpu bench bench-ops clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -29,6 +29,16 @@ codegen: $(READY)  ## compile every row of the launch table for named GPUs, with
 gpu:  ## on a CUDA device: the tests marked gpu, then every op timed beside PyTorch's
 	@$(PYTHON) -m pytest -q -m gpu $$(grep -l 'mark.gpu' tests/test_*.py)
 	@$(PYTHON) -m octavo.bench ops --output bench/results/gpu
+
+bench: $(READY)  ## a laptop's grid beside the peers that are installed: tables, pictures, JSON lines
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@out=build/bench/$$(date +%Y%m%d-%H%M%S); \
+	  $(BIN)/python -m octavo.bench decode --backend auto --peers installed --output $$out && \
+	  $(BIN)/python -m octavo.bench report $$out
+
+bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run
+	@$(BIN)/python -m pytest tests/test_bench_kernels.py -q --benchmark-enable --benchmark-only --benchmark-autosave \
+	  $$(ls -d .benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare)
 
 clean:  ## remove what was built, and the environment
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -17,7 +17,7 @@ from octavo.bench.records import Results
 
 EXAMPLE = "python -m octavo.bench report build/bench/20260101-120000"
 COMMITTED = Path(__file__).parent / "results"
-BLOCK = re.compile(r"<!-- bench:([\w.-]+)(?: (\w+))? -->\n(.*?)<!-- /bench -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- bench:([\w./-]+)(?: (\w+))? -->\n(.*?)<!-- /bench -->", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

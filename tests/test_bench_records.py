@@ -100,7 +100,7 @@ def test_every_field_is_explained(kind):
 
 
 def test_committed_results_fit_the_schema():
-    committed = sorted((Path(records.__file__).parent / "results").glob("*.jsonl"))
+    committed = sorted((Path(records.__file__).parent / "results").rglob("*.jsonl"))
     for path in committed:
         results = records.read(path)
         assert results.cells, path
