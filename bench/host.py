@@ -19,8 +19,9 @@ from rich.table import Table
 from torch import Tensor
 
 from octavo.bench import machine, options, tables
-from octavo.bench.records import Host, Run, Writer
+from octavo.bench.records import Writer
 from octavo.bench.roofline import measure_peaks
+from octavo.bench.schema import Host, Run
 from octavo.bench.timing import median, percentile
 from octavo.gpt import SamplingParams
 from octavo.gpt.batch import Batch
@@ -90,24 +91,20 @@ class Instant(Model):
     """A model whose answer is there already: random ids, one a row, none of them computed."""
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
-        super().__init__(config, replace(REFERENCE, name="instant", sample=self._sample))
+        super().__init__(config, replace(REFERENCE, name="instant"))
         generator = torch.Generator().manual_seed(seed)
         self._ids = torch.randint(config.vocab_size, (4096,), generator=generator).int()
-        self._logprobs = torch.zeros(4096)
         self._row = torch.zeros(1)
         self._calls = 0
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
         return self._row.expand(batch.token_ids.shape[0], 1)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def _sample(self, logits: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
-        num_seqs = logits.shape[0]
+    def draw(self, hidden: Tensor, *columns: Tensor) -> Tensor:
+        num_seqs = hidden.shape[0]
         self._calls += 1
         start = self._calls * 61 % (self._ids.shape[0] - num_seqs)
-        return self._ids[start : start + num_seqs], self._logprobs[:num_seqs]
+        return self._ids[start : start + num_seqs]
 
 
 def instant_engine(num_seqs: int, context: int, steps: int, tokenizer: Tokenizer | None, seed: int) -> Engine:

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import count
@@ -9,7 +10,7 @@ from typing import Any
 
 from octavo.gpt.config import EngineConfig, ModelConfig
 from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
-from octavo.gpt.runner import Runner
+from octavo.gpt.runner import Launched, Runner
 from octavo.gpt.sampler import TopLogprobs
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler import Plan, Scheduler
@@ -33,7 +34,6 @@ class Track:
     output: CompletionOutput
     request: RequestOutput
     stop_ids: frozenset[int]
-    limit: int  # tokens after which it is full
     clock: Clock
 
 
@@ -48,6 +48,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         seed: int,
         enable_prefix_caching: bool = True,
+        read_late: bool = False,
     ) -> None:
         self.runner = runner
         self.model_config = model_config
@@ -55,6 +56,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.scheduler = Scheduler(config, enable_prefix_caching)
         self.counts = Stats()
+        self._late = int(read_late)  # steps that may be under way when `step` returns
+        self._under_way: deque[Launched] = deque()
         self._random = random.Random(seed)
         self._request_ids = count()
         self._seq_ids = count()
@@ -98,24 +101,47 @@ class Engine:
         return request
 
     def step(self) -> list[RequestOutput]:
-        """One forward step for everyone who can run; the requests that got something new."""
+        """One forward step for everyone who can run; the requests that got something new.
+
+        With `read_late` the step started here is read by the next call, after that has started its own: the host's
+        work then hides behind the device's. What a sequence that ended drew meanwhile is dropped.
+        """
         plan = self.scheduler.schedule()
         if plan.prefill:
             self._note_prefill(plan)
-        sampled = self.runner.run(plan)
-        self.scheduler.advance(plan)
-        self.counts.num_decoded += len(plan.decode)
+        if not plan.is_empty:
+            launched = self.runner.launch(plan)
+            self.scheduler.advance(plan)
+            self._under_way.append(launched)
+        must_read = plan.is_empty or self._part_with(launched.last)
         touched: dict[int, RequestOutput] = {}
-        now = time.perf_counter()
-        for row, sequence in enumerate(sampled.sequences):
-            track = self._tracks[sequence.seq_id]
-            if track.clock.first_token is None:
-                track.clock.first_token = now
-            self._take(track, sampled.token_ids[row], sampled.logprobs[row], sampled.top.get(row))
-            touched[track.request.request_id] = track.request
+        while len(self._under_way) > (0 if must_read else self._late):
+            self._read(self._under_way.popleft(), touched)
         if not self._tracks:
             self.scheduler.pool.check([])
         return list(touched.values())
+
+    def _part_with(self, sequences: list[Sequence]) -> bool:
+        """Free what those hold whose last token is being drawn. Whether one of them slides: that needs its tokens."""
+        full = [sequence for sequence in sequences if sequence.is_full]
+        for sequence in full:
+            self.scheduler.finish(sequence)
+            self.runner.rows.leave(sequence.seq_id)
+        return len(full) < len(sequences)
+
+    def _read(self, launched: Launched, touched: dict[int, RequestOutput]) -> None:
+        """Hand out what a step drew."""
+        token_ids, top = launched.read()
+        now = time.perf_counter()
+        for row, (sequence, token_id) in enumerate(zip(launched.sequences, token_ids, strict=True)):
+            track = self._tracks.get(sequence.seq_id)
+            if track is None:
+                continue  # it ended while this step was under way
+            if track.clock.first_token is None:
+                track.clock.first_token = now
+            self.counts.num_decoded += row < launched.num_decoded
+            self._take(track, token_id, top.get(row))
+            touched[track.request.request_id] = track.request
 
     def abort(self, request_id: int) -> None:
         """End a request in whatever state it is; one that ended already, or never was, is left alone."""
@@ -129,6 +155,7 @@ class Engine:
 
     def fail_all(self, message: str) -> None:
         """End every request with an error: a step could not be computed."""
+        self._under_way.clear()
         for track in list(self._tracks.values()):
             self._finish(track, "error", message)
 
@@ -185,8 +212,7 @@ class Engine:
                 self.tokenizer, params.stop_strings, params.skip_special_tokens, stop_ids, params.min_tokens
             )
         request.outputs.append(output)
-        room = sequence.window + 1 - len(sequence.prompt) if params.overflow == "stop" else 2**31
-        return Track(sequence, output, request, stop_ids, min(room, params.max_tokens or room), Clock())
+        return Track(sequence, output, request, stop_ids, Clock())
 
     def _note_prefill(self, plan: Plan) -> None:
         now = time.perf_counter()
@@ -195,15 +221,15 @@ class Engine:
             clock = self._tracks[chunk.sequence.seq_id].clock
             clock.started = clock.started or now
 
-    def _take(self, track: Track, token_id: int, logprob: float, top: TopLogprobs | None) -> None:
+    def _take(self, track: Track, token_id: int, top: TopLogprobs | None) -> None:
         """A sequence got its next token: note it, and see whether it ends."""
         sequence, output = track.sequence, track.output
         if token_id < 0:
             return self._finish(track, "error", NOT_NUMBERS)
         output.token_ids.append(token_id)
-        output.cumulative_logprob += logprob
-        if output.logprobs is not None and top is not None:
-            output.logprobs.append(self._logprobs(token_id, logprob, top))
+        if top is not None and output.logprobs is not None:
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + top.logprob
+            output.logprobs.append(self._logprobs(token_id, top))
         if sequence.prompt_logprobs:
             self._note_prompt(track)
         if token_id in track.stop_ids:
@@ -213,7 +239,7 @@ class Engine:
             output.pieces()
             if output.stream.stopped_by is not None:
                 return self._finish(track, "stop", output.stream.stopped_by)
-        if len(output.token_ids) >= track.limit:
+        if len(output.token_ids) >= sequence.limit:
             return self._finish(track, "length")
         if sequence.num_visible > sequence.window:
             sequence.slide()
@@ -226,8 +252,8 @@ class Engine:
         track.request.prompt_logprobs = [None, *entries]
         track.sequence.prompt_logprobs = []
 
-    def _logprobs(self, token_id: int, logprob: float, top: TopLogprobs) -> dict[int, Logprob]:
-        entries = {token_id: self._logprob(token_id, logprob, top.rank)}
+    def _logprobs(self, token_id: int, top: TopLogprobs) -> dict[int, Logprob]:
+        entries = {token_id: self._logprob(token_id, top.logprob, top.rank)}
         for rank, (other, value) in enumerate(top.entries, start=1):
             entries.setdefault(other, self._logprob(other, value, rank))
         return entries

@@ -102,11 +102,20 @@ class Model(nn.Module):
         """The hidden states after the last norm, `[num_tokens, dim]`; cache is one pair a layer, or None."""
         raise NotImplementedError
 
+    @property
+    def head(self) -> Any:
+        """The LM head, `[vocab_size, dim]`, as the backend's `linear` takes it."""
+        if self.lm_head is not None:
+            return self.lm_head.weight
+        return self.embedding.weight if self.packed_head is None else self.packed_head
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: `[n, dim]` -> `[n, vocab_size]`."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden, self.ops)
-        return self.ops.linear(hidden, self.embedding.weight if self.packed_head is None else self.packed_head)
+        return self.ops.linear(hidden, self.head)
+
+    def draw(self, hidden: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+        """The next token drawn from all of the vocabulary: `[n, dim]` -> ids `[n]` int32."""
+        return self.ops.lm_head_sample(hidden, self.head, temperature, seeds, positions)
 
     def __call__(self, token_ids: Tensor, targets: Tensor | None = None) -> ModelOutput:
         """Logits at every position of `[batch, seq]` ids, and the loss; differentiable on the reference backend.

@@ -14,14 +14,15 @@ class Logprob:
 
 @dataclass(eq=False, slots=True)
 class CompletionOutput:
-    """One completion. `logprobs` holds a dict for each token, id -> Logprob, if the request asked for them.
+    """One completion. `logprobs` holds a dict for each token, id -> Logprob, and `cumulative_logprob` the sum over the
+    chosen ids, if the request asked for them.
 
     Text is decoded when it is asked for.
     """
 
     index: int
     token_ids: list[int]
-    cumulative_logprob: float = 0.0
+    cumulative_logprob: float | None = None
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
     stop_reason: int | str | None = None  # the stop id or string that ended it; None for end-of-text

@@ -1,6 +1,6 @@
-"""From logits to tokens: the ops that choose, and what some sequences want besides: penalties, log-probabilities."""
+"""Sampler: from logits to tokens for sequences that want more than a draw: penalties, biases, log-probabilities."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,20 +11,30 @@ from octavo.kernels.ops import Ops
 
 @dataclass(frozen=True, slots=True)
 class TopLogprobs:
-    """The chosen id's rank, 1 the best, and the most likely ids with their log-probabilities, best first."""
+    """The chosen id's log-probability and rank, 1 the best; the most likely ids with theirs, best first."""
 
+    logprob: float
     rank: int
     entries: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """One step's choices, a row each; token id -1 where the logits were not numbers."""
+class Ranking:
+    """`TopLogprobs` of some rows, still as tensors; to the host they go without waiting."""
 
-    sequences: list[Sequence]
-    token_ids: list[int]
-    logprobs: list[float]
-    top: dict[int, TopLogprobs] = field(default_factory=dict)  # by row, for those that asked
+    numbers: list[int]  # ids wanted, a row each
+    logprobs: Tensor  # of the chosen ids, [num_rows]
+    ranks: Tensor  # [num_rows]
+    ids: Tensor  # [num_rows, most]
+    values: Tensor
+
+    def to_host(self) -> "Ranking":
+        tensors = (self.logprobs, self.ranks, self.ids, self.values)
+        return Ranking(self.numbers, *(tensor.to("cpu", non_blocking=True) for tensor in tensors))
+
+    def read(self) -> list[TopLogprobs]:
+        rows = zip(self.numbers, *(x.tolist() for x in (self.logprobs, self.ranks, self.ids, self.values)), strict=True)
+        return [TopLogprobs(x, rank, tuple(zip(i[:num], v[:num], strict=True))) for num, x, rank, i, v in rows]
 
 
 class Sampler:
@@ -35,33 +45,62 @@ class Sampler:
         self.device = device
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}  # seq_id -> (counts int32, in_prompt bool), [vocab_size]
 
-    def __call__(self, logits: Tensor, sequences: list[Sequence], columns: tuple[Tensor, ...]) -> Sampled:
-        """logits `[num_seqs, vocab_size]`, one row a sequence; columns: `sample`'s other arguments."""
-        raw = logits
-        if any(sequence.changes_logits for sequence in sequences):
-            logits = logits.clone()
-            self._change(logits, sequences)
-        token_ids, logprobs = self.ops.sample(logits, *columns)
-        if logits is not raw:
-            chosen = token_ids.clamp(min=0).long().unsqueeze(1)
-            logprobs = torch.log_softmax(raw.float(), -1).gather(1, chosen).squeeze(1)
-        ids = token_ids.tolist()
-        if self._counts:
-            self._count(ids, sequences)
-        return Sampled(sequences, ids, logprobs.tolist(), self._top_logprobs(raw, token_ids, sequences))
+    def __call__(
+        self, raw: Tensor, sequences: list[Sequence], columns: tuple[Tensor, ...], num_drawn: list[int]
+    ) -> tuple[Tensor, dict[int, int], Ranking | None]:
+        """Token ids `[num_seqs]`; which rows asked for log-probabilities and for how many; these log-probabilities.
+
+        raw `[num_seqs, vocab_size]` are the model's logits, columns `sample`'s other arguments, num_drawn the tokens
+        that each sequence drew before.
+        """
+        logits = self._changed(raw, sequences, num_drawn)
+        token_ids, _ = self.ops.sample(logits, *columns)
+        self._count(token_ids, sequences)
+        wanted = {row: s.params.logprobs for row, s in enumerate(sequences) if s.params.logprobs is not None}
+        if not wanted:
+            return token_ids, wanted, None
+        rows = list(wanted)
+        return token_ids, wanted, self.rank(raw[rows], token_ids[rows], list(wanted.values()))
+
+    def rank(self, logits: Tensor, token_ids: Tensor, numbers: list[int]) -> Ranking:
+        """Log-probability and rank of each row's token, and as many of the most likely ids as its number says."""
+        chosen = token_ids.clamp(min=0).long().unsqueeze(1)
+        logprobs = torch.log_softmax(logits.float(), -1).gather(1, chosen).squeeze(1)
+        ranks = (logits > logits.gather(1, chosen)).sum(-1) + 1
+        return Ranking(numbers, logprobs, ranks, *self.ops.top_logprobs(logits, min(max(1, *numbers), logits.shape[1])))
 
     def forget(self, seq_id: int) -> None:
         self._counts.pop(seq_id, None)
 
-    def _count(self, token_ids: list[int], sequences: list[Sequence]) -> None:
-        for sequence, token_id in zip(sequences, token_ids, strict=True):
-            if sequence.seq_id in self._counts and token_id >= 0:
-                self._counts[sequence.seq_id][0][token_id] += 1
+    @property
+    def num_remembered(self) -> int:
+        """Sequences whose counts are held."""
+        return len(self._counts)
 
-    def _change(self, logits: Tensor, sequences: list[Sequence]) -> None:
-        """Penalties, bias and banned ids, in place."""
+    def _count(self, token_ids: Tensor, sequences: list[Sequence]) -> None:
+        """Note what was drawn, without looking at it."""
+        for row, sequence in enumerate(sequences):
+            if sequence.seq_id in self._counts:
+                token_id = token_ids[row : row + 1]
+                self._counts[sequence.seq_id][0].index_add_(0, token_id.clamp(min=0).long(), (token_id >= 0).int())
+
+    def _changed(self, logits: Tensor, sequences: list[Sequence], num_drawn: list[int]) -> Tensor:
+        """The logits after penalties, biases and bans; the model's own where nobody has any."""
+        rows = [row for row, (s, drawn) in enumerate(zip(sequences, num_drawn, strict=True)) if s.changes_logits(drawn)]
+        if not rows:
+            return logits
+        changed = logits[rows]
+        self._change(changed, [sequences[row] for row in rows], [num_drawn[row] for row in rows])
+        if len(rows) == len(sequences):
+            return changed
+        logits = logits.clone()
+        logits[rows] = changed
+        return logits
+
+    def _change(self, logits: Tensor, sequences: list[Sequence], num_drawn: list[int]) -> None:
+        """Penalties, biases and bans, in place."""
         counts, in_prompt = zip(*(self._said(sequence, logits.shape[1]) for sequence in sequences), strict=True)
-        biases = [self._biases(sequence) for sequence in sequences]
+        biases = [s.biases(drawn) for s, drawn in zip(sequences, num_drawn, strict=True)]
         width = max(map(len, biases))
         padded = [[*bias.items(), *[(-1, 0.0)] * (width - len(bias))] for bias in biases]
         self.ops.apply_penalties(
@@ -78,12 +117,6 @@ class Sampler:
     def _floats(self, values: list) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
-    def _biases(self, sequence: Sequence) -> dict[int, float]:
-        biases = dict(sequence.params.logit_bias or {})
-        if len(sequence.output) < sequence.params.min_tokens:
-            biases.update(dict.fromkeys(sequence.stop_ids, -torch.inf))
-        return biases
-
     def _said(self, sequence: Sequence, vocab_size: int) -> tuple[Tensor, Tensor]:
         """How often the sequence generated each id, and which ids stand in its prompt."""
         if not sequence.params.has_penalties:
@@ -95,18 +128,3 @@ class Sampler:
             in_prompt[torch.tensor(sequence.prompt, device=self.device)] = True
             self._counts[sequence.seq_id] = counts, in_prompt
         return self._counts[sequence.seq_id]
-
-    def _top_logprobs(self, logits: Tensor, token_ids: Tensor, sequences: list[Sequence]) -> dict[int, TopLogprobs]:
-        wanted = {row: s.params.logprobs for row, s in enumerate(sequences) if s.params.logprobs is not None}
-        if not wanted:
-            return {}
-        rows = list(wanted)
-        return dict(zip(rows, self.top(logits[rows], token_ids[rows], list(wanted.values())), strict=True))
-
-    def top(self, logits: Tensor, token_ids: Tensor, numbers: list[int]) -> list[TopLogprobs]:
-        """For each row of logits: where its token ranks, and as many of the most likely ids as its number says."""
-        ids, values = self.ops.top_logprobs(logits, min(max(1, *numbers), logits.shape[1]))
-        chosen = logits.gather(1, token_ids.clamp(min=0).long().unsqueeze(1))
-        ranks = ((logits > chosen).sum(-1) + 1).tolist()
-        rows = zip(ranks, numbers, ids.tolist(), values.tolist(), strict=True)
-        return [TopLogprobs(rank, tuple(zip(i[:num], v[:num], strict=True))) for rank, num, i, v in rows]

@@ -38,9 +38,12 @@ class Sequence:
     age: int = 0  # when it was admitted: the youngest gives way
     block_keys: list[bytes] = field(default_factory=list)  # of the full prompt blocks, as far as they were hashed
     state: State = State.WAITING
-    prompt_logprobs: list[tuple] = field(default_factory=list)  # (id, logprob, TopLogprobs) from the second id on
+    prompt_logprobs: list[tuple] = field(default_factory=list)  # (id, TopLogprobs) from the second id on
+    limit: int = 0  # tokens after which it is full
 
     def __post_init__(self) -> None:
+        room = self.window + 1 - len(self.prompt) if self.params.overflow == "stop" else 2**31
+        self.limit = min(room, self.params.max_tokens or room)
         self.slide()
         self.num_prefill = self.num_visible
 
@@ -59,6 +62,11 @@ class Sequence:
         return self.num_computed < self.num_prefill
 
     @property
+    def is_full(self) -> bool:
+        """Whether its last token is drawn, or being drawn."""
+        return self.start + self.num_computed + 1 - len(self.prompt) >= self.limit
+
+    @property
     def last_token(self) -> int:
         return self.output[-1] if self.output else self.prompt[-1]
 
@@ -74,11 +82,16 @@ class Sequence:
         """The ids that end this sequence."""
         return frozenset(self.params.stop_token_ids) | frozenset(() if self.params.ignore_eos else self.eos_ids)
 
-    @property
-    def changes_logits(self) -> bool:
-        """Whether the next token is drawn from other logits than the model's."""
-        params = self.params
-        return params.changes_logits or len(self.output) < params.min_tokens
+    def changes_logits(self, num_drawn: int) -> bool:
+        """Whether the token after the first `num_drawn` is drawn from other logits than the model's."""
+        return self.params.changes_logits or num_drawn < self.params.min_tokens
+
+    def biases(self, num_drawn: int) -> dict[int, float]:
+        """What to add to the logits of that token, by id: biases, and bans on ending too early."""
+        biases = dict(self.params.logit_bias or {})
+        if num_drawn < self.params.min_tokens:
+            biases.update(dict.fromkeys(self.stop_ids, float("-inf")))
+        return biases
 
     def slide(self) -> None:
         """See at most the last `window` tokens; positions begin at 0 again, so what was cached holds no longer."""

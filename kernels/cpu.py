@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.cpu_sampling import draw
+
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -34,6 +36,11 @@ def linear(
         y = F.linear(x, weight, bias)
         y = y if activation is None else F.gelu(y, approximate="tanh")
     return y if residual is None else y + residual
+
+
+def lm_head_sample(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """The ids that `sample` chooses from `linear(hidden, weight)` without filters."""
+    return draw(linear(hidden, weight), temperature, seeds, positions)
 
 
 def rope(

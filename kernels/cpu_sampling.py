@@ -24,8 +24,22 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Choose one token a row: see the reference."""
     logits = logits.float()
-    legal = logits.amax(-1) > -torch.inf  # NaN if any is NaN
+    token_ids = _choose(logits, temperature, top_k, top_p, min_p, seeds, positions)
+    logprobs = log_softmax(logits).gather(1, token_ids.clamp(min=0).long().unsqueeze(1)).squeeze(1)
+    return token_ids, torch.where(token_ids < 0, torch.nan, logprobs)
+
+
+def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """The ids alone, of rows without filters."""
+    off = torch.zeros_like(temperature)
+    return _choose(logits.float(), temperature, off, 1 + off, off, seeds, positions)
+
+
+def _choose(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
+) -> Tensor:
     token_ids = logits.argmax(-1)
+    legal = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) > -torch.inf  # a NaN is the largest of its row
     for row in ((temperature > 0) & legal).nonzero()[:, 0].tolist():
         heat = temperature[row].clamp(max=torch.finfo(torch.float32).max)
         ids = _surviving(logits[row], heat, int(top_k[row]), top_p[row], min_p[row])
@@ -33,8 +47,7 @@ def sample(
         score = (logits[row] if ids is None else logits[row][ids]).double() + heat.double() * noise.double()
         best = score.argmax()
         token_ids[row] = best if ids is None else ids[best]
-    logprobs = log_softmax(logits).gather(1, token_ids.unsqueeze(1)).squeeze(1)
-    return torch.where(legal, token_ids, -1).int(), torch.where(legal, logprobs, torch.nan)
+    return torch.where(legal, token_ids, -1).int()
 
 
 def _surviving(logits: Tensor, heat: Tensor, top_k: int, top_p: Tensor, min_p: Tensor) -> Tensor | None:

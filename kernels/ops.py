@@ -67,7 +67,7 @@ def _cpu() -> Ops:
 
     from octavo.kernels import cpu, cpu_sampling
 
-    replaced = ("pack", "linear", "rope", "write_kv", "causal_attention", "paged_attention")
+    replaced = ("pack", "linear", "lm_head_sample", "rope", "write_kv", "causal_attention", "paged_attention")
     return replace(REFERENCE, name="cpu", sample=cpu_sampling.sample, **{op: getattr(cpu, op) for op in replaced})
 
 

@@ -1,11 +1,13 @@
 """Tiny networks and engines for tests: real code, toy sizes."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from octavo.gpt.cache import PagedCache
 from octavo.gpt.config import EngineConfig, ModelConfig
+from octavo.gpt.decode_step import Capture
 from octavo.gpt.engine import Engine
 from octavo.gpt.gpt2 import GPT2
 from octavo.gpt.llama import Llama
@@ -32,15 +34,21 @@ def tiny_model(config: ModelConfig, ops: Ops = REFERENCE, seed: int = 0) -> Mode
     return model.eval().requires_grad_(False)
 
 
-def tiny_engine(model: Model, prefix_caching: bool = True, **limits: int) -> Engine:
+def tiny_engine(
+    model: Model,
+    prefix_caching: bool = True,
+    capture: Capture | None = None,
+    read_late: bool = False,
+    **limits: Any,
+) -> Engine:
     """An engine on the CPU with small limits; `limits` are EngineConfig's fields."""
     defaults = {"max_model_len": model.config.context_size, "block_size": 4, "num_blocks": 64, "max_num_seqs": 16}
     config = EngineConfig(**{**defaults, "max_num_batched_tokens": 64, **limits})
     dtype, device = next(model.parameters()).dtype, torch.device("cpu")
     cache = PagedCache(model.config, config.num_blocks, config.block_size, dtype, device)
     cache.data.fill_(torch.nan)  # what no token wrote must never be read
-    runner = Runner(model, cache, config, device)
-    return Engine(runner, model.config, config, tokenizer=None, seed=0, enable_prefix_caching=prefix_caching)
+    runner = Runner(model, cache, config, device, capture)
+    return Engine(runner, model.config, config, None, 0, prefix_caching, read_late)
 
 
 def run(engine: Engine, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[list[int]]:

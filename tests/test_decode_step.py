@@ -1,0 +1,212 @@
+"""Decode steps: padded to captured sizes, read one step late, ended in three ways; the tokens are always the same.
+
+On the CPU a "captured" step is the step itself: what stays different from an eager run are the padded rows and the
+buffers that are used again. `test_decode_step_gpu.py` has the graphs.
+"""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from octavo.gpt.decode_step import capture_sizes
+from octavo.gpt.rows import DRAW, LOGITS, SAMPLE, ending_of
+from octavo.gpt.runner import Launched
+from octavo.gpt.sampling_params import SamplingParams
+from octavo.kernels.ops import REFERENCE
+
+from tiny import TINY, run, tiny_engine, tiny_model
+
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+OPTIONS = [
+    {},
+    {"temperature": 0.0},
+    {"top_k": 5, "top_p": 0.9},
+    {"min_p": 0.1, "logprobs": 2},
+    {"repetition_penalty": 1.3, "frequency_penalty": 0.5},
+    {"logit_bias": {3: 5.0}, "logprobs": 0},
+    {"min_tokens": 2, "stop_token_ids": tuple(range(0, 97, 3))},
+    {"stop_token_ids": tuple(range(0, 97, 5))},
+    {"overflow": "slide"},
+    {"max_tokens": 1},
+]
+
+
+def same(step):
+    return step
+
+
+def mixture(number, seed):
+    """Prompts and parameters of every kind, some longer than the window allows to go on."""
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(97) for _ in range(rng.choice((1, 3, 8, 17, 30)))] for _ in range(number)]
+    params = [
+        SamplingParams(seed=i, ignore_eos=True, **{"max_tokens": rng.choice((2, 3, 9, 20)), **rng.choice(OPTIONS)})
+        for i in range(number)
+    ]
+    return prompts, params
+
+
+@pytest.mark.parametrize("num_rows", range(1, 11))
+@pytest.mark.parametrize("family", TINY)
+def test_catalogue_27_padded_rows_change_nothing(family, num_rows):
+    """Catalogue row 27: every number of rows around the captured sizes (1, 2, 4, 8, 9) gives the eager tokens."""
+    model = tiny_model(TINY[family])
+    prompts = [[7 * i % 97 + 1] * (i + 1) for i in range(num_rows)]
+    padded = run(tiny_engine(model, capture=same, max_num_seqs=9), prompts, GREEDY)
+    assert padded == run(tiny_engine(model, max_num_seqs=9), prompts, GREEDY)
+
+
+def test_padded_rows_write_nothing():
+    engine = tiny_engine(tiny_model(TINY["gpt2"]), capture=same, block_size=4, num_blocks=12)
+    run(engine, [[1, 2, 3], [4], [5]], GREEDY)
+    used = ~engine.runner.cache.data.isnan().flatten(3).all(-1)[0, 0]
+    assert int(used.sum()) == 2 + 3 + 2 - 1  # 8, 6 and 6 cached tokens in blocks of 4; the rest is still NaN
+
+
+@pytest.mark.parametrize("sizes", [1, 5, 64, 100, 256, 300, 1000])
+def test_sizes_reach_the_most_rows_and_waste_little(sizes):
+    found = capture_sizes(sizes)
+    assert found == sorted(set(found))
+    assert found[-1] == sizes
+    for num_rows in range(8, sizes + 1):
+        size = next(size for size in found if size >= num_rows)
+        assert size - num_rows < max(8, size / 4)
+
+
+@pytest.mark.parametrize("capture", [None, same], ids=["eager", "padded"])
+@pytest.mark.parametrize("num_blocks", [64, 11], ids=["roomy", "preempting"])
+def test_reading_late_changes_no_token(capture, num_blocks):
+    """The next step starts from ids that the host has not seen; the requests end as if it had."""
+    model = tiny_model(TINY["llama"])
+    prompts, params = mixture(24, seed=1)
+    limits = {"max_model_len": 32, "num_blocks": num_blocks, "max_num_seqs": 6, "prefix_caching": False}
+    at_once = tiny_engine(model, **limits)
+    late = tiny_engine(model, capture=capture, read_late=True, **limits)
+    assert run(late, prompts, params) == run(at_once, prompts, params)
+    if num_blocks == 11:
+        assert late.stats()["requests_preempted"] > 0
+    assert late.stats()["blocks_used"] == 0
+    assert late.stats()["tokens_decoded"] == at_once.stats()["tokens_decoded"]
+    assert not late.runner.rows.sequences
+    assert not late.runner.sampler.num_remembered
+
+
+def test_log_probabilities_are_read_late_too():
+    model = tiny_model(TINY["llama"])
+    params = SamplingParams(seed=4, max_tokens=5, logprobs=3, ignore_eos=True)
+    found = []
+    for read_late in (False, True):
+        engine = tiny_engine(model, read_late=read_late)
+        request = engine.add([3, 1, 4], params)
+        engine.add([1, 5], GREEDY)
+        while engine.has_unfinished:
+            engine.step()
+        found.append((request.outputs[0].logprobs, request.outputs[0].cumulative_logprob))
+    assert found[0] == found[1]
+
+
+def test_a_step_starts_before_the_last_one_is_read(monkeypatch):
+    engine = tiny_engine(tiny_model(TINY["gpt2"]), read_late=True)
+    engine.add([1, 2, 3], GREEDY)
+    events = []
+    launch, read = engine.runner.launch, Launched.read
+    monkeypatch.setattr(engine.runner, "launch", lambda plan: events.append("launch") or launch(plan))
+    monkeypatch.setattr(Launched, "read", lambda self: events.append("read") or read(self))
+    while engine.has_unfinished:
+        engine.step()
+    assert events == ["launch", *["launch", "read"] * 5, "read"]
+
+
+def test_what_an_ended_request_drew_meanwhile_is_dropped():
+    """A stop id is seen one step late; the step under way then has a row too many, and a neighbour moved into it."""
+    model = tiny_model(TINY["gpt2"])
+    first = run(tiny_engine(model), [[5]], GREEDY)[0]
+    stops = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, stop_token_ids=(first[1],))
+    engine = tiny_engine(model, read_late=True)
+    found = run(engine, [[5], [6, 7], [8]], [stops, GREEDY, GREEDY])
+    assert found == [first[:2], *run(tiny_engine(model), [[6, 7], [8]], GREEDY)]
+
+
+def test_aborted_while_a_step_is_under_way():
+    engine = tiny_engine(tiny_model(TINY["gpt2"]), read_late=True)
+    kept, dropped = engine.add([1, 2], GREEDY), engine.add([3], GREEDY)
+    engine.step()
+    engine.step()
+    engine.abort(dropped.request_id)
+    num_tokens = len(dropped.outputs[0].token_ids)
+    while engine.has_unfinished:
+        engine.step()
+    assert dropped.outputs[0].finish_reason == "abort"
+    assert len(dropped.outputs[0].token_ids) == num_tokens
+    assert kept.outputs[0].token_ids == run(tiny_engine(tiny_model(TINY["gpt2"])), [[1, 2]], GREEDY)[0]
+    assert engine.stats()["blocks_used"] == 0
+
+
+def test_a_row_that_is_not_numbers_ends_alone(monkeypatch):
+    """With a late read a step goes on from the broken row before anybody knows; its neighbours do not notice."""
+    model = tiny_model(TINY["gpt2"])
+    expected = run(tiny_engine(model), [[6, 7]], GREEDY)[0]
+    engine = tiny_engine(model, read_late=True, capture=same)
+    broken, kept = engine.add([5], GREEDY), engine.add([6, 7], GREEDY)
+    forward = model.forward
+
+    def poisoned(batch, cache):
+        hidden = forward(batch, cache)
+        if batch.max_seqlen_q == 1:
+            hidden[0] = torch.nan
+        return hidden
+
+    monkeypatch.setattr(model, "forward", poisoned)
+    while not broken.finished:
+        engine.step()
+    monkeypatch.setattr(model, "forward", forward)
+    while engine.has_unfinished:
+        engine.step()
+    assert broken.outputs[0].finish_reason == "error"
+    assert kept.outputs[0].token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [
+        ({}, DRAW),
+        ({"temperature": 0}, DRAW),
+        ({"temperature": 0, "top_k": 3, "top_p": 0.5}, DRAW),  # filters never remove the first maximum
+        ({"top_k": 3}, SAMPLE),
+        ({"top_p": 0.5}, SAMPLE),
+        ({"min_p": 0.5}, SAMPLE),
+        ({"logprobs": 0}, LOGITS),
+        ({"min_tokens": 1}, LOGITS),
+        ({"logit_bias": {1: 1.0}}, LOGITS),
+        ({"presence_penalty": 1.0}, LOGITS),
+    ],
+    ids=str,
+)
+def test_how_a_step_ends(options, ending):
+    assert ending_of(SamplingParams(**options)) == ending
+
+
+def test_head_and_draw_are_one_op_while_every_row_allows_it():
+    """One neighbour that wants log-probabilities makes logits necessary, and changes no token."""
+    calls = []
+
+    def noted(name):
+        def call(*args):
+            calls.append(name)
+            return getattr(REFERENCE, name)(*args)
+
+        return call
+
+    ops = replace(REFERENCE, lm_head_sample=noted("lm_head_sample"), sample=noted("sample"))
+    model = tiny_model(TINY["llama"], ops)
+    drawn = SamplingParams(seed=2, max_tokens=4, ignore_eos=True)
+    alone = run(tiny_engine(model), [[1, 2]], drawn)
+    assert set(calls) == {"lm_head_sample"}
+    calls.clear()
+    together = run(
+        tiny_engine(model), [[1, 2], [3]], [drawn, SamplingParams(max_tokens=4, logprobs=1, ignore_eos=True)]
+    )
+    assert set(calls) == {"sample"}
+    assert together[0] == alone[0]
