@@ -2,9 +2,11 @@
 
 from octavo.gpt.async_llm import AsyncLLM
 from octavo.gpt.beam_search import Beam
-from octavo.gpt.llm import LLM, Score, TokenProbability
+from octavo.gpt.engine import QueueFullError
+from octavo.gpt.llm import LLM, TokenProbability
 from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scoring import Score
 
 __all__ = [
     "LLM",
@@ -12,6 +14,7 @@ __all__ = [
     "Beam",
     "CompletionOutput",
     "Logprob",
+    "QueueFullError",
     "RequestOutput",
     "SamplingParams",
     "Score",

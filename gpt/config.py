@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 
 FAMILIES = ("gpt2", "llama")
 
+PREEMPTIONS = ("swap", "recompute")
+
 MAX_CONTEXT = 2**20  # the rotary tables of a longer window would outweigh the model
 
 COUNTS = ("vocab_size", "context_size", "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
@@ -79,13 +81,16 @@ class EngineConfig:
     num_blocks: int = 1024
     max_num_seqs: int = 64  # requests that run together
     max_num_batched_tokens: int = 2048  # prompt tokens in one forward step
-    max_num_waiting: int = 4096  # requests in the queue
+    max_num_waiting: int = 4096  # completions in the queue
+    preemption: str = "swap"  # what was computed goes to host memory and back, exactly; or "recompute", as prefill
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if type(value) is not int or value < 1:
+            if field.name != "preemption" and (type(value) is not int or value < 1):
                 raise ValueError(f"{field.name} must be a positive integer, not {value!r}")
+        if self.preemption not in PREEMPTIONS:
+            raise ValueError(f"preemption must be one of {', '.join(PREEMPTIONS)}, not {self.preemption!r}")
         if self.block_size & (self.block_size - 1) or self.block_size > 256:
             raise ValueError(f"block_size must be a power of two up to 256, not {self.block_size}")
 

@@ -5,13 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
-from octavo.gpt.batch import dense_batch
 from octavo.gpt.beam_search import Beam, BeamSearch, Continuations, check_options
 from octavo.gpt.beam_search import run as run_searches
 from octavo.gpt.cache import PagedCache
@@ -21,14 +17,13 @@ from octavo.gpt.model import Model
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.runner import Runner
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
+from octavo.gpt.scoring import Score, score
 from octavo.gpt.weights import load_model, resolve_device
 from octavo.kernels import ops
 from octavo.kernels.ops import Ops
 
 Prompt = str | Sequence[int]
 Message = dict[str, str]
-
-LOGIT_ROWS = 256  # positions whose logits are held at once while scoring
 
 
 class TokenProbability(NamedTuple):
@@ -37,20 +32,14 @@ class TokenProbability(NamedTuple):
     probability: float
 
 
-class Score(NamedTuple):
-    """How well the model predicts a text: nll is the mean over `num_tokens` predictions, in nats."""
-
-    nll: float
-    perplexity: float
-    num_tokens: int
-
-
 class LLM:
     """A model, its cache and an engine.
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
-    "auto" is triton on CUDA, else the fastest that runs here. Bad arguments raise ValueError, missing files
-    FileNotFoundError.
+    "auto" is triton on CUDA, else the fastest that runs here. At most `max_num_seqs` completions run together and
+    `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and back
+    ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
+    Bad arguments raise ValueError, missing files FileNotFoundError.
     """
 
     def __init__(
@@ -64,6 +53,8 @@ class LLM:
         num_blocks: int | None = None,
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
+        max_num_waiting: int = 4096,
+        preemption: str = "swap",
         seed: int = 0,
         enable_prefix_caching: bool = True,
     ) -> None:
@@ -75,8 +66,9 @@ class LLM:
         self.model: Model = loaded.model
         self.dtype = loaded.dtype
         self.config = plan_memory(
-            self.model.config, self.dtype, self.device,
-            max_model_len, block_size, num_blocks, max_num_seqs, max_num_batched_tokens,
+            self.model.config, self.dtype, self.device, max_model_len, num_blocks,
+            block_size=block_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+            max_num_waiting=max_num_waiting, preemption=preemption,
         )  # fmt: skip
         cache = PagedCache(self.model.config, self.config.num_blocks, block_size, self.dtype, self.device)
         runner = Runner(self.model, cache, self.config, self.device)
@@ -91,7 +83,7 @@ class LLM:
         return self.engine.has_unfinished
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
-        """Queue a request for `step`; returns its number."""
+        """Queue a request for `step`; returns its number. QueueFullError when `max_num_waiting` wait already."""
         return self._add(prompt, params or SamplingParams()).request_id
 
     def step(self) -> list[RequestOutput]:
@@ -206,28 +198,10 @@ class LLM:
         entries = self._likeliest([self.encode(prompt)], n)[0][:n]
         return [TokenProbability(i, self.engine.text_of(i) or "", math.exp(logprob)) for i, logprob in entries]
 
-    @torch.inference_mode()
     def score(self, prompt: Prompt) -> Score:
         """How likely the model finds a text; one longer than the window is read in windows that overlap by half."""
-        ids = self.encode(prompt)
-        if len(ids) < 2:
-            raise ValueError("score needs at least two tokens, one to predict the other from")
         window = min(self.config.max_model_len, self.model.config.context_size)
-        total, start, scored = 0.0, 0, 1
-        while scored < len(ids):
-            end = min(start + window, len(ids))
-            total += float(self._losses(ids[start:end])[scored - start - 1 :].double().sum())
-            start, scored = start + max(window // 2, 1), end
-        nll = total / (len(ids) - 1)
-        return Score(nll, math.exp(nll), len(ids) - 1)
-
-    def _losses(self, ids: list[int]) -> Tensor:
-        """Negative log-likelihood of each id but the first, float32 `[len(ids) - 1]`."""
-        tokens = torch.tensor([ids], dtype=torch.int32, device=self.device)
-        hidden = self.model.forward(dense_batch(tokens), None)[:-1]
-        targets = tokens[0, 1:].long()
-        parts = zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
-        return torch.cat([F.cross_entropy(self.model.logits(h).float(), t, reduction="none") for h, t in parts])
+        return score(self.model, self.encode(prompt), window, self.device)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids; text begins with the model's beginning-of-text token where it wants one."""

@@ -1,6 +1,8 @@
 """How long a request may be and how many cache blocks there are, from what the user asked and what the memory holds."""
 
 import os
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -16,25 +18,24 @@ def plan_memory(
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int | None,
-    block_size: int,
     num_blocks: int | None,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
+    **limits: Any,
 ) -> EngineConfig:
-    """The engine's limits; ValueError naming both numbers where what was asked cannot be had."""
+    """The engine's limits, `limits` being EngineConfig's other fields; ValueError naming both numbers where what was
+    asked cannot be had."""
     if max_model_len is not None and max_model_len > model.context_size:
         raise ValueError(f"max_model_len ({max_model_len}) is more than the model's context of {model.context_size}")
     wanted = model.context_size if max_model_len is None else max_model_len
-    sized = EngineConfig(wanted, block_size, num_blocks or 1, max_num_seqs, max_num_batched_tokens)
+    asked = EngineConfig(wanted, num_blocks=1 if num_blocks is None else num_blocks, **limits)
     if num_blocks is None:
-        useful = max_num_seqs * -(-wanted // block_size)
-        num_blocks = min(useful, _cache_bytes(device) // bytes_per_block(model, block_size, dtype))
-    held = num_blocks * block_size
+        useful = asked.max_num_seqs * -(-wanted // asked.block_size)
+        num_blocks = min(useful, _cache_bytes(device) // bytes_per_block(model, asked.block_size, dtype))
+    held = num_blocks * asked.block_size
     if max_model_len is None:
         wanted = min(wanted, held)
     if wanted > held or num_blocks < 1:
         raise ValueError(f"max_model_len ({wanted}) needs more cache than the {held} tokens that num_blocks holds")
-    return EngineConfig(wanted, sized.block_size, num_blocks, max_num_seqs, max_num_batched_tokens)
+    return replace(asked, max_model_len=wanted, num_blocks=num_blocks)
 
 
 def _cache_bytes(device: torch.device) -> int:

@@ -2,7 +2,8 @@
 
 First come, first served. A step decodes every running sequence whose prompt is computed and prefills chunks of others.
 Chunks are cut at absolute multiples of `max_num_batched_tokens`, so they do not depend on the neighbours. When blocks
-run out the youngest sequence gives way: its blocks go to host memory and come back bit for bit.
+run out the youngest sequence gives way: its blocks go to host memory and come back bit for bit, or, by the choice of
+`preemption="recompute"`, it waits again, and what it said is computed as if it were prompt.
 """
 
 from bisect import insort
@@ -10,8 +11,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
 
-from octavo.gpt.blocks import ROOT, BlockPool, chain_key
+from octavo.gpt.blocks import BlockPool
 from octavo.gpt.config import EngineConfig
+from octavo.gpt.prefixes import Prefixes
 from octavo.gpt.sequence import Sequence, State
 
 
@@ -26,7 +28,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Swap:
-    """The content of a sequence's blocks, on its way to host memory or back."""
+    """The content of a sequence's blocks, on its way to host memory or back; no blocks where nothing is kept."""
 
     seq_id: int
     blocks: list[int]
@@ -42,6 +44,10 @@ class Plan:
     prefill: list[Chunk] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.swap_out or self.swap_in or self.prefill or self.decode)
+
 
 class Scheduler:
     """Owns the block pool and the queues; `schedule` plans a step, `advance` takes note that it was computed."""
@@ -50,11 +56,12 @@ class Scheduler:
         self.config = config
         self.enable_prefix_caching = enable_prefix_caching
         self.pool = BlockPool(config.num_blocks)
+        self.prefixes = Prefixes(self.pool, config.block_size)
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []  # running, some of the prompt still to be computed; oldest first
         self.decoding: list[Sequence] = []  # running, one token a step
         self.swapped: deque[Sequence] = deque()  # oldest first
-        self._ages = count()
+        self._ages = count(1)
         self.num_preempted = 0
         self.num_prompt_tokens = 0
         self.num_hit_tokens = 0
@@ -86,7 +93,7 @@ class Scheduler:
         budget = self.config.max_num_batched_tokens
         for sequence in self.prefilling:
             budget = self._add_chunk(plan, sequence, budget)
-        if self.waiting and not self.swapped:
+        if self.waiting and not self.swapped and not plan.swap_out:
             self._admit(plan, budget)
         return plan
 
@@ -97,8 +104,8 @@ class Scheduler:
         for chunk in plan.prefill:
             sequence = chunk.sequence
             sequence.num_computed = chunk.end
-            if self.enable_prefix_caching and sequence.start == 0:
-                self._publish(chunk)
+            if self.enable_prefix_caching:
+                self.prefixes.publish(sequence, chunk.start, chunk.end)
             if not sequence.is_prefilling:
                 self.prefilling.remove(sequence)
                 self.decoding.append(sequence)
@@ -123,6 +130,10 @@ class Scheduler:
     def _stop(self, sequence: Sequence) -> None:
         (self.prefilling if sequence in self.prefilling else self.decoding).remove(sequence)
 
+    def _blocks_needed(self, sequence: Sequence) -> int:
+        """For the tokens of its next step; the newest may be known only to the device yet."""
+        return self.blocks_for(max(sequence.num_visible, sequence.num_computed + 1))
+
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
         sequence.block_table = []
@@ -135,7 +146,7 @@ class Scheduler:
     def _grow(self, needy: list[Sequence], plan: Plan) -> None:
         """Room for each one's next tokens, oldest first; the youngest of all give way where there is none."""
         for sequence in needy:
-            needed = self.blocks_for(sequence.num_visible)
+            needed = self._blocks_needed(sequence)
             while sequence.state is State.RUNNING and len(sequence.block_table) < needed:
                 if self.pool.num_available:
                     self._hold(sequence, [self.pool.allocate()])
@@ -145,27 +156,34 @@ class Scheduler:
                 plan.grown.append(sequence)
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
-        """The youngest gives way: a computed prompt is kept in host memory, an unfinished one is computed again."""
+        """The youngest gives way: what it computed is kept in host memory, an unfinished prompt is computed again."""
         self.num_preempted += 1
         self._stop(sequence)
-        if sequence.is_prefilling:
-            sequence.num_computed = 0
-            sequence.state = State.WAITING
-            self.waiting.appendleft(sequence)
-        else:
-            held = self.blocks_for(sequence.num_computed)
-            plan.swap_out.append(Swap(sequence.seq_id, sequence.block_table[:held]))
+        swaps = self.config.preemption == "swap"
+        if not sequence.is_prefilling:
+            kept = self.blocks_for(sequence.num_computed) if swaps else 0
+            plan.swap_out.append(Swap(sequence.seq_id, sequence.block_table[:kept]))
+        if swaps and not sequence.is_prefilling:
             sequence.state = State.SWAPPED
             self.swapped.appendleft(sequence)
+        else:
+            self._wait_again(sequence)
         if sequence in plan.grown:
             plan.grown.remove(sequence)
         self._release(sequence)
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        """Back to the head of the queue, to be computed from its first token."""
+        sequence.num_computed = 0
+        sequence.prompt_logprobs = []  # they come again with the prompt
+        sequence.state = State.WAITING
+        self.waiting.appendleft(sequence)
 
     def _resume(self, plan: Plan) -> None:
         """Bring preempted sequences back, oldest first, each with room for its next token."""
         while self.swapped and self.num_running < self.config.max_num_seqs:
             sequence = self.swapped[0]
-            needed = self.blocks_for(sequence.num_visible)
+            needed = self._blocks_needed(sequence)
             if needed > self.pool.num_available:
                 return
             self._hold(sequence, [self.pool.allocate() for _ in range(needed)])
@@ -185,7 +203,7 @@ class Scheduler:
                 return
             sequence.leader = None
             sequence.state = State.RUNNING
-            sequence.age = next(self._ages)
+            sequence.age = sequence.age or next(self._ages)
             self.prefilling.append(self.waiting.popleft())
             budget = self._add_chunk(plan, sequence, budget)
 
@@ -201,7 +219,8 @@ class Scheduler:
 
     def _allocate_prompt(self, sequence: Sequence) -> bool:
         """Blocks for the visible tokens, shared as far as a known prefix reaches; False if there are too few."""
-        shared = self._known_prefix(sequence)
+        sequence.num_prefill = sequence.num_visible
+        shared = self.prefixes.known(sequence) if self.enable_prefix_caching else []
         for block in shared:
             self.pool.share(block)
         needed = self.blocks_for(sequence.num_prefill) - len(shared)
@@ -210,31 +229,10 @@ class Scheduler:
             return False
         self._hold(sequence, shared + [self.pool.allocate() for _ in range(needed)])
         sequence.num_computed = len(shared) * self.config.block_size
-        self.num_prompt_tokens += sequence.num_prefill
-        self.num_hit_tokens += sequence.num_computed
+        if not sequence.age:  # what a preempted sequence finds of its own is no hit
+            self.num_prompt_tokens += sequence.num_prefill
+            self.num_hit_tokens += sequence.num_computed
         return True
-
-    def _known_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks that already hold the first tokens of the prompt; the last token is always computed."""
-        if not self.enable_prefix_caching or sequence.start or sequence.params.prompt_logprobs is not None:
-            return []
-        size, key, blocks = self.config.block_size, ROOT, []
-        for first in range(0, sequence.num_prefill - size, size):
-            token_ids = sequence.tokens(first, first + size)
-            key = chain_key(key, token_ids)
-            block = self.pool.find(key, token_ids)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
-
-    def _publish(self, chunk: Chunk) -> None:
-        size, sequence = self.config.block_size, chunk.sequence
-        keys = sequence.block_keys
-        for index in range(len(keys), chunk.end // size):
-            token_ids = sequence.tokens(index * size, (index + 1) * size)
-            keys.append(chain_key(keys[-1] if keys else ROOT, token_ids))
-            self.pool.publish(sequence.block_table[index], keys[-1], token_ids)
 
 
 def _age(sequence: Sequence) -> int:

@@ -1,12 +1,15 @@
 """What every test gets: the interpreter where there is no GPU, files fetched once, and an oracle read once."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from counted import ran
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined, so before any is imported
@@ -24,6 +27,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """What the test counted travels with its report, from whichever process runs it."""
+    if call.when == "call":
+        item.user_properties.extend(("examples", entry) for entry in ran.items())
+        ran.clear()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    totals: Counter[str] = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", None) == "call":
+            totals.update({suite: examples for name, (suite, examples) in report.user_properties if name == "examples"})
+    for suite, examples in sorted(totals.items()):
+        terminalreporter.write_line(f"{suite}: {examples:,} examples")
 
 
 @pytest.fixture

@@ -7,15 +7,29 @@ prefix, a lost swap or an overwritten neighbour shows as a text that is not the 
 import pytest
 from hypothesis import event, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from octavo.gpt.blocks import ROOT, BlockPool, chain_key
-from octavo.gpt.config import EngineConfig
+from octavo.gpt.config import PREEMPTIONS, EngineConfig
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler import Plan, Scheduler
 from octavo.gpt.sequence import Sequence, State
 
+from counted import count
+
 WINDOW = 24
+
+
+def drawn(sequence: Sequence, index: int) -> int:
+    """What the sequence says as its output's token `index`."""
+    return (sequence.seq_id + index) % 2
+
+
+def text_of(sequence: Sequence, end: int) -> tuple[int, ...]:
+    """Its first `end` visible tokens, those included that were drawn and not read yet."""
+    num_drawn = max(sequence.start + end - len(sequence.prompt), 0)
+    text = [*sequence.prompt, *(drawn(sequence, index) for index in range(num_drawn))]
+    return tuple(text[sequence.start : sequence.start + end])
 
 
 class Cache:
@@ -37,7 +51,7 @@ class Cache:
         for chunk in plan.prefill:
             self._compute(chunk.sequence, chunk.start, chunk.end)
         for sequence in plan.decode:
-            self._compute(sequence, sequence.num_visible - 1, sequence.num_visible)
+            self._compute(sequence, sequence.num_computed, sequence.num_computed + 1)
         for sequence in plan.grown:
             assert sequence in plan.decode, "grown, but not decoding"
         done = [chunk.sequence for chunk in plan.prefill if chunk.end == chunk.sequence.num_visible]
@@ -48,7 +62,7 @@ class Cache:
 
     def _compute(self, sequence: Sequence, start: int, end: int) -> None:
         assert start == sequence.num_computed, "a gap in what was computed"
-        text = tuple(sequence.tokens(0, end))
+        text = text_of(sequence, end)
         for position in range(end):
             slot = sequence.block_table[position // self.size], position % self.size
             if position < start:
@@ -63,14 +77,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 4]),
         budget=st.integers(1, 16),
         max_num_seqs=st.integers(1, 6),
+        preemption=st.sampled_from(PREEMPTIONS),
         prefix_caching=st.booleans(),
+        reads_late=st.booleans(),
     )
-    def start(self, num_blocks, block_size, budget, max_num_seqs, prefix_caching):
-        config = EngineConfig(WINDOW, block_size, num_blocks, max_num_seqs, budget)
+    def start(self, num_blocks, block_size, budget, max_num_seqs, preemption, prefix_caching, reads_late):
+        count("state machine of scheduler and blocks")
+        config = EngineConfig(WINDOW, block_size, num_blocks, max_num_seqs, budget, preemption=preemption)
         self.scheduler = Scheduler(config, prefix_caching)
         self.cache = Cache(self.scheduler)
         self.live: list[Sequence] = []
         self.next_id = 0
+        self.num_asked = 0  # prompt tokens
+        self.reads_late = reads_late
+        self.unread: list[Sequence] = []
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=WINDOW),
@@ -80,41 +100,63 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def add(self, prompt, max_tokens, overflow, n):
         held = self.scheduler.config.num_blocks * self.scheduler.config.block_size
-        if min(WINDOW, len(prompt) + max_tokens - 1) > held:
-            return  # the engine refuses these at the door
+        if held < WINDOW:  # the engine refuses what may need more
+            prompt, overflow = prompt[:held], "stop"
+            max_tokens = min(max_tokens, held + 1 - len(prompt))
         params = SamplingParams(max_tokens=max_tokens, overflow=overflow)
         leader = None
         for _ in range(n):
             sequence = Sequence(self.next_id, prompt, params, seed=0, window=WINDOW, leader=leader)
             leader = leader or sequence
+            self.num_asked += sequence.num_visible
             self.next_id += 1
             self.live.append(sequence)
             self.scheduler.add(sequence)
 
-    @rule()
+    @rule(times=st.integers(1, 8))
+    def steps(self, times):
+        for _ in range(times):
+            self.step()
+            self.blocks_are_whole()
+
     def step(self):
         plan = self.scheduler.schedule()
         sampled = self.cache.run(plan)
         self.scheduler.advance(plan)
+        self.progressed = bool(sampled or plan.prefill or plan.decode or self.unread)
         for sequence in sampled:
-            sequence.output.append((sequence.seq_id + len(sequence.output)) % 2)
-            params = sequence.params
-            is_full = params.overflow == "stop" and sequence.num_tokens > WINDOW
-            if is_full or len(sequence.output) == params.max_tokens:
+            if sequence.is_full:
                 self._finish(sequence)
-            else:
-                sequence.slide()
-                if sequence.is_prefilling:
-                    self.scheduler.slide(sequence)
+        read_now = not self.reads_late or any(sequence.num_computed == WINDOW for sequence in sampled)
+        for sequence in self.unread + (sampled if read_now else []):
+            self._read(sequence)
+        self.unread = [] if read_now else sampled
         if plan.swap_out:
-            event("swapped out")
+            event(f"preempted, to {self.scheduler.config.preemption}")
         if any(chunk.start and chunk.start == chunk.sequence.num_computed for chunk in plan.prefill):
             event("prefix hit or later chunk")
-        self.progressed = bool(sampled or plan.prefill or plan.decode)
 
-    @precondition(lambda self: self.live)
+    def _read(self, sequence):
+        """A sequence, preempted meanwhile or not, learns the token that was drawn for it."""
+        if sequence.state is State.FINISHED:
+            return
+        sequence.output.append(drawn(sequence, len(sequence.output)))
+        if sequence.num_visible > WINDOW:
+            sequence.slide()
+            self.scheduler.slide(sequence)
+
+    @rule()
+    def step_while_blocks_are_short(self):
+        """Nothing is free, nothing stays cached: whoever needs a block is preempted, or preempts."""
+        pool = self.scheduler.pool
+        taken = [pool.allocate() for _ in range(pool.num_available)]
+        self.step()
+        pool.release(taken)
+
     @rule(data=st.data())
     def abort(self, data):
+        if not self.live:
+            return
         sequence = data.draw(st.sampled_from(self.live))
         event(f"abort {sequence.state.value}")
         self._finish(sequence)
@@ -141,6 +183,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert held == set(self.live)
             assert all(s.state is State.RUNNING and s.num_computed <= s.num_visible for s in running)
             assert len(running) <= self.scheduler.config.max_num_seqs
+            assert self.scheduler.num_hit_tokens <= self.scheduler.num_prompt_tokens <= self.num_asked
 
     def teardown(self):
         """Every admitted sequence finishes in bounded steps, and then everything is back."""

@@ -1,0 +1,47 @@
+"""Scoring: how likely a network finds a text, read window by window, with no cache."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.gpt.batch import dense_batch
+from octavo.gpt.model import Model
+
+LOGIT_ROWS = 256  # positions whose logits are held at once
+
+
+class Score(NamedTuple):
+    """How well the model predicts a text: nll is the mean over `num_tokens` predictions, in nats."""
+
+    nll: float
+    perplexity: float
+    num_tokens: int
+
+
+@torch.inference_mode()
+def score(model: Model, ids: list[int], window: int, device: torch.device) -> Score:
+    """The score of `ids`; more than `window` of them are read in windows that overlap by half.
+
+    ValueError for fewer than two ids.
+    """
+    if len(ids) < 2:
+        raise ValueError("score needs at least two tokens, one to predict the other from")
+    total, start, scored = 0.0, 0, 1
+    while scored < len(ids):
+        end = min(start + window, len(ids))
+        total += float(_losses(model, ids[start:end], device)[scored - start - 1 :].double().sum())
+        start, scored = start + max(window // 2, 1), end
+    nll = total / (len(ids) - 1)
+    return Score(nll, math.exp(nll), len(ids) - 1)
+
+
+def _losses(model: Model, ids: list[int], device: torch.device) -> Tensor:
+    """Negative log-likelihood of each id but the first, float32 `[len(ids) - 1]`."""
+    tokens = torch.tensor([ids], dtype=torch.int32, device=device)
+    hidden = model.forward(dense_batch(tokens), None)[:-1]
+    targets = tokens[0, 1:].long()
+    parts = zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+    return torch.cat([F.cross_entropy(model.logits(h).float(), t, reduction="none") for h, t in parts])
