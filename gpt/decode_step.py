@@ -57,8 +57,13 @@ class Graphs:
         self.capture = capture
         self.sizes = capture_sizes(max_num_seqs)
         self._steps: dict[tuple[int, int], Step] = {}
-        self.seconds = 0.0  # spent on capturing
-        self.num_bytes = 0  # device memory it took
+        self._seconds = 0.0
+        self._num_bytes = 0
+
+    @property
+    def cost(self) -> tuple[int, float, int]:
+        """Steps captured, the seconds and the bytes of device memory that took."""
+        return len(self._steps), self._seconds, self._num_bytes
 
     def __call__(self, num_rows: int, ending: int) -> Tensor:
         size = self.sizes[bisect_left(self.sizes, num_rows)]
@@ -76,8 +81,8 @@ class Graphs:
         start, before, token_ids = time.perf_counter(), self._free_bytes(), self.step.rows.token_ids.clone()
         self._steps[size, ending] = self.capture(partial(self.step, size, ending))
         self.step.rows.token_ids.copy_(token_ids)  # the warm-up drew from them
-        self.num_bytes += before - self._free_bytes()
-        self.seconds += time.perf_counter() - start
+        self._num_bytes += before - self._free_bytes()
+        self._seconds += time.perf_counter() - start
 
     def _free_bytes(self) -> int:
         device = self.step.rows.token_ids.device

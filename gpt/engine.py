@@ -173,6 +173,7 @@ class Engine:
             "blocks_cached": pool.num_cached,
             "blocks_free": pool.num_available - pool.num_cached,
             "prefix_hit_rate": scheduler.num_hit_tokens / max(scheduler.num_prompt_tokens, 1),
+            **self.runner.graph_stats(),
             **counts.percentiles(),
         }
 

@@ -11,6 +11,7 @@ from rich.progress import track
 from octavo.gpt.beam_search import Beam, BeamSearch, Continuations, check_options
 from octavo.gpt.beam_search import run as run_searches
 from octavo.gpt.cache import PagedCache
+from octavo.gpt.decode_step import cuda_capture
 from octavo.gpt.engine import Engine
 from octavo.gpt.memory import plan_memory
 from octavo.gpt.model import Model
@@ -24,6 +25,8 @@ from octavo.kernels.ops import Ops
 
 Prompt = str | Sequence[int]
 Message = dict[str, str]
+
+CUDA_GRAPHS = ("startup", "lazy", "off")
 
 
 class TokenProbability(NamedTuple):
@@ -39,7 +42,9 @@ class LLM:
     "auto" is triton on CUDA, else the fastest that runs here. At most `max_num_seqs` completions run together and
     `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and back
     ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
-    Bad arguments raise ValueError, missing files FileNotFoundError.
+    On CUDA, decode steps of the triton backend are graphs, captured as the model loads ("startup"), when a size is
+    first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes nothing. Bad arguments raise
+    ValueError, missing files FileNotFoundError.
     """
 
     def __init__(
@@ -57,7 +62,10 @@ class LLM:
         preemption: str = "swap",
         seed: int = 0,
         enable_prefix_caching: bool = True,
+        cuda_graphs: str = "startup",
     ) -> None:
+        if cuda_graphs not in CUDA_GRAPHS:
+            raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {cuda_graphs!r}")
         self.device = resolve_device(device)
         if isinstance(backend, str):
             backend = ops.load(ops.best_for(self.device.type) if backend == "auto" else backend)
@@ -71,8 +79,14 @@ class LLM:
             max_num_waiting=max_num_waiting, preemption=preemption,
         )  # fmt: skip
         cache = PagedCache(self.model.config, self.config.num_blocks, block_size, self.dtype, self.device)
-        runner = Runner(self.model, cache, self.config, self.device)
-        self.engine = Engine(runner, self.model.config, self.config, self.tokenizer, seed, enable_prefix_caching)
+        on_cuda = self.device.type == "cuda"
+        graphs = on_cuda and cuda_graphs != "off" and ops.can_be_captured(backend)
+        runner = Runner(self.model, cache, self.config, self.device, cuda_capture() if graphs else None)
+        if graphs and cuda_graphs == "startup":
+            runner.warm_up(max_num_batched_tokens)
+        self.engine = Engine(
+            runner, self.model.config, self.config, self.tokenizer, seed, enable_prefix_caching, read_late=on_cuda
+        )
 
     @property
     def backend(self) -> str:

@@ -1,7 +1,7 @@
 """Runner: a plan's sequences become batches, batches become tokens. It starts a step; what was drawn is read later."""
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 import torch
 from torch import Tensor
@@ -97,10 +97,29 @@ class Runner:
         return Launched(parts, num_decoded, self.rows.advance())
 
     @torch.inference_mode()
-    def capture_graphs(self) -> None:
-        """Capture every decode step now instead of when it is first needed; nothing to do for an eager runner."""
+    def warm_up(self, max_num_batched_tokens: int) -> None:
+        """Compile what prefill of different lengths needs, and capture every decode step. Nothing is stored."""
+        for num_tokens in takewhile(lambda n: n <= max_num_batched_tokens, (4**i for i in range(1, 10))):
+            padding = [0] * num_tokens
+            self.model.forward(
+                Batch(
+                    token_ids=self._ints(padding),
+                    positions=self._ints(padding),
+                    slot_mapping=self._ints([-1] * num_tokens),
+                    cu_seqlens_q=self._ints([0, num_tokens]),
+                    context_lens=self._ints([0]),
+                    block_table=self._ints([[-1]]),
+                    max_seqlen_q=num_tokens,
+                ),
+                self.cache.layers,
+            )
         if self.graphs is not None:
             self.graphs.capture_all()
+
+    def graph_stats(self) -> dict[str, float]:
+        """How many decode steps were captured, and what that took, in seconds and bytes of device memory."""
+        cost = (0, 0.0, 0) if self.graphs is None else self.graphs.cost
+        return dict(zip(("graphs_captured", "graph_seconds", "graph_bytes"), cost, strict=True))
 
     def forget(self, seq_id: int) -> None:
         """Drop what is kept for a sequence that ended."""
@@ -119,7 +138,8 @@ class Runner:
         self.rows.upload()
         num_rows = len(self.rows.sequences)
         ending = self.rows.ending(0, num_rows)
-        return self._drawn((self.graphs or self.step)(num_rows, ending), 0, ending)
+        step = self.step if self.graphs is None else self.graphs
+        return self._drawn(step(num_rows, ending), 0, ending)
 
     def _prefill(self, chunks: list[Chunk]) -> list[Drawn]:
         """Compute the chunks; sequences that are complete get a row each, in order, and their tokens."""

@@ -60,6 +60,14 @@ def best_for(device_type: str) -> str:
     return "triton" if device_type == "cuda" else "cpu"
 
 
+WAITING_OPS = ("write_kv", "paged_attention", "sample", "lm_head_sample")  # the reference's look at tensors' values
+
+
+def can_be_captured(ops: Ops) -> bool:
+    """Whether a decode step of this backend never waits for the device, as a CUDA graph demands."""
+    return not any(getattr(ops, name) is getattr(REFERENCE, name) for name in WAITING_OPS)
+
+
 def _cpu() -> Ops:
     """The reference with what gains from knowing that it runs on a CPU."""
     if not torch.backends.mkldnn.is_available():

@@ -14,7 +14,7 @@ from octavo.gpt.decode_step import capture_sizes
 from octavo.gpt.rows import DRAW, LOGITS, SAMPLE, ending_of
 from octavo.gpt.runner import Launched
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.kernels.ops import REFERENCE
+from octavo.kernels.ops import REFERENCE, WAITING_OPS, can_be_captured
 
 from tiny import TINY, run, tiny_engine, tiny_model
 
@@ -210,3 +210,35 @@ def test_head_and_draw_are_one_op_while_every_row_allows_it():
     )
     assert set(calls) == {"sample"}
     assert together[0] == alone[0]
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_warming_up_stores_nothing_and_changes_no_token(family):
+    model = tiny_model(TINY[family])
+    engine = tiny_engine(model, capture=same, max_num_seqs=9)
+    engine.runner.warm_up(64)
+    assert engine.runner.cache.data.isnan().all()
+    assert engine.stats()["graphs_captured"] == 5 * 3  # sizes 1, 2, 4, 8, 9; three endings
+    assert run(engine, [[1, 2, 3], [4]], GREEDY) == run(tiny_engine(model), [[1, 2, 3], [4]], GREEDY)
+
+
+def test_a_graph_made_on_demand_leaves_the_rows_as_they_were():
+    """Capturing runs the step once more, which draws from, and writes to, the rows that are about to be used."""
+
+    def capture(step):
+        step()
+        return step
+
+    model = tiny_model(TINY["llama"])
+    prompts, params = mixture(12, seed=2)
+    limits = {"max_model_len": 32, "max_num_seqs": 5}
+    assert run(tiny_engine(model, capture=capture, **limits), prompts, params) == run(
+        tiny_engine(model, **limits), prompts, params
+    )
+
+
+@pytest.mark.parametrize("name", ["write_kv", "paged_attention", "sample", "lm_head_sample"])
+def test_a_backend_with_an_op_that_waits_is_not_captured(name):
+    ours = replace(REFERENCE, **{op: lambda *_: None for op in WAITING_OPS})
+    assert can_be_captured(ours)
+    assert not can_be_captured(replace(ours, **{name: getattr(REFERENCE, name)}))
