@@ -8,9 +8,12 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from octavo.bench import compare, decode, host, ops, report, tune
+from octavo.bench import compare, decode, engine, host, ops, report, serve, tune
 
-COMMANDS = {"decode": decode, "ops": ops, "host": host, "report": report, "compare": compare, "tune": tune}
+COMMANDS = {
+    "decode": decode, "ops": ops, "host": host, "serve": serve, "engine": engine, "report": report, "compare": compare,
+    "tune": tune,
+}  # fmt: skip
 WIDTH = 140  # columns of a table where the output is no terminal
 
 

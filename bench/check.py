@@ -60,6 +60,20 @@ class Verifier:
         word = "rounding" if all(gap <= self.budget for gap in gaps) else "wrong"  # NaN is wrong
         return Verdict(word, f"{counted}, gap {max(gaps):.2g} of {self.budget:.2g} allowed")
 
+    def compare(
+        self, prompts: list[list[int]], answers: list[list[int]], alone: list[list[int]], exact: bool
+    ) -> Verdict:
+        """Judge answers beside those of the same requests run alone; what differs must be rounding, and never is on a
+        backend that promises `exact` tokens."""
+        other = [row for row in range(len(prompts)) if answers[row] != alone[row]]
+        counted = f"{len(prompts) - len(other)} of {len(prompts)} requests as alone"
+        if not other:
+            return Verdict("same", counted)
+        if exact:
+            return Verdict("wrong", counted)
+        verdict = self.check([prompts[row] for row in other], [answers[row] for row in other], same_weights=True)
+        return Verdict("rounding" if verdict.word != "wrong" else "wrong", f"{counted}; of the others {verdict.detail}")
+
     @torch.inference_mode()
     def _gaps(self, prompt: list[int], answer: list[int]) -> list[float]:
         """At each token of the answer, how far its logit lies below the best."""

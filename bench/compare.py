@@ -18,7 +18,9 @@ from rich.table import Table
 from octavo.bench import records
 from octavo.bench.contenders import OWN
 from octavo.bench.peer_ops import PEER_OPS
-from octavo.bench.records import Decode, Op, Results
+from octavo.bench.records import Results
+from octavo.bench.schema import Decode, Op, Scene, Serve
+from octavo.bench.serve_table import load_of
 from octavo.bench.timing import median
 
 EXAMPLE = "python -m octavo.bench compare build/bench/before build/bench/after"
@@ -122,18 +124,37 @@ def _samples(record: Any) -> list[tuple[str, list[float]]]:
     if isinstance(record, Decode):
         steps = [median(steps) for steps in record.step_s]
         return [(f"{_name(record)} step", steps), (f"{_name(record)} first token", list(record.ttft_s))]
-    size = max(1, len(record.samples) // STRETCHES)
-    starts = range(0, len(record.samples) - size + 1, size)
-    return [(_name(record), [median(record.samples[start : start + size]) for start in starts])]
+    if isinstance(record, Serve):
+        gaps = [median(gaps) for gaps in record.itl_s]
+        return [
+            (f"{_name(record)} first token", _stretches(record.ttft_s)),
+            (f"{_name(record)} gap", _stretches(gaps)),
+        ]
+    if isinstance(record, Scene):
+        return [(_name(record), record.seconds)]
+    return [(_name(record), _stretches(record.samples))]
+
+
+def _stretches(samples: Sequence[float]) -> list[float]:
+    """Medians of successive fifths."""
+    size = max(1, len(samples) // STRETCHES)
+    return [median(samples[start : start + size]) for start in range(0, len(samples) - size + 1, size)]
 
 
 def _noise(samples: Sequence[float]) -> float:
+    """Half the range as a share of the median; one figure alone says nothing, so any change is within it."""
+    if len(samples) < 2:
+        return 1.0
     return (max(samples) - min(samples)) / 2 / median(samples)
 
 
 def _name(record: Any) -> str:
     if isinstance(record, Decode):
         return f"{record.contender} {record.dtype} batch {record.batch} context {record.context}"
+    if isinstance(record, Serve):
+        return f"{record.backend} {record.dtype} {load_of(record)}"
+    if isinstance(record, Scene):
+        return f"{record.backend} {record.dtype} {record.scene} {record.way}"
     return " ".join(str(part) for part in record.key)
 
 

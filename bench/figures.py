@@ -3,8 +3,8 @@
 from typing import Any
 
 from octavo.bench.contenders import Contender, Generation
-from octavo.bench.records import Run
 from octavo.bench.roofline import prefill_flops, step_bytes, step_flops
+from octavo.bench.schema import Run
 from octavo.bench.sources import Source
 from octavo.bench.timing import median, percentile, spread
 from octavo.bench.workloads import Cell

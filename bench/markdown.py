@@ -1,11 +1,13 @@
 """Results as Markdown: a table with the machine and the command beside it. A run has tables of its own, so figures of
 a CPU and of a GPU never share one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
-from octavo.bench import host, ops, tables
-from octavo.bench.records import Decode, Host, Op, Results
+from octavo.bench import engine_table, host, ops, serve_table, tables
+from octavo.bench.records import Results
+from octavo.bench.schema import Decode, Host, Op, Scene, Serve
 
 VIEWS = ("full", "summary")
 
@@ -15,10 +17,9 @@ def render(results: Results, view: str = "full") -> str:
     cells = list({cell.key: cell for cell in results.cells}.values())
     if not cells:
         return f"_Nothing was measured._\n\n{provenance(results)}"
-    if isinstance(cells[0], Decode):
-        body = _summary(cells) if view == "summary" else _decode(cells)
-    else:
-        body = _ops(cells) if isinstance(cells[0], Op) else _host(cells)
+    if view == "summary" and not isinstance(cells[0], Decode):
+        raise ValueError(f"{results.path}: only a run of decode has a summary, this is one of {results.run.command}")
+    body = _summary(cells) if view == "summary" else BODIES[type(cells[0])](cells)
     return f"{body}\n\n{provenance(results)}"
 
 
@@ -101,6 +102,23 @@ def _ops(cells: Sequence[Op]) -> str:
 
 def _host(cells: Sequence[Host]) -> str:
     return _grid(host.COLUMNS, [host.row(cell) for cell in cells], 0)
+
+
+def _serve(cells: Sequence[Serve]) -> str:
+    grid = _grid(serve_table.COLUMNS, [serve_table.row(cell) for cell in cells], 2)
+    reasons = [f"- {serve_table.load_of(cell)}, {cell.verdict}: {cell.detail}" for cell in cells if not cell.passed]
+    legend = f"{serve_table.title(cells)}. {serve_table.legend(cells)}"
+    return "\n".join([grid, "", legend, *([""] if reasons else []), *reasons])
+
+
+def _engine(cells: Sequence[Scene]) -> str:
+    grid = _grid(engine_table.COLUMNS, engine_table.rows(cells), 4)
+    return f"{grid}\n\n{engine_table.title(cells)}. {engine_table.LEGEND}"
+
+
+BODIES: dict[type, Callable[[Sequence[Any]], str]] = {
+    Decode: _decode, Op: _ops, Host: _host, Serve: _serve, Scene: _engine,
+}  # fmt: skip
 
 
 def _place(record: Decode) -> tuple[int, int]:

@@ -18,8 +18,9 @@ from octavo.bench import machine, options, tables
 from octavo.bench.accuracy import verdict
 from octavo.bench.op_cases import Arguments, Case, Shapes, cases
 from octavo.bench.peer_ops import PEER_OPS
-from octavo.bench.records import Op, Run, Writer
+from octavo.bench.records import Writer
 from octavo.bench.roofline import measure_peaks
+from octavo.bench.schema import Op, Run
 from octavo.bench.sources import open_source
 from octavo.bench.timing import measure, median, percentile
 from octavo.gpt.weights import DTYPES

@@ -4,7 +4,7 @@ import argparse
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +13,8 @@ from octavo.bench.contenders import backend
 from octavo.bench.records import Results
 from octavo.gpt.weights import resolve_device, resolve_dtype
 from octavo.kernels.ops import Ops, best_for
+
+Value = TypeVar("Value")
 
 RESULTS = Path("build/bench")  # where results go unless told otherwise, a folder a run
 
@@ -51,6 +53,24 @@ def numbers(text: str, name: str) -> tuple[int, ...]:
         return tuple(sorted(int(entry) for entry in words(text, name)))
     except ValueError:
         raise ValueError(f"{name} must be whole numbers with commas, not {text!r}") from None
+
+
+def rates(text: str, name: str) -> tuple[float, ...]:
+    """Numbers above zero with commas, ascending."""
+    try:
+        found = tuple(sorted(float(entry) for entry in words(text, name)))
+    except ValueError:
+        raise ValueError(f"{name} must be numbers with commas, not {text!r}") from None
+    if not all(0 < value < float("inf") for value in found):
+        raise ValueError(f"{name} must be above 0 and finite, not {text!r}")
+    return found
+
+
+def single(values: tuple[Value, ...], name: str) -> tuple[Value]:
+    """The values, of which there must be one."""
+    if len(values) != 1:
+        raise ValueError(f"{name} must be one, not {len(values)}")
+    return values
 
 
 def dtypes(text: str, device: torch.device) -> tuple[str, ...]:

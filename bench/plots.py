@@ -1,38 +1,29 @@
-"""Pictures of a decode run, PNG and SVG: throughput, latency, share of the roofline, one against the other."""
+"""Pictures of a run, PNG and SVG. Of decode: throughput, latency, share of the roofline, one against the other."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-
+from octavo.bench.axes import MARKERS, fit, legend, logarithmic, panels
 from octavo.bench.contenders import OWN
-from octavo.bench.records import Decode, Results
+from octavo.bench.records import Results
+from octavo.bench.schema import Decode, Serve
+from octavo.bench.serve_plots import load_curve
 
 FORMATS = ("png", "svg")
-PANEL = (4.6, 3.6)  # inches
-MARKERS = "os^Dv<>P*X"
-DECADES = 15  # a largest over a smallest value beyond which an axis is logarithmic
-PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
     """Writes the pictures that the run has points for, two files each; returns the PNGs."""
-    cells = [cell for cell in results.cells if isinstance(cell, Decode) and cell.passed]
-    cells = list({cell.key: cell for cell in cells}.values())
-    if not cells:
-        return []
-    stem, drawn = results.path.stem, []
-    pictures: dict[str, Callable[[Sequence[Decode]], Any]] = {
-        "throughput": _throughput, "latency": _latency, "roofline": _roofline, "tradeoff": _tradeoff,
-    }  # fmt: skip
-    for name, picture in pictures.items():
+    cells = list({cell.key: cell for cell in results.cells if cell.passed}.values())
+    drawn = []
+    for name, (what, picture) in PICTURES.get(type(cells[0]) if cells else None, {}).items():
         figure = picture(cells)
-        figure.suptitle(_title(results, cells, name), fontsize=10)
+        weights = ", random weights" if cells[0].dummy else ""
+        figure.suptitle(f"{cells[0].model}{weights}: {what}\n{results.run.machine}", fontsize=10)
         for kind in FORMATS:
-            figure.savefig(folder / f"{stem}-{name}.{kind}", dpi=130, metadata=_undated(kind))
-        drawn.append(folder / f"{stem}-{name}.png")
+            figure.savefig(folder / f"{results.path.stem}-{name}.{kind}", dpi=130, metadata=_undated(kind))
+        drawn.append(folder / f"{results.path.stem}-{name}.png")
     return drawn
 
 
@@ -46,25 +37,25 @@ def _latency(cells: Sequence[Decode]) -> Any:
 
 def _lines(cells: Sequence[Decode], panel: str, across: str, value: Callable[[Decode], Any], label: str) -> Any:
     """A panel for each value of one axis, a line for each contender over the other."""
-    panels = sorted({getattr(cell, panel) for cell in cells})
-    figure, axes = _panels(len(panels))
-    for axis, at in zip(axes, panels, strict=True):
+    places = sorted({getattr(cell, panel) for cell in cells})
+    figure, axes = panels(len(places))
+    for axis, at in zip(axes, places, strict=True):
         for name, style in _styles(cells).items():
             own = [cell for cell in cells if _label(cell) == name and getattr(cell, panel) == at]
             own.sort(key=lambda cell: getattr(cell, across))
             axis.plot([getattr(cell, across) for cell in own], [value(cell) for cell in own], label=name, **style)
-        _logarithmic(axis, sorted({getattr(cell, across) for cell in cells}))
+        logarithmic(axis, sorted({getattr(cell, across) for cell in cells}))
         axis.set(title=f"{panel} {at}", xlabel=across)
-        _from_zero_or_logarithmic(axis.yaxis, [value(cell) for cell in cells if getattr(cell, panel) == at])
+        fit(axis.yaxis, [value(cell) for cell in cells if getattr(cell, panel) == at])
     axes[0].set_ylabel(label)
-    return _legend(figure, axes[0])
+    return legend(figure, axes[0])
 
 
 def _tradeoff(cells: Sequence[Decode]) -> Any:
     """Throughput over latency: a line a contender, its points the batch sizes."""
-    panels = sorted({cell.context for cell in cells})
-    figure, axes = _panels(len(panels))
-    for axis, at in zip(axes, panels, strict=True):
+    contexts = sorted({cell.context for cell in cells})
+    figure, axes = panels(len(contexts))
+    for axis, at in zip(axes, contexts, strict=True):
         for name, style in _styles(cells).items():
             own = sorted((c for c in cells if _label(c) == name and c.context == at), key=lambda c: c.batch)
             points = [(1e3 * (cell.tpot_median_s or 0), cell.decode_tokens_per_s or 0) for cell in own]
@@ -73,11 +64,11 @@ def _tradeoff(cells: Sequence[Decode]) -> Any:
                 axis.annotate(str(cell.batch), point, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axis.set(title=f"context {at}, points are batch sizes", xlabel="ms per output token")
         here = [cell for cell in cells if cell.context == at]
-        _from_zero_or_logarithmic(axis.xaxis, [1e3 * (cell.tpot_median_s or 0) for cell in here])
-        _from_zero_or_logarithmic(axis.yaxis, [cell.decode_tokens_per_s or 0 for cell in here])
+        fit(axis.xaxis, [1e3 * (cell.tpot_median_s or 0) for cell in here])
+        fit(axis.yaxis, [cell.decode_tokens_per_s or 0 for cell in here])
         axis.margins(0.1)
     axes[0].set_ylabel("decode tokens/s")
-    return _legend(figure, axes[0])
+    return legend(figure, axes[0])
 
 
 def _roofline(cells: Sequence[Decode]) -> Any:
@@ -85,7 +76,7 @@ def _roofline(cells: Sequence[Decode]) -> Any:
     known = [cell for cell in cells if cell.bandwidth_share is not None]
     names = list(dict.fromkeys(_label(cell) for cell in known))
     batches, contexts = sorted({c.batch for c in known}), sorted({c.context for c in known})
-    figure, axes = _panels(len(names))
+    figure, axes = panels(len(names))
     for axis, name in zip(axes, names, strict=True):
         at = {(cell.batch, cell.context): cell.bandwidth_share or 0.0 for cell in known if _label(cell) == name}
         grid = [[at.get((batch, context), float("nan")) for context in contexts] for batch in batches]
@@ -101,45 +92,6 @@ def _roofline(cells: Sequence[Decode]) -> Any:
         axis.set(title=name, xlabel="context")
     axes[0].set_ylabel("batch")
     return figure
-
-
-def _panels(number: int) -> tuple[Figure, Any]:
-    """Panels side by side, at most three in a row, those left over hidden."""
-    columns = 2 if number == 4 else min(number, 3)
-    rows = -(-number // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[number:]:
-        axis.set_visible(False)
-    return figure, axes.flat[:number]
-
-
-def _legend(figure: Any, axis: Any) -> Any:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False, fontsize=8)
-    return figure
-
-
-def _logarithmic(axis: Any, ticks: Sequence[int]) -> None:
-    """A base-2 axis that shows the measured values and nothing between."""
-    if len(ticks) > 1:
-        axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks)
-    axis.xaxis.set_major_formatter(PLAIN)
-    axis.xaxis.set_minor_locator(NullLocator())
-
-
-def _from_zero_or_logarithmic(axis: Any, values: Sequence[float]) -> None:
-    """An axis that begins at zero, or one of decades where small values would lie on the ground."""
-    plane, name = axis.axes, axis.axis_name
-    if max(values) > DECADES * min(values) > 0:
-        getattr(plane, f"set_{name}scale")("log")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_formatter(NullFormatter())
-    else:
-        getattr(plane, f"set_{name}lim")(0, 1.1 * max(values))
-    axis.set_major_formatter(PLAIN)
-    plane.grid(alpha=0.3)
 
 
 def _styles(cells: Sequence[Decode]) -> dict[str, dict[str, Any]]:
@@ -158,15 +110,17 @@ def _label(cell: Decode) -> str:
     return cell.contender if cell.contender.endswith(cell.dtype) else f"{cell.contender} {cell.dtype}"
 
 
-def _title(results: Results, cells: Sequence[Decode], name: str) -> str:
-    what = {
-        "throughput": "decode throughput", "latency": "time per output token",
-        "roofline": "share of the measured memory bandwidth", "tradeoff": "throughput over latency",
-    }[name]  # fmt: skip
-    weights = ", random weights" if cells[0].dummy else ""
-    return f"{cells[0].model}{weights}: {what}\n{results.run.machine}"
-
-
 def _undated(kind: str) -> dict[str, Any]:
     """No date inside, so that the same results make the same file."""
     return {"Date": None} if kind == "svg" else {"Software": None}
+
+
+PICTURES: dict[Any, dict[str, tuple[str, Callable[[Sequence[Any]], Any]]]] = {
+    Decode: {
+        "throughput": ("decode throughput", _throughput),
+        "latency": ("time per output token", _latency),
+        "roofline": ("share of the measured memory bandwidth", _roofline),
+        "tradeoff": ("throughput over latency", _tradeoff),
+    },
+    Serve: {"load": ("latency and goodput under load", load_curve)},
+}

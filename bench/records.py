@@ -1,153 +1,17 @@
-"""Results as JSON lines: a line of provenance, then a line for each thing measured. The schema is these classes.
+"""Results as JSON lines: a line of provenance, then a line for each thing measured.
 
 Every line names the schema and its kind. A file is read whole or refused: another schema, a missing or unknown field,
-a wrong type or a line cut short is a ValueError that names file and line. bench/results/README.md explains the fields.
+a wrong type or a line cut short is a ValueError that names file and line.
 """
 
 import json
 import os
 import types
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-SCHEMA = "octavo.bench/1"
-
-Cells = TypeVar("Cells", "Decode", "Op", "Host")
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where, when and with what the lines below it were measured."""
-
-    command: str  # decode, ops or host
-    command_line: str
-    date: str  # UTC, ISO 8601
-    seed: int
-    commit: str | None  # of the checkout; None where octavo is installed without one
-    dirty: bool | None  # whether tracked files differed from the commit
-    device: str  # cpu or cuda
-    device_name: str
-    num_cores: int  # of the CPU, physical, that this process may use
-    threads: int  # of PyTorch, and given to every peer
-    memory_bytes: int | None  # of the device
-    driver: str | None
-    clocks: str | None  # as the driver or the kernel tells them, at the start
-    load: float | None  # the machine's load average at the start: above zero, others were at work
-    versions: dict[str, str]
-    copy_bytes_per_s: float  # a large copy, bytes read and written
-    read_bytes_per_s: float  # a large sum
-    matmul_flops_per_s: dict[str, float]  # dtype -> a large product
-    planned: int  # lines that a complete run has
-
-    @property
-    def bandwidth(self) -> float:
-        """Bytes a second of the faster of the two streams: the roofline."""
-        return max(self.copy_bytes_per_s, self.read_bytes_per_s)
-
-    @property
-    def machine(self) -> str:
-        cores = f"{self.num_cores} core{'s' if self.num_cores > 1 else ''}"
-        return self.device_name if self.device == "cuda" else f"{self.device_name}, {cores}"
-
-
-@dataclass(frozen=True)
-class Decode:
-    """One contender at one batch size and context length. Lists hold one entry a repeat."""
-
-    model: str
-    dummy: bool  # random weights
-    contender: str  # octavo:<backend>, or a peer
-    version: str
-    dtype: str  # of weights and arithmetic; a peer's own format where it has one
-    batch: int
-    context: int  # as asked for; the prompt is shorter where the window would not hold the output beside it
-    prompt_tokens: int
-    new_tokens: int
-    verdict: str  # of the check: same, rounding, quantised, wrong; or failed, unsupported
-    detail: str  # the check in words, or why there is no figure
-    load_s: float | None = None  # opening the model
-    warmup_s: float | None = None  # the first pass, compiling included; its tokens were the ones checked
-    ttft_s: list[float] = field(default_factory=list)  # until every sequence had its first token
-    step_s: list[list[float]] = field(default_factory=list)  # of the steps that gave every sequence a token
-    steps_are_means: bool = False  # True where a peer does not tell when a token is ready
-    ttft_median_s: float | None = None
-    prefill_tokens_per_s: float | None = None  # prompt tokens of the batch / ttft_median_s
-    tpot_median_s: float | None = None  # time per output token: a step's
-    tpot_p90_s: float | None = None
-    tpot_p99_s: float | None = None
-    decode_tokens_per_s: float | None = None  # batch / tpot_median_s
-    tpot_spread: float | None = None  # (p90 - p10) / median, of all steps
-    ttft_spread: float | None = None  # the same of the repeats' first tokens
-    peak_memory_bytes: int | None = None  # beyond what the process held before the contender was opened
-    step_bytes: int | None = None  # weights and cache that one step must read
-    bandwidth_share: float | None = None  # step_bytes / tpot_median_s, of the run's bandwidth
-    compute_share: float | None = None  # FLOPs of a step / tpot_median_s, of the run's matmul rate
-    prefill_compute_share: float | None = None  # FLOPs of the prefill / ttft_median_s, of the same
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What makes two lines figures of the same thing."""
-        return self.model, self.contender, self.dtype, self.batch, self.context, self.new_tokens
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict in ("same", "rounding", "quantised")
-
-
-@dataclass(frozen=True)
-class Op:
-    """One op on one backend at one shape, the caches cold."""
-
-    op: str
-    shape: str
-    backend: str  # one of octavo's, or a peer
-    dtype: str
-    verdict: str  # same, rounding, wrong or failed
-    detail: str
-    samples: list[float]  # seconds, one a call
-    median_s: float | None
-    p10_s: float | None
-    p90_s: float | None
-    num_bytes: int  # that the op must read and write
-    num_flops: int
-    bandwidth_share: float | None
-    compute_share: float | None
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.op, self.shape, self.backend, self.dtype
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict in ("same", "rounding")
-
-
-@dataclass(frozen=True)
-class Host:
-    """The engine around a model that returns at once."""
-
-    num_seqs: int
-    context: int
-    tokenizer: str | None
-    samples: list[float]  # seconds, one a step
-    median_s: float
-    p90_s: float
-    bytes_per_waiting: int  # of a queued request, its prompt's ids apart
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.num_seqs, self.context
-
-    @property
-    def passed(self) -> bool:
-        return True
-
-
-KINDS: dict[str, type[Run] | type[Decode] | type[Op] | type[Host]] = {
-    "run": Run, "decode": Decode, "op": Op, "host": Host,
-}  # fmt: skip
-Measured = Decode | Op | Host
+from octavo.bench.schema import KINDS, SCHEMA, Measured, Run
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from octavo.bench.check import Verifier
 from octavo.bench.contenders import Contender, Generation, Octavo, Setting
 from octavo.bench.figures import figures, identity
 from octavo.bench.memory import PeakMemory
-from octavo.bench.records import Decode, Run, Writer
+from octavo.bench.records import Writer
 from octavo.bench.roofline import Peaks
+from octavo.bench.schema import Decode, Run
 from octavo.bench.sources import Source
 from octavo.bench.workloads import CHECK, Cell, Effort, prompts
 from octavo.gpt.weights import DTYPES

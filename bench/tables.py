@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from octavo.bench.records import Decode, Run
+from octavo.bench.schema import Decode, Run
 from octavo.bench.timing import NOISY
 
 MARKS = {"same": "=", "rounding": "≈", "quantised": "≠", "wrong": "✗", "failed": "✗", "unsupported": "-"}

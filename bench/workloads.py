@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 
+from octavo.bench.loads import ordinary
 from octavo.gpt.config import ModelConfig
 
 PREFILL_STEP = 2048  # prompt tokens of one step; who is prefilled first decodes while the others are prefilled
@@ -82,6 +83,4 @@ def prompts(config: ModelConfig, cell: Cell, seed: int, repeat: int) -> list[lis
 
 
 def _prompt(config: ModelConfig, length: int, seed: str) -> list[int]:
-    special = {config.bos_id, *config.eos_ids}
-    allowed = [token_id for token_id in range(config.vocab_size) if token_id not in special]
-    return random.Random(seed).choices(allowed, k=length)
+    return random.Random(seed).choices(ordinary(config), k=length)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from octavo.bench.__main__ import main
-from octavo.bench.records import Decode, Run, Writer
+from octavo.bench.records import Writer
+from octavo.bench.schema import Decode, Run
 
 from tiny import TINY, tiny_model
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from octavo.bench.compare import compare
-from octavo.bench.records import Host, Op
+from octavo.bench.schema import Host, Op
 from octavo.bench.timing import median
 
 from bench_tiny import RUN, bench, record, write

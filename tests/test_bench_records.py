@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 
 from octavo.bench import records
-from octavo.bench.records import KINDS, Decode, Host, Op
+from octavo.bench.schema import KINDS, Decode, Host, Op, Scene, Serve
 
 from bench_tiny import RUN, record, write
 
 OP = Op("linear", "1 x 2", "cpu", "float32", "same", "", [0.1, 0.2], 0.15, 0.1, 0.2, 10, 20, 0.5, None)
 HOST = Host(64, 128, None, [1e-4], 1e-4, 1e-4, 1500)
+SERVE = Serve("m", False, "cpu", "float32", "alpaca", "open", 2.0, 8, 0, "same", "", ttft_s=[0.1], itl_s=[[0.01, 0.02]])
+SCENE = Scene("m", False, "cpu", "float32", "prefix", "caching on", 8, 90, 9, "same", "", 30, [1.0], 1.0, 0.0, 9.0)
 
 
 @pytest.mark.parametrize(
-    "cell", [record(), Decode("m", True, "p", "", "f", 1, 2, 3, 4, "failed", "out of memory"), OP, HOST],
-    ids=["decode", "failed", "op", "host"],
+    "cell", [record(), Decode("m", True, "p", "", "f", 1, 2, 3, 4, "failed", "out of memory"), OP, HOST, SERVE, SCENE],
+    ids=["decode", "failed", "op", "host", "serve", "engine"],
 )  # fmt: skip
 def test_what_was_written_is_read_back(cell, tmp_path):
     path = write(tmp_path / "decode.jsonl", RUN, cell)
@@ -34,7 +36,7 @@ def spoiled(line: str, **changes: object) -> str:
 SPOILS = {
     "another schema": ("is of schema 'octavo.bench/9', this version reads", {"schema": "octavo.bench/9"}),
     "no schema": ("is of schema None", {"schema": "gone"}),
-    "unknown kind": ("kind must be one of run, decode, op, host, not 'sleep'", {"kind": "sleep"}),
+    "unknown kind": ("kind must be one of run, decode, op, host, serve, engine, not 'sleep'", {"kind": "sleep"}),
     "missing field": ("missing field batch", {"batch": "gone"}),
     "unknown field": ("unknown field colour", {"colour": 1}),
     "wrong type": ("batch has the wrong type, '8'", {"batch": "8"}),

@@ -7,7 +7,8 @@ import pytest
 
 from octavo.bench import report
 from octavo.bench.markdown import render
-from octavo.bench.records import Host, Op, Results
+from octavo.bench.records import Results
+from octavo.bench.schema import Host, Op
 
 from bench_tiny import RUN, bench, record, write
 

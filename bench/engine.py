@@ -1,0 +1,208 @@
+"""What the engine gains: one shared prefix computed once, and requests run together instead of one by one.
+
+prefix: requests that begin with the same tokens, prefix caching on against off. batching: requests of mixed lengths,
+together against one by one. Both ways serve the same requests in turn, every repeat with prompts of its own; a time is
+written down only if both ways said the same tokens, and if the reference agrees with them.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from octavo.bench import engine_table, loads, machine, options, tables
+from octavo.bench.check import Verdict, Verifier
+from octavo.bench.loads import Request
+from octavo.bench.records import Writer
+from octavo.bench.roofline import measure_peaks
+from octavo.bench.schema import Run, Scene
+from octavo.bench.sources import Source, open_source
+from octavo.bench.timing import median, spread
+from octavo.gpt import LLM, SamplingParams
+from octavo.kernels.ops import Ops
+
+EXAMPLE = "python -m octavo.bench engine --scene batching --requests 32 --dtype float32"
+SCENES = {"prefix": ("caching off", "caching on"), "batching": ("one by one", "together")}
+REQUESTS = {"prefix": 64, "batching": 32}
+SHARED, OWN, ANSWER = 512, 16, 8  # tokens of a request of the scene prefix
+WIDTHS = (16, 256), (8, 64)  # prompt and output lengths of the scene batching, drawn evenly
+BLOCK_SIZE = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
+    parser.add_argument("--backend", default="auto", help="auto, reference, cpu or triton (auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
+    parser.add_argument("--scene", default="prefix,batching", metavar="NAME,...", help="(prefix,batching)")
+    parser.add_argument("--requests", type=int, metavar="N", help="of a scene (64 with a prefix, 32 of mixed lengths)")
+    parser.add_argument("--prefix", type=int, default=SHARED, metavar="N", help=f"shared tokens ({SHARED})")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(3)")
+    options.add_machine(parser)
+    options.add_output(parser)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked command."""
+
+    source: Source
+    device: torch.device
+    backend: Ops
+    dtype: str
+    scenes: tuple[str, ...]
+    sizes: dict[str, int]  # requests of each scene
+    prefix: int
+    repeats: int
+    seed: int
+
+    def requests(self, scene: str, repeat: int) -> list[Request]:
+        generator = random.Random(f"{scene}/{self.seed}/{repeat}")
+        tokens = loads.ordinary(self.source.config)
+        if scene == "prefix":
+            shared = generator.choices(tokens, k=self.prefix)
+            return [Request(shared + generator.choices(tokens, k=OWN), ANSWER) for _ in range(self.sizes[scene])]
+        drawn = [[generator.randint(*bounds) for bounds in WIDTHS] for _ in range(self.sizes[scene])]
+        return [Request(generator.choices(tokens, k=length), new_tokens) for length, new_tokens in drawn]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request that a scene may have."""
+        (_, prompt), (_, answer) = WIDTHS
+        return max((self.prefix + OWN + ANSWER) * ("prefix" in self.scenes), prompt + answer)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """prefix caching and continuous batching against doing without"""
+    plan = make_plan(arguments)
+    path, before = options.results_file(arguments, "engine")
+    if before is not None:
+        options.same_run(before, machine.describe(plan.device))
+        header, done = before.run, before.cells
+    else:
+        peaks, about = measure_peaks(plan.device, (plan.dtype,)), machine.describe(plan.device)
+        header, done = Run("engine", seed=plan.seed, planned=2 * len(plan.scenes), **peaks._asdict(), **about), []
+        Writer(path).write(header)
+    tables.header(header, console)
+    try:
+        for record in measure_all(plan, done, console):
+            Writer(path).write(record)
+            done.append(record)
+    finally:
+        console.print(engine_table.table(done))
+        console.print(f"written to {path}", soft_wrap=True)
+    return 0
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    device = options.device_of(arguments)
+    scenes = options.words(arguments.scene, "scene")
+    if unknown := [name for name in scenes if name not in SCENES]:
+        raise ValueError(f"scene must be {' or '.join(SCENES)}, not {unknown[0]!r}")
+    sizes = {name: REQUESTS[name] if arguments.requests is None else arguments.requests for name in scenes}
+    for name, value in (
+        ("requests", min(sizes.values())),
+        ("prefix", arguments.prefix),
+        ("repeats", arguments.repeats),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    (dtype,) = options.single(options.dtypes(arguments.dtype, device), "dtype")
+    (backend,) = options.single(options.backends(arguments.backend, device), "backend")
+    plan = Plan(
+        open_source(arguments.model), device, backend, dtype, scenes, sizes, arguments.prefix, arguments.repeats,
+        arguments.seed,
+    )  # fmt: skip
+    if plan.longest > (window := plan.source.config.context_size):
+        raise ValueError(f"a request of {plan.longest} tokens is over the model's window of {window}")
+    return plan
+
+
+def measure_all(plan: Plan, done: Sequence[Scene], console: Console) -> Iterator[Scene]:
+    """Two lines a scene, but for scenes that are done; the engine is opened once."""
+    known = {record.key[-3:-1] for record in done if record.passed}
+    left = [scene for scene in plan.scenes if not all((scene, way) in known for way in SCENES[scene])]
+    if not left:
+        return
+    blocks = max(plan.sizes.values()) * -(-plan.longest // BLOCK_SIZE)
+    llm = LLM(
+        plan.source.path or plan.source.name, backend=plan.backend, dtype=plan.dtype, device=plan.device.type,
+        max_model_len=plan.longest, num_blocks=blocks, block_size=BLOCK_SIZE,
+    )  # fmt: skip
+    judge = Verifier(plan.source, plan.dtype, plan.device, plan.seed)
+    for scene in left:
+        yield from measure(plan, scene, llm, judge, console)
+
+
+def measure(plan: Plan, scene: str, llm: LLM, judge: Verifier, console: Console) -> Iterator[Scene]:
+    """The scene both ways, in turn. A pass before them, the faster way, is not counted."""
+    base, better = (Way(llm, name) for name in SCENES[scene])
+    bar = Progress(console=console, disable=not console.is_terminal, transient=True)
+    verdicts: list[Verdict] = []
+    with bar:
+        task = bar.add_task(scene, total=2 * plan.repeats + 1)
+        better.serve(plan.requests(scene, 0))
+        bar.advance(task)
+        for repeat in range(1, plan.repeats + 1):
+            requests, answers = plan.requests(scene, repeat), []
+            for way in (base, better):
+                answers.append(way.timed(requests))
+                bar.advance(task)
+            prompts = [request.prompt for request in requests]
+            verdicts.append(judge.compare(prompts, answers[1], answers[0], exact=plan.backend.name == "triton"))
+            if repeat == 1:
+                verdicts.append(judge.check(prompts, answers[0], same_weights=True))
+    words = ("wrong", "rounding", "same")
+    worst = min(verdicts, key=lambda verdict: words.index(verdict.word))
+    requests = plan.requests(scene, 1)
+    for way in (base, better):
+        yield Scene(
+            model=plan.source.name, dummy=plan.source.dummy, backend=plan.backend.name, dtype=plan.dtype, scene=scene,
+            way=way.name, num_requests=len(requests), prompt_tokens=sum(len(request.prompt) for request in requests),
+            new_tokens=sum(request.new_tokens for request in requests), verdict=worst.word, detail=worst.detail,
+            **(way.figures(requests) if worst.word != "wrong" else {}),
+        )  # fmt: skip
+
+
+class Way:
+    """One of the two ways to serve a scene's requests, on an engine that both share."""
+
+    def __init__(self, llm: LLM, name: str) -> None:
+        self.llm, self.name = llm, name
+        self.seconds: list[float] = []
+        self.computed: list[int] = []
+
+    def timed(self, requests: Sequence[Request]) -> list[list[int]]:
+        before, start = self.llm.stats()["tokens_prefilled"], time.perf_counter()
+        answers = self.serve(requests)
+        self.seconds.append(time.perf_counter() - start)
+        self.computed.append(self.llm.stats()["tokens_prefilled"] - before)
+        return answers
+
+    def serve(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Greedy tokens of each request, from an engine that remembers nothing."""
+        scheduler = self.llm.engine.scheduler
+        scheduler.pool.reset()
+        scheduler.enable_prefix_caching = self.name != "caching off"
+        groups = [[request] for request in requests] if self.name == "one by one" else [requests]
+        return [tokens for group in groups for tokens in self._generate(group)]
+
+    def _generate(self, requests: Sequence[Request]) -> list[list[int]]:
+        params = [SamplingParams(temperature=0, max_tokens=each.new_tokens, ignore_eos=True) for each in requests]
+        outputs = self.llm.generate([request.prompt for request in requests], params, use_tqdm=False)
+        return [output.outputs[0].token_ids for output in outputs]
+
+    def figures(self, requests: Sequence[Request]) -> dict[str, Any]:
+        middle = median(self.seconds)
+        return {
+            "computed_tokens": self.computed[0],
+            "seconds": [round(value, 6) for value in self.seconds],
+            "median_s": middle,
+            "spread": spread(self.seconds),
+            "tokens_per_s": sum(request.new_tokens for request in requests) / middle,
+        }
