@@ -14,7 +14,7 @@ from octavo.gpt.runner import Launched, Runner
 from octavo.gpt.sampler import TopLogprobs
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler import Plan, Scheduler
-from octavo.gpt.sequence import Sequence
+from octavo.gpt.sequence import Sequence, State
 from octavo.gpt.stats import Clock, Stats
 from octavo.gpt.text import TextStream
 from octavo.gpt.tokenizer import Tokenizer
@@ -133,15 +133,21 @@ class Engine:
         """Hand out what a step drew."""
         token_ids, top = launched.read()
         now = time.perf_counter()
+        self.counts.num_decoded += launched.num_decoded
         for row, (sequence, token_id) in enumerate(zip(launched.sequences, token_ids, strict=True)):
             track = self._tracks.get(sequence.seq_id)
-            if track is None:
-                continue  # it ended while this step was under way
+            if track is None:  # it ended while this step was under way
+                self.counts.num_decoded -= row < launched.num_decoded
+                continue
             if track.clock.first_token is None:
                 track.clock.first_token = now
-            self.counts.num_decoded += row < launched.num_decoded
             self._take(track, token_id, top.get(row))
             touched[track.request.request_id] = track.request
+        for sequence in launched.last:
+            if sequence.state is State.RUNNING:
+                sequence.slide()
+                self.scheduler.slide(sequence)
+                self.runner.rows.leave(sequence.seq_id)
 
     def abort(self, request_id: int) -> None:
         """End a request in whatever state it is; one that ended already, or never was, is left alone."""
@@ -242,10 +248,6 @@ class Engine:
                 return self._finish(track, "stop", output.stream.stopped_by)
         if len(output.token_ids) >= sequence.limit:
             return self._finish(track, "length")
-        if sequence.num_visible > sequence.window:
-            sequence.slide()
-            self.scheduler.slide(sequence)
-            self.runner.rows.leave(sequence.seq_id)
 
     def _note_prompt(self, track: Track) -> None:
         """Hand the prompt's log-probabilities over, once they are complete."""

@@ -25,7 +25,7 @@ COLUMNS = {
     "min_p": "float32",
     "draw_position": "int32",  # of the token to be drawn next, counted from the prompt's first
     "position": "int32",  # where the newest token goes
-    "context_len": "int32",  # cached tokens once it is there
+    "context_len": "int32",  # cached tokens once it is there; these three advance together
     "slot": "int32",
     "source": "int32",  # the row where the device has the newest token's id; -1: `token_id` has it
     "token_id": "int32",
@@ -51,10 +51,10 @@ class Mirror:
 
     def upload(self, num_rows: int) -> None:
         """Copy the first rows. The host may go on at once: a copy under way reads memory of its own."""
-        stage, rows = next(self._staging), slice(num_rows)
+        stage = next(self._staging)
         if stage is not self._shared:
-            stage[rows].copy_(self._shared[rows])
-        self.device[rows].copy_(stage[rows], non_blocking=True)
+            stage[:num_rows].copy_(self._shared[:num_rows])
+        self.device[:num_rows].copy_(stage[:num_rows], non_blocking=True)
 
 
 class Rows:
@@ -70,12 +70,16 @@ class Rows:
         self._host, self._device = _views(self._numbers.host, np), _views(self._numbers.device, torch)
         for name, value in PADDING.items():
             self._host[name][:] = value
+        first = list(COLUMNS).index("draw_position") + 1
+        self._advancing = self._numbers.host[first : first + 3]
         self._endings = np.zeros(num_rows, np.int8)
         self._first_block = np.arange(num_rows) * max_blocks  # of a row, in the flat table
         self._identity = np.arange(num_rows, dtype=np.int32)
         self._left = np.zeros(num_rows, np.int32)  # tokens a row may draw before it is full, or has to slide
         self._cu_seqlens = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
         self.token_ids = torch.zeros(num_rows, dtype=torch.int32, device=device)  # the newest, as the device drew them
+        self._batches: dict[int, Batch] = {}  # views made once, by size
+        self._sampling: dict[int, tuple[Tensor, ...]] = {}
         self._moved = False  # some `source` is not the row itself
         self._table_changed = True
         self._numbers.upload(len(COLUMNS) + 1)
@@ -145,19 +149,24 @@ class Rows:
 
     def batch(self, size: int) -> Batch:
         """The newest token of the first `size` rows, as views of the buffers."""
-        return Batch(
-            token_ids=self.token_ids[:size],
-            positions=self._device["position"][:size],
-            slot_mapping=self._device["slot"][:size],
-            cu_seqlens_q=self._cu_seqlens[: size + 1],
-            context_lens=self._device["context_len"][:size],
-            block_table=self._table.device[:size],
-            max_seqlen_q=1,
-        )
+        if size not in self._batches:
+            self._batches[size] = Batch(
+                token_ids=self.token_ids[:size],
+                positions=self._device["position"][:size],
+                slot_mapping=self._device["slot"][:size],
+                cu_seqlens_q=self._cu_seqlens[: size + 1],
+                context_lens=self._device["context_len"][:size],
+                block_table=self._table.device[:size],
+                max_seqlen_q=1,
+            )
+        return self._batches[size]
 
     def sampling(self, first: int, last: int) -> tuple[Tensor, ...]:
         """`sample`'s arguments after the logits, of these rows: temperature, top_k, top_p, min_p, seeds, positions."""
-        return tuple(self._device[name][first:last] for name in SAMPLING)
+        if last not in self._sampling:
+            self._sampling[last] = tuple(self._device[name][:last] for name in SAMPLING)
+        columns = self._sampling[last]
+        return columns if first == 0 else tuple(column[first:] for column in columns)
 
     def ending(self, first: int, last: int) -> int:
         """DRAW, SAMPLE or LOGITS: what serves all of these rows."""
@@ -171,10 +180,10 @@ class Rows:
     def advance(self) -> list[Sequence]:
         """Every row draws its next token; the sequences for which it is the last before they are full, or slide."""
         n = len(self.sequences)
-        for name in ("position", "context_len", "draw_position"):
-            self._host[name][:n] += 1
-        self._left[:n] -= 1
-        return [self.sequences[row] for row in (self._left[:n] == 0).nonzero()[0].tolist()]
+        self._advancing[:, :n] += 1
+        left = self._left[:n]
+        left -= 1
+        return [] if left.all() else [self.sequences[row] for row in (left == 0).nonzero()[0].tolist()]
 
 
 def ending_of(params: SamplingParams) -> int:
