@@ -38,7 +38,7 @@ def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) 
 def _choose(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
 ) -> Tensor:
-    token_ids = logits.argmax(-1)
+    token_ids = torch.from_numpy(logits.numpy().argmax(-1))  # several times the speed of torch's
     legal = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) > -torch.inf  # a NaN is the largest of its row
     for row in ((temperature > 0) & legal).nonzero()[:, 0].tolist():
         heat = temperature[row].clamp(max=torch.finfo(torch.float32).max)

@@ -73,10 +73,22 @@ def _cpu() -> Ops:
     if not torch.backends.mkldnn.is_available():
         raise RuntimeError("backend 'cpu' needs a PyTorch built with oneDNN: use backend 'reference'")
 
-    from octavo.kernels import cpu, cpu_sampling
+    from octavo.kernels import cpu
+    from octavo.kernels.cpu_attention import causal_attention, paged_attention
+    from octavo.kernels.cpu_sampling import sample
 
-    replaced = ("pack", "linear", "lm_head_sample", "rope", "write_kv", "causal_attention", "paged_attention")
-    return replace(REFERENCE, name="cpu", sample=cpu_sampling.sample, **{op: getattr(cpu, op) for op in replaced})
+    return replace(
+        REFERENCE,
+        name="cpu",
+        pack=cpu.pack,
+        linear=cpu.linear,
+        rope=cpu.rope,
+        write_kv=cpu.write_kv,
+        causal_attention=causal_attention,
+        paged_attention=paged_attention,
+        sample=sample,
+        lm_head_sample=cpu.lm_head_sample,
+    )
 
 
 def _triton() -> Ops:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from octavo.kernels import cpu, reference
+from octavo.kernels import cpu, cpu_attention, reference
 
 from numerics import assert_accurate
 
@@ -35,10 +35,14 @@ def paged(lengths: list[int], queries: list[int], heads: int, kv_heads: int, hea
 
 CASES = {
     "decode": ([1, 16, 17, 33], [1, 1, 1, 1]),
+    "decode alone": ([37], [1]),
+    "decode of one length": ([21, 21, 21], [1, 1, 1]),
+    "decode of many lengths": ([3, 130, 2, 9, 100, 8], [1, 1, 1, 1, 1, 1]),
     "prefill": ([5, 17, 32], [5, 17, 32]),
     "chunks": ([20, 33, 40], [3, 1, 24]),
     "padding": ([0, 9, 0], [1, 1, 1]),
     "no query": ([7, 8], [0, 2]),
+    "decode without a query": ([7, 8], [0, 1]),
     "more queries than keys": ([2], [4]),
 }
 
@@ -50,7 +54,7 @@ CASES = {
 )
 def test_paged_attention(name, heads, kv_heads, head_dim, block_size, dtype):
     arguments = paged(*CASES[name], heads, kv_heads, head_dim, block_size, dtype)
-    assert_accurate(cpu.paged_attention(*arguments), reference.paged_attention, *arguments)
+    assert_accurate(cpu_attention.paged_attention(*arguments), reference.paged_attention, *arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -59,7 +63,7 @@ def test_causal_attention(lengths, dtype):
     fused = torch.randn(sum(lengths), 5, 24).to(dtype)  # 3 query heads, 1 key, 1 value
     q, k, v = fused.split((3, 1, 1), dim=1)
     arguments = q, k, v, torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths), 0.2
-    assert_accurate(cpu.causal_attention(*arguments), reference.causal_attention, *arguments)
+    assert_accurate(cpu_attention.causal_attention(*arguments), reference.causal_attention, *arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
