@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TORCH_FREE = {"sequence", "blocks", "scheduler", "sampling_params"}
+TORCH_FREE = {"sequence", "blocks", "prefixes", "scheduler", "sampling_params"}
 STANDARD_OR_OWN = {"octavo.gpt." + name for name in (*TORCH_FREE, "config")}
 
 

@@ -237,3 +237,25 @@ def test_lost_blocks_are_noticed():
     pool.allocate()
     with pytest.raises(RuntimeError, match="lost"):
         pool.check([])
+
+
+def test_the_youngest_gives_way_and_comes_back_before_others_begin():
+    config = EngineConfig(WINDOW, block_size=4, num_blocks=4, max_num_batched_tokens=16)
+    scheduler = Scheduler(config)
+    cache = Cache(scheduler)
+    params = SamplingParams(max_tokens=9)
+    oldest, youngest, waiting = (Sequence(i, [i] * 7, params, seed=0, window=WINDOW) for i in range(3))
+    for sequence in (oldest, youngest, waiting):
+        scheduler.add(sequence)
+    preempted = []
+    while youngest.state is not State.FINISHED:
+        plan = scheduler.schedule()
+        preempted += [swap.seq_id for swap in plan.swap_out]
+        sampled = cache.run(plan)
+        scheduler.advance(plan)
+        for sequence in sampled:
+            sequence.output.append(drawn(sequence, len(sequence.output)))
+            if sequence.is_full:
+                scheduler.finish(sequence)
+        assert waiting.state is State.WAITING or oldest.state is State.FINISHED
+    assert preempted == [youngest.seq_id]

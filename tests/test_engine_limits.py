@@ -1,0 +1,139 @@
+"""The engine at its limits: exhaustion, aborts, windows, batch sizes and rows that are not numbers."""
+
+import pytest
+import torch
+
+from octavo.gpt.config import PREEMPTIONS
+from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.sequence import State
+
+from tiny import TINY, run, tiny_engine, tiny_model
+from watched import check_idle, finish, outputs_of, poison, prompts
+
+WINDOW = 64
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+
+
+@pytest.fixture(params=TINY)
+def model(request):
+    return tiny_model(TINY[request.param])
+
+
+@pytest.fixture(params=[False, True], ids=["read at once", "read late"])
+def read_late(request):
+    return request.param
+
+
+@pytest.mark.parametrize("preemption", PREEMPTIONS)
+@pytest.mark.parametrize("overflow", ["stop", "slide"])
+def test_exhaustion_never_deadlocks(model, preemption, overflow, read_late):
+    """Catalogue row 19: eight completions, each of which may need the whole pool, all end in bounded steps."""
+    engine = poison(tiny_engine(model, num_blocks=16, preemption=preemption, read_late=read_late))
+    params = SamplingParams(temperature=0, max_tokens=40 if overflow == "slide" else None, overflow=overflow, n=2)
+    requests = [engine.add(prompt, params) for prompt in prompts(4, longest=WINDOW)]
+    finish(engine, most_steps=8 * WINDOW * 2)
+    for request in requests:
+        room = 40 if overflow == "slide" else WINDOW + 1 - len(request.prompt_token_ids)
+        assert [len(output.token_ids) for output in request.outputs] == [room] * 2
+
+
+def test_an_infeasible_request_is_refused_with_both_numbers(model):
+    """Catalogue row 19: what fits the window but not the cache is refused at the door; what just fits is served."""
+    engine = tiny_engine(model, num_blocks=5)
+    with pytest.raises(ValueError, match=r"21 cached tokens, the cache holds 20"):
+        engine.add([1] * 11, SamplingParams(max_tokens=11))
+    assert not engine.has_unfinished
+    assert len(outputs_of(engine, [[1] * 11], SamplingParams(max_tokens=10))[0][0]) == 10
+
+
+ABORTS = {
+    "waiting": ({"max_num_seqs": 1}, lambda scheduler, sequence: sequence in scheduler.waiting),
+    "mid-prefill": (
+        {"max_num_batched_tokens": 8},
+        lambda scheduler, sequence: sequence in scheduler.prefilling and sequence.num_computed,
+    ),
+    "running": ({}, lambda scheduler, sequence: sequence in scheduler.decoding),
+    "swapped": ({"num_blocks": 16}, lambda scheduler, sequence: sequence in scheduler.swapped),
+    "preempted, to be computed again": (
+        {"num_blocks": 16, "preemption": "recompute"},
+        lambda scheduler, sequence: sequence in scheduler.waiting and sequence.output,
+    ),
+    "finished": ({}, lambda scheduler, sequence: sequence.state is State.FINISHED),
+}
+
+
+@pytest.mark.parametrize("state", ABORTS)
+def test_an_abort_in_any_state_gives_everything_back(model, state, read_late):
+    """Catalogue row 20: whatever a request was doing, twice or unknown; the others do not notice."""
+    limits, is_so = ABORTS[state]
+    long, prompt = SamplingParams(temperature=0, max_tokens=30), [1, 2, 3] * 8
+    engine = poison(tiny_engine(model, read_late=read_late, **limits))
+    kept = engine.add(prompt, long)
+    dropped = engine.add([4] * 40, SamplingParams(temperature=0, max_tokens=24))
+    sequence = engine.scheduler.waiting[-1]
+    for _ in range(100):
+        if is_so(engine.scheduler, sequence):
+            break
+        engine.step()
+    assert is_so(engine.scheduler, sequence), "the state was never reached"
+    for request_id in (dropped.request_id, dropped.request_id, 10**6):
+        engine.abort(request_id)
+    assert sequence.state is State.FINISHED
+    assert not sequence.block_table
+    finish(engine)
+    assert dropped.outputs[0].finish_reason in ("abort", "length" if state == "finished" else None)
+    assert kept.outputs[0].token_ids == run(tiny_engine(model), [prompt], long)[0]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, None])
+@pytest.mark.parametrize("length", [WINDOW - 1, WINDOW, WINDOW + 1])
+def test_prompts_as_long_as_the_window(model, length, max_tokens, read_late):
+    """Catalogue row 21: the last position of the model is used, and none after it."""
+    engine = poison(tiny_engine(model, read_late=read_late))
+    prompt = prompts(1, seed=4)[0][:1] * length
+    params = SamplingParams(temperature=0, max_tokens=max_tokens)
+    room = min(WINDOW + 1 - length, max_tokens or WINDOW)
+    if length > WINDOW:
+        with pytest.raises(ValueError, match="the prompt has 65 tokens, the window 64"):
+            engine.add(prompt, params)
+    else:
+        assert [len(ids) for ids, _ in outputs_of(engine, [prompt], params)] == [room]
+    slides = SamplingParams(temperature=0, max_tokens=max_tokens or 5, overflow="slide")
+    assert [len(ids) for ids, _ in outputs_of(engine, [prompt], slides)] == [max_tokens or 5]
+
+
+def test_no_tokens_at_all_is_refused():
+    """Catalogue row 21: max_tokens=0."""
+    with pytest.raises(ValueError, match="max_tokens must be an integer in"):
+        SamplingParams(max_tokens=0)
+
+
+@pytest.mark.parametrize("size", range(1, 7))
+def test_every_batch_size_gives_what_each_gets_alone(model, size, read_late):
+    """Catalogue row 27: one sequence up to one more than run together."""
+    many = prompts(size, seed=6)
+    engine = tiny_engine(model, max_num_seqs=5, read_late=read_late)
+    assert run(engine, many, GREEDY) == [run(tiny_engine(model), [prompt], GREEDY)[0] for prompt in many]
+
+
+@pytest.mark.parametrize("where", ["prefill", "decode"])
+def test_a_row_that_is_not_numbers_ends_alone(where, read_late):
+    """Catalogue row 8: NaN logits end their request with an error; neighbours and later owners of its blocks go on."""
+    broken = 96
+    model = tiny_model(TINY["llama"])
+    model.embed_tokens.weight.data[broken] = torch.nan
+    many = [[i for i in prompt if i != broken] or [1] for prompt in prompts(6, seed=8)]
+    params = SamplingParams(temperature=0, max_tokens=8, logit_bias={broken: -100})
+    alone = [run(tiny_engine(model), [prompt], params)[0] for prompt in many]
+    engine = tiny_engine(model, num_blocks=24, read_late=read_late)
+    failing = SamplingParams(temperature=0, max_tokens=9, logit_bias=None if where == "prefill" else {broken: 100})
+    requests = [engine.add(prompt, params) for prompt in many[:3]]
+    bad = engine.add([2, broken, 3] if where == "prefill" else [2, 3], failing)
+    requests += [engine.add(prompt, params) for prompt in many[3:]]
+    finish(engine)
+    output = bad.outputs[0]
+    assert (output.finish_reason, output.stop_reason) == ("error", "the logits were not finite")
+    assert output.token_ids == ([] if where == "prefill" else [broken])
+    assert [request.outputs[0].token_ids for request in requests] == alone
+    assert run(engine, many, params) == alone
+    check_idle(engine)
