@@ -63,8 +63,10 @@ def cases(shapes: Shapes) -> Iterator[Case]:
             yield _rope(shapes, tokens, phase)
         yield _write_kv(shapes, tokens, phase)
     yield _causal(shapes)
-    yield _paged(shapes)
+    yield _paged(shapes, "decode", [shapes.context] * shapes.num_seqs)
+    yield _paged(shapes, "skewed", skewed(shapes.num_seqs, shapes.num_seqs * shapes.context))
     yield from _sampling(shapes)
+    yield from _head_and_draw(shapes)
 
 
 def _norms(s: Shapes, tokens: int, phase: str) -> Iterator[Case]:
@@ -150,20 +152,26 @@ def _causal(s: Shapes) -> Case:
     return Case("causal_attention", f"prefill 1 x {n}", make, moved, flops)
 
 
-def _paged(s: Shapes) -> Case:
-    c, blocks = s.config, -(-s.context // BLOCK_SIZE)
+def skewed(num_seqs: int, total: int) -> list[int]:
+    """Context lengths 1:100, one sequence in ten a long one, that add up to about `total`."""
+    weights = [100 if i % 10 == 0 else 1 for i in range(num_seqs)]
+    return [max(1, total * weight // sum(weights)) for weight in weights]
+
+
+def _paged(s: Shapes, phase: str, lengths: list[int]) -> Case:
+    c, used = s.config, [-(-length // BLOCK_SIZE) for length in lengths]
 
     def make() -> Arguments:
-        total = s.num_seqs * blocks
-        table = torch.randperm(total, generator=torch.Generator().manual_seed(s.seed)).view(s.num_seqs, blocks)
-        caches = [s.normal(total, BLOCK_SIZE, c.num_kv_heads, c.head_dim) for _ in range(2)]
-        lens, ends = s.ints([s.context] * s.num_seqs), s.ints(torch.arange(s.num_seqs + 1))
+        order = torch.randperm(sum(used), generator=torch.Generator().manual_seed(s.seed)).split(used)
+        table = torch.nn.utils.rnn.pad_sequence(order, batch_first=True, padding_value=-1)
+        caches = [s.normal(sum(used), BLOCK_SIZE, c.num_kv_heads, c.head_dim) for _ in range(2)]
+        ends = s.ints(torch.arange(s.num_seqs + 1))
         q = s.normal(s.num_seqs, c.num_heads, c.head_dim)
-        return q, caches[0], caches[1].flip(0), s.ints(table), lens, ends, 1, c.head_dim**-0.5
+        return q, caches[0], caches[1].flip(0), s.ints(table), s.ints(lengths), ends, 1, c.head_dim**-0.5
 
-    moved = 2 * s.num_seqs * (s.context * c.num_kv_heads + c.num_heads) * c.head_dim * s.itemsize
-    flops = 4 * s.num_seqs * s.context * c.num_heads * c.head_dim
-    return Case("paged_attention", f"decode {s.num_seqs} x {s.context}", make, moved, flops)
+    moved = 2 * (sum(lengths) * c.num_kv_heads + s.num_seqs * c.num_heads) * c.head_dim * s.itemsize
+    flops = 4 * sum(lengths) * c.num_heads * c.head_dim
+    return Case("paged_attention", f"{phase} {s.num_seqs} x {s.context}", make, moved, flops)
 
 
 def _sampling(s: Shapes) -> Iterator[Case]:
@@ -175,12 +183,29 @@ def _sampling(s: Shapes) -> Iterator[Case]:
         ints = s.ints([top_k] * n), s.ints(list(range(n)), torch.int64), s.ints([s.context] * n)
         return 4 * s.normal(n, vocab), floats[0], ints[0], floats[1], floats[2], ints[1], ints[2]
 
-    forms = {"greedy": (0.0, 0, 1.0, 0.0), "plain": (1.0, 0, 1.0, 0.0), "k p": (0.8, 50, 0.9, 0.0)}
+    forms = {"greedy": (0.0, 0, 1.0, 0.0), "plain": (1.0, 0, 1.0, 0.0), "k p m": (0.8, 50, 0.9, 0.02)}
     for name, numbers in forms.items():
         yield Case("sample", f"{name} {n} x {vocab}", partial(make, *numbers), size, exact_first=True)
     top = lambda: (s.normal(n, vocab), 5)  # noqa: E731
     yield Case("top_logprobs", f"5 of {n} x {vocab}", top, size, exact_first=True)
     yield Case("apply_penalties", f"{n} x {vocab}", lambda: _penalties(s), 2 * size + 5 * n * vocab, mutates=(0,))
+
+
+def _head_and_draw(s: Shapes) -> Iterator[Case]:
+    """Of small integers: every sum is exact in every dtype, so backends have to agree on the id."""
+    n, dim, vocab = s.num_seqs, s.config.dim, s.config.vocab_size
+
+    def make(temperature: float) -> Arguments:
+        generator = torch.Generator().manual_seed(s.seed)
+        hidden, weight = (torch.randint(-1, 2, (rows, dim), generator=generator) for rows in (n, vocab))
+        seeds, positions = s.ints(list(range(n)), torch.int64), s.ints([s.context] * n)
+        heat = torch.full((n,), temperature, device=s.device)
+        return hidden.to(s.device, s.dtype), weight.to(s.device, s.dtype), heat, seeds, positions
+
+    moved, flops = (n + vocab) * dim * s.itemsize, 2 * n * vocab * dim
+    for name, temperature in (("greedy", 0.0), ("plain", 1.0)):
+        shape = f"{name} {n} x {dim} -> {vocab}"
+        yield Case("lm_head_sample", shape, partial(make, temperature), moved, flops, exact_first=True)
 
 
 def _penalties(s: Shapes) -> Arguments:

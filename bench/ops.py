@@ -6,6 +6,7 @@ An op is timed only if its result is right: within four times the error of plain
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -28,16 +29,19 @@ from octavo.kernels.ops import REFERENCE, Ops
 
 EXAMPLE = "python -m octavo.bench ops --model dummy:gpt2 --only paged_attention,linear"
 SECONDS = {"cpu": 0.15, "cuda": 0.05}  # timed for each op, at least
-SIZES = {"cpu": (8, 512, 512), "cuda": (64, 1024, 4096)}  # sequences, context, tokens of a prefill
+SIZES = {  # sequences, context, tokens of a prefill
+    "cpu": ((8,), (512,), (512,)),
+    "cuda": ((1, 16, 64, 256), (1024, 4096), (512, 1024, 4096)),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="whose shapes (smollm2)")
     parser.add_argument("--backend", default="auto,reference", metavar="NAME,...", help="as in decode (auto,reference)")
     parser.add_argument("--dtype", default="auto", metavar="NAME,...", help="auto, float32, bfloat16, float16 (auto)")
-    parser.add_argument("--batch", type=int, metavar="N", help="sequences in decode (8, on a GPU 64)")
-    parser.add_argument("--context", type=int, metavar="N", help="cached tokens in decode (512, on a GPU 1024)")
-    parser.add_argument("--prefill", type=int, metavar="N", help="tokens in prefill (512, on a GPU 4096)")
+    parser.add_argument("--batch", metavar="N,...", help="sequences in decode (8, on a GPU 1,16,64,256)")
+    parser.add_argument("--context", metavar="N,...", help="cached tokens in decode (512, on a GPU 1024,4096)")
+    parser.add_argument("--prefill", metavar="N,...", help="tokens in prefill (512, on a GPU 512,1024,4096)")
     parser.add_argument("--only", metavar="OP,...", help="these ops")
     options.add_machine(parser)
     options.add_output(parser)
@@ -66,14 +70,17 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _cases(arguments: argparse.Namespace, device: torch.device, dtype: str) -> list[Case]:
-    given = (arguments.batch, arguments.context, arguments.prefill)
-    sizes = [usual if own is None else own for own, usual in zip(given, SIZES[device.type], strict=True)]
-    batch, context, prefill = sizes
-    for name, size in zip(("batch", "context", "prefill"), sizes, strict=True):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, not {size}")
-    shapes = Shapes(open_source(arguments.model).config, device, DTYPES[dtype], batch, context, prefill, arguments.seed)
-    found = list(cases(shapes))
+    given = {name: getattr(arguments, name) for name in ("batch", "context", "prefill")}
+    sizes = [
+        usual if text is None else options.numbers(text, name)
+        for (name, text), usual in zip(given.items(), SIZES[device.type], strict=True)
+    ]
+    for name, values in zip(given, sizes, strict=True):
+        if min(values) < 1:
+            raise ValueError(f"{name} must be at least 1, not {min(values)}")
+    config, kind = open_source(arguments.model).config, DTYPES[dtype]
+    every = [Shapes(config, device, kind, *one, seed=arguments.seed) for one in product(*sizes)]
+    found = list({(case.op, case.shape): case for shapes in every for case in cases(shapes)}.values())
     if arguments.only is None:
         return found
     names, known = options.words(arguments.only, "only"), list(dict.fromkeys(case.op for case in found))
@@ -134,9 +141,12 @@ class Session:
         )  # fmt: skip
 
 
+WITH_WEIGHT = ("linear", "lm_head_sample")  # as the second argument
+
+
 def packed(case: Case, ops: Ops, arguments: Arguments) -> Arguments:
-    """The arguments as the backend takes them: a weight of `linear` in its own form."""
-    if case.op != "linear":
+    """The arguments as the backend takes them: weights in its own form."""
+    if case.op not in WITH_WEIGHT:
         return arguments
     x, weight, *rest = arguments
     return x, ops.pack(weight), *rest
@@ -145,7 +155,7 @@ def packed(case: Case, ops: Ops, arguments: Arguments) -> Arguments:
 def judge(case: Case, call: Callable[..., Any], own: Arguments, arguments: Arguments) -> str:
     """`accuracy.verdict` where the call takes a packed weight and the reference the plain one."""
     reference = getattr(REFERENCE, case.op)
-    if case.op != "linear":
+    if case.op not in WITH_WEIGHT:
         return verdict(case, call, reference, arguments)
     return verdict(case, lambda x, _, *rest, **kwargs: call(x, own[1], *rest, **kwargs), reference, arguments)
 

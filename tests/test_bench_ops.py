@@ -5,6 +5,7 @@ import torch
 
 from octavo.bench import records
 from octavo.bench.host import TARGETS, Instant, instant_engine, measure
+from octavo.bench.op_cases import Shapes, cases, skewed
 from octavo.bench.peer_ops import flashinfer_op, torch_op
 from octavo.bench.roofline import Peaks
 from octavo.gpt import SamplingParams
@@ -101,11 +102,25 @@ def test_flashinfer_is_optional(monkeypatch):
     assert flashinfer_op(None, ()) is None
 
 
-def test_torch_has_two_kernels_of_its_own():
-    from octavo.bench.op_cases import Shapes, cases
-
+def test_torch_has_three_kernels_of_its_own():
     found = cases(Shapes(TINY_GPT2, torch.device("cpu"), torch.float32, 2, 20, 17, 0))
-    assert {case.op for case in found if torch_op(case, case.make())} == {"causal_attention", "paged_attention"}
+    own = {case.op for case in found if torch_op(case, case.make())}
+    assert own == {"causal_attention", "paged_attention", "lm_head_sample"}
+
+
+@pytest.mark.parametrize("num_seqs", [1, 2, 10, 64])
+def test_skewed_lengths_are_one_to_a_hundred_at_the_same_total(num_seqs):
+    lengths = skewed(num_seqs, num_seqs * 1024)
+    assert num_seqs * 1024 - num_seqs <= sum(lengths) <= num_seqs * 1024
+    assert num_seqs == 1 or 98 < max(lengths) / min(lengths) < 115
+
+
+def test_several_sizes_are_one_case_each(model, tmp_path):
+    command = ("ops", "--model", model, "--dtype", "float32", "--threads", "1", "--only", "paged_attention,write_kv")
+    sizes = ("--batch", "1,2", "--context", "9,20", "--prefill", "17,18")
+    assert bench(*command, *sizes, "--output", tmp_path / "out") == 0
+    shapes = [cell.shape for cell in records.read(tmp_path / "out").cells if cell.backend == "reference"]
+    assert len(shapes) == len(set(shapes)) == 2 * 2 * 2 + 2 + 2  # uniform and skewed; decode and prefill of write_kv
 
 
 def test_host_costs_are_measured(tmp_path, capsys):
