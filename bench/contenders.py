@@ -15,6 +15,7 @@ from octavo.kernels import ops
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
 
 OWN = "octavo:"  # names of our own contenders begin so
+INT8 = "int8"  # weights of one byte; peers have their own forms of it
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ class Octavo(Contender):
             device=setting.device.type,
             max_num_seqs=max(64, setting.max_batch),
         )
-        self.dtype = str(self.llm.dtype).removeprefix("torch.")
-        self.weight_bytes, self.value_bytes = float(self.llm.dtype.itemsize), self.llm.dtype.itemsize
+        self.dtype, self.same_weights = setting.dtype, setting.dtype != INT8
+        self.value_bytes = self.llm.dtype.itemsize
+        self.weight_bytes = float(self.value_bytes) if self.same_weights else 1.0
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from octavo.bench import options, peers, tables
+from octavo.bench.contenders import INT8
 from octavo.bench.machine import describe
 from octavo.bench.records import Writer
 from octavo.bench.roofline import measure_peaks
@@ -29,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", default="auto,reference", metavar="NAME,...",
         help="auto, reference, cpu, triton; triton-sample is triton with the reference's sample (auto,reference)",
     )  # fmt: skip
-    parser.add_argument("--dtype", default="auto", metavar="NAME,...", help="auto, float32, bfloat16, float16 (auto)")
+    parser.add_argument(
+        "--dtype", default="auto", metavar="NAME,...", help="auto, float32, bfloat16, float16, int8 (auto)"
+    )
     parser.add_argument(
         "--peers", default="none", metavar="NAME,...",
         help=f"none, installed, {', '.join(peers.PEERS)}, or a variant such as llama.cpp:q8_0 (none)",
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         options.same_run(before, describe(plan.device))
         header, done = before.run, before.cells
     else:
-        header = plan.describe(measure_peaks(plan.device, plan.dtypes))
+        header = plan.describe(measure_peaks(plan.device, [name for name in plan.dtypes if name != INT8]))
         Writer(path).write(header)
     tables.header(header, console)
     for line in absent:
@@ -74,7 +77,8 @@ def make_plan(arguments: argparse.Namespace) -> tuple[Plan, list[str]]:
         effort = replace(effort, new_tokens=arguments.new_tokens)
     batches = options.numbers(arguments.batch, "batch") if arguments.batch else grid.batches
     contexts = options.numbers(arguments.context, "context") if arguments.context else grid.contexts
-    dtypes, backends = options.dtypes(arguments.dtype, device), options.backends(arguments.backend, device)
+    dtypes = options.dtypes(arguments.dtype, device, quantised=(INT8,))
+    backends = options.backends(arguments.backend, device)
     present, absent = _peers(arguments.peers, device.type)
     source = open_source(arguments.model)
     cells = tuple(cell(source.config, batch, context, effort.new_tokens) for batch in batches for context in contexts)

@@ -73,8 +73,12 @@ def single(values: tuple[Value, ...], name: str) -> tuple[Value]:
     return values
 
 
-def dtypes(text: str, device: torch.device) -> tuple[str, ...]:
-    names = [str(resolve_dtype(name, device)).removeprefix("torch.") for name in words(text, "dtype")]
+def dtypes(text: str, device: torch.device, quantised: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The dtypes of that list, auto resolved; `quantised` are names of weight formats that are let through."""
+    names = [
+        name if name in quantised else str(resolve_dtype(name, device)).removeprefix("torch.")
+        for name in words(text, "dtype")
+    ]
     return tuple(dict.fromkeys(names))
 
 

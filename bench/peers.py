@@ -16,6 +16,7 @@ class Peer(NamedTuple):
     distribution: str
     adapter: str  # module of octavo.bench whose `open_peer(setting, name, variant)` makes the contender
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
+    int8: str | None = None  # the variant whose weights have one byte
     needs_cuda: bool = False
 
 
@@ -25,12 +26,15 @@ PEERS = {
         ("static", "compile", "continuous"),
     ),
     "llama.cpp": Peer(
-        "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "peer_llama_cpp", ("q8_0", "file")
+        "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "peer_llama_cpp", ("q8_0", "file"),
+        int8="q8_0",
     ),
-    "ctranslate2": Peer("ctranslate2", "pip install ctranslate2", "ctranslate2", "peer_ctranslate2", ("int8",)),
-    "vllm": Peer("vllm", "pip install vllm", "vllm", "peer_servers", (), needs_cuda=True),
-    "sglang": Peer("sglang", "pip install sglang", "sglang", "peer_servers", (), needs_cuda=True),
+    "ctranslate2": Peer("ctranslate2", "pip install ctranslate2", "ctranslate2", "peer_ctranslate2", ("int8",), "int8"),
+    "vllm": Peer("vllm", "pip install vllm", "vllm", "peer_servers", needs_cuda=True),
+    "sglang": Peer("sglang", "pip install sglang", "sglang", "peer_servers", needs_cuda=True),
 }  # fmt: skip
+
+OWN_FORMATS = ("q8_0", "int8", "file")
 
 
 def check_name(name: str) -> None:
@@ -52,6 +56,19 @@ def missing(name: str, device_type: str) -> str | None:
     if peer.needs_cuda and device_type != "cuda":
         return f"{base} needs a CUDA device"
     return None
+
+
+def has_own_format(name: str) -> bool:
+    """Whether its weights are in a format of its own, the same in every dtype of a run."""
+    return name.partition(":")[2] in OWN_FORMATS
+
+
+def in_int8(name: str) -> str | None:
+    """The peer, or its variant, with weights of one byte; None where it has none."""
+    base, _, variant = name.partition(":")
+    if has_own_format(name):
+        return name
+    return f"{base}:{PEERS[base].int8}" if PEERS[base].int8 and not variant else None
 
 
 def installed(device_type: str) -> list[str]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from octavo.bench import contenders, machine, peers, tables
 from octavo.bench.check import Verifier
-from octavo.bench.contenders import Contender, Generation, Octavo, Setting
+from octavo.bench.contenders import INT8, Contender, Generation, Octavo, Setting
 from octavo.bench.figures import figures, identity
 from octavo.bench.memory import PeakMemory
 from octavo.bench.records import Writer
@@ -39,9 +40,15 @@ class Plan:
 
     @property
     def entries(self) -> list[tuple[Ops | str, str]]:
-        """Who runs, a backend or a peer's name, and in which dtype."""
-        who_runs: list[Ops | str] = [*self.backends, *self.peers]
-        return [(who, dtype) for dtype in self.dtypes for who in who_runs]
+        """Who runs, a backend or a peer's name, and in which dtype; a peer's own format is run once."""
+        pairs: list[tuple[Ops | str, str]] = []
+        for dtype in self.dtypes:
+            names = [peers.in_int8(name) if dtype == INT8 else name for name in self.peers]
+            pairs += [(who, dtype) for who in (*self.backends, *names) if who is not None]
+        first: dict[Any, str] = {
+            who: dtype for who, dtype in reversed(pairs) if isinstance(who, str) and peers.has_own_format(who)
+        }
+        return [(who, dtype) for who, dtype in dict.fromkeys(pairs) if first.get(who, dtype) == dtype]
 
     def open(self, who: Ops | str, dtype: str) -> Contender:
         batch = max(cell.batch for cell in self.cells)
@@ -113,7 +120,7 @@ class Session:
         answer = _generate(contender, questions, cell)
         warmup_s = time.perf_counter() - start
         with memory.aside():
-            verifier = self._verifier(contender.dtype if contender.dtype in DTYPES else dtype)
+            verifier = self._verifier(next(name for name in (contender.dtype, dtype, "float32") if name in DTYPES))
             verdict = verifier.check(questions, answer.tokens, contender.same_weights)
         about = identity(self.plan.source, cell, contender.name, contender.version, contender.dtype)
         about |= {"verdict": verdict.word, "detail": verdict.detail, "load_s": load_s, "warmup_s": warmup_s}
