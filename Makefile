@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check codegen gpu bench bench-ops clean
+.PHONY: help demo test test-kernels check codegen gpu bench bench-ops clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -15,6 +15,13 @@ demo: $(READY)  ## ask SmolLM2 a question (fetches the model once, 94 MB)
 test: $(READY)  ## the whole test suite, on the CPU
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 \
 	  --dist loadfile -m "not codegen and not gpu"
+
+KERNEL_TESTS := activation attention each_op exactness kv_cache linear lm_head_sample norm paged_attention \
+  paged_attention_limits penalties rope sampling sampling_statistics signatures top_logprobs triton_model
+
+test-kernels: $(READY)  ## the kernels alone, in Triton's interpreter, or on the GPU at hand
+	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
+	  $(KERNEL_TESTS:%=tests/test_%.py)
 
 check: $(READY) build/types  ## ruff, format, mypy
 	@$(BIN)/ruff check .
