@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from octavo.gpt.admission import check_request, checked_ids
 from octavo.gpt.config import EngineConfig, ModelConfig
 from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
 from octavo.gpt.runner import Launched, Runner
@@ -76,7 +77,7 @@ class Engine:
     def add(self, prompt_token_ids: Seq[int], params: SamplingParams, prompt: str | None = None) -> RequestOutput:
         """Queue a request; its live output. ValueError if it could never be served, QueueFullError if not now."""
         prompt_ids = self.checked_ids(prompt_token_ids)
-        self._check(prompt_ids, params)
+        check_request(prompt_ids, params, self.config, self.model_config.vocab_size, self.tokenizer is not None)
         if self.is_full:
             raise QueueFullError(f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)")
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
@@ -185,31 +186,7 @@ class Engine:
 
     def checked_ids(self, prompt_token_ids: Seq[int]) -> list[int]:
         """The ids as a list; ValueError naming one that is no integer or not in the vocabulary."""
-        vocab_size = self.model_config.vocab_size
-        for token_id in prompt_token_ids:
-            if not isinstance(token_id, int) or isinstance(token_id, bool):
-                raise ValueError(f"prompt token ids must be integers, not {token_id!r}")
-            if not 0 <= token_id < vocab_size:
-                raise ValueError(f"prompt token id {token_id} is outside the vocabulary of {vocab_size}")
-        return list(prompt_token_ids)
-
-    def _check(self, prompt_ids: list[int], params: SamplingParams) -> None:
-        """Refuse at the door what could never be served."""
-        window, vocab_size = self.config.max_model_len, self.model_config.vocab_size
-        if not prompt_ids:
-            raise ValueError("the prompt is empty, and the model has no beginning-of-text token to start from")
-        if len(prompt_ids) > window and params.overflow == "stop":
-            raise ValueError(f"the prompt has {len(prompt_ids)} tokens, the window {window} (overflow='slide' cuts it)")
-        for name, token_ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
-            for token_id in token_ids:
-                if token_id >= vocab_size:
-                    raise ValueError(f"{name} has token id {token_id}, outside the vocabulary of {vocab_size}")
-        if params.stop_strings and self.tokenizer is None:
-            raise ValueError("stop strings need a tokenizer, and this model has none: use stop_token_ids")
-        most = window if params.max_tokens is None else min(window, len(prompt_ids) + params.max_tokens - 1)
-        held = self.config.num_blocks * self.config.block_size
-        if most > held:
-            raise ValueError(f"the request may need {most} cached tokens, the cache holds {held}: raise num_blocks")
+        return checked_ids(prompt_token_ids, self.model_config.vocab_size)
 
     def _track(self, sequence: Sequence, request: RequestOutput, index: int) -> Track:
         params, stop_ids = sequence.params, sequence.stop_ids
