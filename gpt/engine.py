@@ -214,7 +214,7 @@ class Engine:
         if top is not None and output.logprobs is not None:
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + top.logprob
             output.logprobs.append(self._logprobs(token_id, top))
-        if sequence.prompt_logprobs:
+        if sequence.params.prompt_logprobs is not None and len(output.token_ids) == 1:
             self._note_prompt(track)
         if token_id in track.stop_ids:
             named = token_id in sequence.params.stop_token_ids
@@ -227,9 +227,10 @@ class Engine:
             return self._finish(track, "length")
 
     def _note_prompt(self, track: Track) -> None:
-        """Hand the prompt's log-probabilities over, once they are complete."""
+        """Hand the prompt's log-probabilities over: none for its first token, nor for those that no step saw."""
         entries = [self._logprobs(*entry) for entry in track.sequence.prompt_logprobs]
-        track.request.prompt_logprobs = [None, *entries]
+        num_others = len(track.sequence.prompt) - len(entries)
+        track.request.prompt_logprobs = [*[None] * num_others, *entries]
         track.sequence.prompt_logprobs = []
 
     def _logprobs(self, token_id: int, top: TopLogprobs) -> dict[int, Logprob]:

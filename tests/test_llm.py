@@ -107,6 +107,18 @@ def test_the_same_seed_gives_the_same_text(llm):
     assert [request.outputs[0].text for request in backwards] == alone[::-1]
 
 
+def test_prompt_logprobs_are_those_of_transformers(llm, transformers_smollm2):
+    request = llm.generate("The capital of France is Paris.", SamplingParams(max_tokens=1, prompt_logprobs=3))[0]
+    ids = request.prompt_token_ids
+    with torch.inference_mode():
+        rows = torch.log_softmax(transformers_smollm2(torch.tensor([ids])).logits[0], -1)[:-1]
+    assert len(request.prompt_logprobs) == len(ids)
+    for token_id, entry, row in zip(ids[1:], request.prompt_logprobs[1:], rows, strict=True):
+        assert entry[token_id].logprob == pytest.approx(float(row[token_id]), abs=1e-3)
+        assert [i for i, value in entry.items() if value.rank == 1] == [int(row.argmax())]
+        assert entry[token_id].decoded_token == llm.tokenizer.decode([token_id])
+
+
 def test_pieces_add_up_to_the_text(llm):
     params = SamplingParams(seed=7, max_tokens=40, temperature=1.5)
     pieces = list(llm.stream("Emoji: 👋🏽 🎉 and 日本語", params))

@@ -1,0 +1,91 @@
+"""preemption="recompute": blocks are dropped, and prompt and output are computed again as if all were prompt."""
+
+import pytest
+
+from octavo.gpt import LLM, QueueFullError
+from octavo.gpt.config import KNOWN_SHAPES, EngineConfig
+from octavo.gpt.sampling_params import SamplingParams
+
+from tiny import TINY, run, tiny_engine, tiny_model
+from watched import finish, outputs_of, poison, prompts
+
+GREEDY = SamplingParams(temperature=0, max_tokens=16)
+OPTIONS = {
+    "greedy": {},
+    "drawn": {"temperature": 1.0, "seed": 3},
+    "penalties": {"repetition_penalty": 1.4, "frequency_penalty": 0.7, "presence_penalty": 0.5},
+    "min tokens": {"min_tokens": 14, "stop_token_ids": tuple(range(0, 97, 2))},
+    "slide": {"overflow": "slide", "max_tokens": 60},
+}
+
+
+@pytest.fixture(params=TINY)
+def model(request):
+    return tiny_model(TINY[request.param])
+
+
+@pytest.mark.parametrize("read_late", [False, True], ids=["read at once", "read late"])
+@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cached", "not cached"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_tokens_are_those_of_a_request_that_was_never_preempted(model, name, prefix_caching, read_late):
+    params = SamplingParams(**{"temperature": 0, "max_tokens": 16, **OPTIONS[name]})
+    many = prompts(6, seed=1)
+    engine = poison(tiny_engine(model, prefix_caching, read_late=read_late, num_blocks=17, preemption="recompute"))
+    expected = [run(tiny_engine(model, False), [prompt], params)[0] for prompt in many]
+    assert [ids for ids, _ in outputs_of(engine, many, params)] == expected
+    assert engine.scheduler.num_preempted > 0
+    assert engine.stats()["tokens_prefilled"] > sum(map(len, many)), "nothing was computed again"
+
+
+def test_host_memory_is_never_used(model):
+    engine = tiny_engine(model, num_blocks=11, preemption="recompute")
+    requests = [engine.add(prompt, GREEDY) for prompt in prompts(6, seed=1)]
+    while engine.has_unfinished:
+        engine.step()
+        assert not any(copy.numel() for copy in engine.runner.cache._host.values())
+    assert engine.scheduler.num_preempted > 0
+    assert all(len(request.outputs[0].token_ids) == 16 for request in requests)
+
+
+def test_log_probabilities_are_equal_to_the_rounding(model):
+    params = SamplingParams(temperature=0, max_tokens=16, logprobs=2)
+    many = prompts(6, seed=1)
+    engine = tiny_engine(model, num_blocks=11, preemption="recompute")
+    expected = outputs_of(tiny_engine(model), many, params)
+    for (_, entries), (_, wanted) in zip(outputs_of(engine, many, params), expected, strict=True):
+        for got, right in zip(entries, wanted, strict=True):
+            assert got == pytest.approx(right, abs=1e-4)
+
+
+def test_the_front_door_passes_its_limits_on(monkeypatch):
+    monkeypatch.setitem(KNOWN_SHAPES, "tiny", TINY["llama"])
+    llm = LLM("dummy:tiny", dtype="float32", num_blocks=16, max_num_waiting=2, preemption="recompute")
+    assert (llm.config.max_num_waiting, llm.config.preemption) == (2, "recompute")
+    assert LLM("dummy:tiny", dtype="float32").config.preemption == "swap"
+    llm.add([1]), llm.add([2])
+    with pytest.raises(QueueFullError, match=r"2 requests are waiting already \(max_num_waiting\)"):
+        llm.add([3])
+    llm.step()
+    llm.add([3])
+    finish(llm.engine)
+    many = llm.generate([[i] for i in range(9)], GREEDY)  # more than may wait: fed as there is room
+    assert all(request.finished for request in many)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preemption": "kill"}, "preemption must be one of swap, recompute, not 'kill'"),
+        ({"preemption": None}, "preemption must be one of swap, recompute, not None"),
+        ({"max_num_waiting": 0}, "max_num_waiting must be a positive integer, not 0"),
+        ({"num_blocks": 0}, "num_blocks must be a positive integer, not 0"),
+        ({"block_size": 48}, "block_size must be a power of two up to 256, not 48"),
+    ],
+    ids=str,
+)
+def test_bad_limits_are_named(options, message, monkeypatch):
+    monkeypatch.setitem(KNOWN_SHAPES, "tiny", TINY["llama"])
+    with pytest.raises(ValueError, match=message):
+        LLM("dummy:tiny", dtype="float32", **options)
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(64, **options)
