@@ -88,7 +88,9 @@ def make_plan(arguments: argparse.Namespace) -> tuple[Plan, list[str]]:
 def _peers(text: str, device_type: str) -> tuple[tuple[str, ...], list[str]]:
     if text == "none":
         return (), []
-    names = peers.installed(device_type) if text == "installed" else list(options.words(text, "peers"))
+    names: list[str] = []
+    for name in options.words(text, "peers"):
+        names += peers.installed(device_type) if name == "installed" else [name]
     for name in names:
         peers.check_name(name)
     reasons = {name: peers.missing(name, device_type) for name in names}

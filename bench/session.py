@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from octavo.bench import contenders, machine, peers, tables
 from octavo.bench.check import Verifier
-from octavo.bench.contenders import INT8, Contender, Generation, Octavo, Setting
+from octavo.bench.contenders import INT8, Contender, Generation, Octavo, Setting, UnsupportedError
 from octavo.bench.figures import figures, identity
 from octavo.bench.memory import PeakMemory
 from octavo.bench.records import Writer
@@ -99,9 +99,13 @@ class Session:
                 yield cell
             return
         load_s = time.perf_counter() - start
+        twice = contender.dtype != dtype and (contender.name, contender.dtype) in map(_named, self.plan.entries)
         try:
             for cell in self.plan.cells:
-                if not self._is_done(contender, cell):
+                if twice:
+                    reason = UnsupportedError(f"it runs in {contender.dtype} here, which has a line of its own")
+                    self._fail(cell, contender.name, contender.version, dtype, reason)
+                elif not self._is_done(contender, cell):
                     self._try(contender, cell, dtype, load_s, memory)
                 yield cell
         finally:
@@ -150,7 +154,7 @@ class Session:
     def _fail(self, cell: Cell, name: str, version: str, dtype: str, error: Exception) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         about = identity(self.plan.source, cell, name, version, dtype)
-        word = "unsupported" if isinstance(error, contenders.UnsupportedError) else "failed"
+        word = "unsupported" if isinstance(error, UnsupportedError) else "failed"
         self._keep(Decode(**about, verdict=word, detail=reason[:300]))
 
     def _keep(self, record: Decode) -> None:
@@ -162,6 +166,10 @@ class Session:
         if dtype not in self.verifiers:
             self.verifiers[dtype] = Verifier(self.plan.source, dtype, self.plan.device, self.plan.seed)
         return self.verifiers[dtype]
+
+
+def _named(entry: tuple[Ops | str, str]) -> tuple[str, str]:
+    return label(entry[0]), entry[1]
 
 
 def label(who: Ops | str) -> str:

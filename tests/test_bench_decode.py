@@ -204,6 +204,24 @@ def test_an_ablation_takes_an_op_back_to_the_reference():
     assert found.write_kv is load("cpu").write_kv
 
 
+def test_a_peer_without_the_dtype_says_so_where_its_own_dtype_runs_too(gpt2, tmp_path, monkeypatch):
+    class Float32Only(Octavo):
+        def __init__(self, setting):
+            super().__init__(replace(setting, dtype="float32"), REFERENCE)
+            self.name = "transformers"
+
+    monkeypatch.setattr(session.peers, "open_peer", lambda name, setting: Float32Only(setting))
+    command = ("decode", "--model", gpt2, *GRID, "--backend", "reference", "--peers", "transformers")
+    for number, (dtypes, words) in enumerate((("bfloat16,float32", ["unsupported", "same"]), ("bfloat16", ["same"]))):
+        out = tmp_path / str(number)
+        assert bench(*command, "--dtype", dtypes, "--output", out) == 0
+        results = records.read(out)
+        assert len(results.cells) == results.run.planned
+        own = [cell for cell in results.cells if cell.contender == "transformers"]
+        assert list(dict.fromkeys(cell.verdict for cell in own)) == words
+        assert {cell.dtype for cell in own if cell.passed} == {"float32"}
+
+
 def test_dummy_weights_are_labelled(tmp_path, capsys, monkeypatch):
     from octavo.gpt import config
 
