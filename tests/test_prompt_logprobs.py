@@ -67,10 +67,11 @@ def test_a_prompt_of_one_token_has_none_to_tell(model):
 def test_a_prompt_that_is_preempted_half_way_has_them_once(model):
     """The elder's growth takes a block of a prompt that is computed in chunks; it begins again."""
     engine = tiny_engine(model, num_blocks=11, max_num_batched_tokens=8)
-    engine.add([1, 2, 3, 4], SamplingParams(temperature=0, max_tokens=3))
+    engine.add([1, 2], SamplingParams(temperature=0, max_tokens=6))
     request = engine.add(PROMPT[:40], SamplingParams(max_tokens=1, prompt_logprobs=1))
     finish(engine)
     assert engine.scheduler.num_preempted == 1
+    assert engine.stats()["tokens_prefilled"] > 2 + 40, "it had begun"
     assert_right(request.prompt_logprobs, PROMPT[:40], expected(model, PROMPT[:40]), 1)
 
 
