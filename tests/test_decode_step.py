@@ -76,12 +76,15 @@ def test_sizes_reach_the_most_rows_and_waste_little(sizes):
 
 
 @pytest.mark.parametrize("capture", [None, same], ids=["eager", "padded"])
-@pytest.mark.parametrize("num_blocks", [64, 11], ids=["roomy", "preempting"])
-def test_reading_late_changes_no_token(capture, num_blocks):
+@pytest.mark.parametrize(
+    ("num_blocks", "preemption"), [(64, "swap"), (11, "swap"), (11, "recompute")], ids=["roomy", "swap", "recompute"]
+)
+def test_reading_late_changes_no_token(capture, num_blocks, preemption):
     """The next step starts from ids that the host has not seen; the requests end as if it had."""
     model = tiny_model(TINY["llama"])
     prompts, params = mixture(24, seed=1)
     limits = {"max_model_len": 32, "num_blocks": num_blocks, "max_num_seqs": 6, "prefix_caching": False}
+    limits["preemption"] = preemption
     at_once = tiny_engine(model, **limits)
     late = tiny_engine(model, capture=capture, read_late=True, **limits)
     assert run(late, prompts, params) == run(at_once, prompts, params)
