@@ -4,11 +4,13 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from triton import knobs
 
 from octavo.kernels import codegen, codegen_inspect, launch
+from octavo.kernels.codegen_cases import CASES, DTYPES
 
 CLEAN = codegen_inspect.Code(
     label="linear 16 x 768 -> 768",
@@ -159,3 +161,15 @@ def test_the_interpreter_has_nothing_to_compile(capsys, monkeypatch):
     monkeypatch.setattr(knobs.runtime, "interpret", True)
     assert codegen.main([]) == 2
     assert capsys.readouterr().err == "TRITON_INTERPRET is set: there is nothing to compile\n"
+
+
+def test_the_readme_s_table_is_of_these_kernels():
+    """Every line of the README's table is a call that codegen makes, and none of them breaks a limit unexplained."""
+    text = (Path(codegen.__file__).parent / "README.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| sm" not in line]
+    known = {(case.label, dtype) for dtype, kind in DTYPES.items() for calls in CASES.values() for case in calls(kind)}
+    listed = [cells for cells in lines if len(cells) == 12 and cells[2] in DTYPES]
+    assert {(cells[1], cells[2]) for cells in listed} <= known
+    assert len({cells[0] for cells in listed}) >= 15  # kernels by name
+    assert all(cells[-1] == "ok" or "waived: " in cells[-1] for cells in listed)
+    assert {cells[6] for cells in listed} == {"0"}  # bytes of stack
