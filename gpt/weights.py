@@ -21,11 +21,13 @@ from octavo.gpt.model import Model, initialise
 from octavo.gpt.tokenizer import Tokenizer
 from octavo.gpt.tokenizer_files import from_gguf_metadata, gpt2
 from octavo.gpt.tokenizer_folder import from_folder
-from octavo.kernels.ops import Ops
+from octavo.kernels.ops import Ops, with_int8_weights
 
 FAMILIES: dict[str, type[GPT2] | type[Llama]] = {"gpt2": GPT2, "llama": Llama}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+INT8 = "int8"  # a dtype of weights only: what they are multiplied with stays bfloat16
 
 DUMMY = "dummy:"  # names of networks with random weights begin so
 
@@ -44,11 +46,14 @@ class LoadedModel(NamedTuple):
 def load_model(name: str | Path, ops: Ops, dtype: str = "auto", device: str = "auto") -> LoadedModel:
     """The model of that name, folder or GGUF file, ready to decode: packed for its backend, without gradients.
 
-    dtype is float32, bfloat16, float16 or auto, device auto, cpu or cuda. Names are those of `hub.resolve`, and
-    `dummy:<shape>` for seeded random weights. ValueError or FileNotFoundError says what is wrong with an argument, or
-    with which tensor of which file, before any memory is taken.
+    dtype is auto, float32, bfloat16, float16, or int8, which the backend cpu has: weights of one byte among bfloat16;
+    device is auto, cpu or cuda. Names are those of `hub.resolve`, and `dummy:<shape>` for seeded random weights.
+    ValueError or FileNotFoundError says what is wrong with an argument, or with which tensor of which file, before any
+    memory is taken.
     """
     place = resolve_device(device)
+    if dtype == INT8:
+        ops, dtype = with_int8_weights(ops), "bfloat16"
     number_type = resolve_dtype(dtype, place)
     if str(name).startswith(DUMMY):
         model = _random(str(name), ops, number_type, place)
@@ -91,7 +96,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype in DTYPES:
         return DTYPES[dtype]
     if dtype != "auto":
-        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
+        raise ValueError(f"dtype must be auto, {', '.join((*DTYPES, INT8))}, not {dtype!r}")
     if device.type == "cuda":
         return torch.bfloat16
     probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))

@@ -91,6 +91,16 @@ def _cpu() -> Ops:
     )
 
 
+def with_int8_weights(ops: Ops) -> Ops:
+    """The same backend with weights of one byte, quantised when packed; ValueError where there is no such variant."""
+    if ops.name != "cpu":
+        raise ValueError(f"dtype int8 needs backend cpu, not {ops.name}")
+
+    from octavo.kernels import cpu_int8
+
+    return replace(ops, pack=cpu_int8.pack, linear=cpu_int8.linear, lm_head_sample=cpu_int8.lm_head_sample)
+
+
 def _triton() -> Ops:
     """The reference with every op replaced that has a Triton kernel; its files are imported here and nowhere else."""
     if find_spec("triton") is None:

@@ -200,7 +200,8 @@ def test_a_dummy_gpt2_takes_the_vocabulary_that_is_cached(
     ("name", "arguments", "message"),
     [
         ("dummy:gpt3", {}, "unknown model 'dummy:gpt3': dummy models are dummy:gpt2"),
-        ("dummy:gpt2", {"dtype": "int8"}, "dtype must be auto, float32, bfloat16, float16, not 'int8'"),
+        ("dummy:gpt2", {"dtype": "int4"}, "dtype must be auto, float32, bfloat16, float16, int8, not 'int4'"),
+        ("dummy:gpt2", {"dtype": "int8"}, "dtype int8 needs backend cpu, not reference"),
         ("dummy:gpt2", {"device": "tpu"}, "device must be auto, cpu or cuda, not 'tpu'"),
     ],
 )
