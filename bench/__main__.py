@@ -31,14 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments, console)
         sys.stdout.flush()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: say no more
+        return 0
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"octavo.bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: say no more
-        return 0
     return code
 
 

@@ -72,9 +72,9 @@ class Plan:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest request that a scene may have."""
+        """Tokens of the longest request that these scenes may have."""
         (_, prompt), (_, answer) = WIDTHS
-        return max((self.prefix + OWN + ANSWER) * ("prefix" in self.scenes), prompt + answer)
+        return max({"prefix": self.prefix + OWN + ANSWER, "batching": prompt + answer}[scene] for scene in self.scenes)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

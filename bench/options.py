@@ -102,6 +102,8 @@ def results_file(arguments: argparse.Namespace, command: str) -> tuple[Path, Res
     if path.exists() and not arguments.resume:
         raise ValueError(f"{path} exists: --resume goes on with it, another --output leaves it alone")
     before = records.read(path) if path.exists() else None
+    if before and before.run.command != command:
+        raise ValueError(f"{path} holds a run of {before.run.command}, not of {command}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.open("a").close()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from octavo.bench.schema import KINDS, SCHEMA, Measured, Run
+from octavo.bench.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Measured, Run
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,16 @@ def read(path: Path) -> Results:
     run, *cells = [_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
     if not isinstance(run, Run) or any(isinstance(cell, Run) for cell in cells):
         raise ValueError(f"{path}: must hold one line of kind run, the first")
+    kind = KIND_OF.get(run.command)
+    for number, cell in enumerate(cells, start=2):
+        if kind is None or type(cell) is not KINDS[kind]:
+            raise ValueError(f"{path}: line {number} is none of a run of {run.command}")
     return Results(run, cells, path)
 
 
 def _parse(line: str, where: str) -> Any:
     try:
-        table = json.loads(line)
+        table = json.loads(line, parse_constant=_refuse)
     except ValueError as error:
         raise ValueError(f"{where} is no JSON: {error}") from None
     if not isinstance(table, dict) or table.get("schema") != SCHEMA:
@@ -80,7 +84,13 @@ def _parse(line: str, where: str) -> Any:
     for name, hint in get_type_hints(kind).items():
         if not _is(values[name], hint):
             raise ValueError(f"{where}: {name} has the wrong type, {values[name]!r:.40}")
+    if (verdict := values.get("verdict", "same")) not in VERDICTS:
+        raise ValueError(f"{where}: verdict must be one of {', '.join(VERDICTS)}, not {verdict!r}")
     return kind(**values)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _is(value: Any, hint: Any) -> bool:

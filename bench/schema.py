@@ -214,4 +214,6 @@ class Scene:
 KINDS: dict[str, type[Any]] = {
     "run": Run, "decode": Decode, "op": Op, "host": Host, "serve": Serve, "engine": Scene,
 }  # fmt: skip
+KIND_OF = {"decode": "decode", "ops": "op", "host": "host", "serve": "serve", "engine": "engine"}  # a command's lines
+VERDICTS = ("same", "rounding", "quantised", "wrong", "failed", "unsupported")
 Measured = Decode | Op | Host | Serve | Scene

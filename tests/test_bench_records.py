@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from octavo.bench import records
-from octavo.bench.schema import KINDS, Decode, Host, Op, Scene, Serve
+from octavo.bench.schema import KIND_OF, KINDS, Decode, Host, Op, Scene, Serve
 
 from bench_tiny import RUN, record, write
 
@@ -22,10 +22,19 @@ SCENE = Scene("m", False, "cpu", "float32", "prefix", "caching on", 8, 90, 9, "s
     ids=["decode", "failed", "op", "host", "serve", "engine"],
 )  # fmt: skip
 def test_what_was_written_is_read_back(cell, tmp_path):
-    path = write(tmp_path / "decode.jsonl", RUN, cell)
+    command = next(name for name, kind in KIND_OF.items() if KINDS[kind] is type(cell))
+    run = replace(RUN, command=command)
+    path = write(tmp_path / "results.jsonl", run, cell)
     for place in (path, tmp_path):
         results = records.read(place)
-        assert (results.run, results.cells, results.path) == (RUN, [cell], path)
+        assert (results.run, results.cells, results.path) == (run, [cell], path)
+
+
+def test_lines_of_another_command_are_refused(tmp_path):
+    for command, cells in {"decode": [record(), OP], "sleep": [record()]}.items():
+        path = write(tmp_path / f"{command}.jsonl", replace(RUN, command=command), *cells)
+        with pytest.raises(ValueError, match=rf"line {len(cells) + 1} is none of a run of {command}"):
+            records.read(path)
 
 
 def spoiled(line: str, **changes: object) -> str:
@@ -41,6 +50,8 @@ SPOILS = {
     "unknown field": ("unknown field colour", {"colour": 1}),
     "wrong type": ("batch has the wrong type, '8'", {"batch": "8"}),
     "bool for a number": ("batch has the wrong type, True", {"batch": True}),
+    "unknown verdict": ("verdict must be one of same, rounding,", {"verdict": "fine"}),
+    "not a number": ("is no JSON: NaN is no number", {"batch": float("nan")}),
     "wrong type within": ("ttft_s has the wrong type", {"ttft_s": [1.0, "2"]}),
 }
 
