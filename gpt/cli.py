@@ -166,7 +166,7 @@ EXAMPLES = {
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a name, a Hugging Face folder or a GGUF file (smollm2)")
     parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)} (auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8 (auto)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 

@@ -154,7 +154,7 @@ BAD = {
     "no such file": (("--model", "./nothing.gguf"), "no such file or folder"),
     "unknown backend": (("--backend", "cuda"), "backend must be one of reference, cpu, triton, not 'cuda'"),
     "unknown op": (("--backend", "cpu-softmax"), "backend 'cpu-softmax': 'softmax' is no op"),
-    "unknown dtype": (("--dtype", "int4"), "dtype must be auto, float32, bfloat16, float16, not 'int4'"),
+    "unknown dtype": (("--dtype", "int4"), "dtype must be auto, float32, bfloat16, float16, int8, not 'int4'"),
     "unknown peer": (("--peers", "pytorch"), "unknown peer 'pytorch': peers are transformers, llama.cpp"),
     "unknown variant": (("--peers", "llama.cpp:q1"), "unknown peer 'llama.cpp:q1': llama.cpp has llama.cpp:q8_0"),
     "unknown device": (("--device", "tpu"), "device must be auto, cpu or cuda, not 'tpu'"),
