@@ -79,7 +79,10 @@ def _cases(arguments: argparse.Namespace, device: torch.device, dtype: str) -> l
         if min(values) < 1:
             raise ValueError(f"{name} must be at least 1, not {min(values)}")
     config, kind = open_source(arguments.model).config, DTYPES[dtype]
-    every = [Shapes(config, device, kind, *one, seed=arguments.seed) for one in product(*sizes)]
+    every = [
+        Shapes(config, device, kind, batch, context, prefill, arguments.seed)
+        for batch, context, prefill in product(*sizes)
+    ]
     found = list({(case.op, case.shape): case for shapes in every for case in cases(shapes)}.values())
     if arguments.only is None:
         return found

@@ -41,9 +41,10 @@ def sdpa_op(backend: SDPBackend, case: Case, arguments: Arguments) -> Prepared |
     return call
 
 
-def _dense(arguments: Arguments) -> tuple[Tensor, ...]:
+def _dense(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of the one sequence, `[1, heads, tokens, head_dim]`."""
-    return tuple(x.transpose(0, 1).unsqueeze(0) for x in arguments[:3])
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in arguments[:3])
+    return q, k, v
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
