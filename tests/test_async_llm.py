@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from octavo.gpt import LLM, AsyncLLM, SamplingParams
+from octavo.gpt import LLM, AsyncLLM, QueueFullError, SamplingParams
+
+from watched import check_idle
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 SHAPE = {"dtype": "float32", "max_model_len": 128, "num_blocks": 64}
@@ -102,5 +104,77 @@ def test_a_step_that_fails_ends_every_request_with_its_message(small, monkeypatc
         )
         assert len(await last(llm, [1, 2])) == 12, "the engine is usable again"
         await llm.close()
+
+    asyncio.run(main())
+
+
+def test_callers_that_give_up_at_any_moment_cost_the_others_nothing(small):
+    """Sixty callers on a cache for a few; half of them are cancelled, some before their request is even queued."""
+    prompts = [[i % 97, (i * 7) % 97, 5] * (1 + i % 9) for i in range(60)]
+
+    async def main(preemption: str):
+        llm = AsyncLLM(**{**small, "num_blocks": 8, "preemption": preemption})
+        tasks = [asyncio.create_task(last(llm, prompt)) for prompt in prompts]
+        for i, task in enumerate(tasks[1::2]):
+            for _ in range(i % 4):
+                await asyncio.sleep(0)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError | list) for result in results)
+        assert sum(isinstance(result, asyncio.CancelledError) for result in results) >= 20
+        check_idle(llm.llm.engine)
+        assert llm.stats()["requests_preempted"] > 0
+        await llm.close()
+        return results[::2]
+
+    alone = LLM(**small)
+    expected = [alone.generate([prompt], GREEDY)[0].outputs[0].token_ids for prompt in prompts[::2]]
+    for preemption in ("swap", "recompute"):
+        assert asyncio.run(main(preemption)) == expected
+
+
+def test_a_full_queue_is_the_callers_error_alone(small):
+    async def main():
+        llm = AsyncLLM(**small, max_num_waiting=2, max_num_seqs=1)
+        tasks = [asyncio.create_task(last(llm, [i])) for i in range(8)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, QueueFullError)]
+        assert 0 < len(refused) < 8
+        assert all("2 requests are waiting already (max_num_waiting)" in str(error) for error in refused)
+        assert all(len(result) == 12 for result in results if result not in refused)
+        assert len(await last(llm, [1])) == 12, "there is room again"
+        check_idle(llm.llm.engine)
+        await llm.close()
+
+    asyncio.run(main())
+
+
+def test_many_samples_stream_together(small):
+    async def main():
+        llm = AsyncLLM(**small)
+        params = SamplingParams(n=3, seed=4, max_tokens=9, logprobs=1, prompt_logprobs=1)
+        outputs = [output async for output in llm.generate([3, 1, 4], params)]
+        assert [len(output.token_ids) for output in outputs[-1].outputs] == [9] * 3
+        assert [len(output.logprobs) for output in outputs[-1].outputs] == [9] * 3
+        assert len(outputs[-1].prompt_logprobs) == 3
+        assert len(outputs) >= 9, "the callers see the tokens as they come"
+        await llm.close()
+
+    asyncio.run(main())
+
+
+def test_close_ends_those_under_way(small):
+    async def reason(llm, prompt):
+        params = SamplingParams(max_tokens=None, overflow="slide")
+        return [output async for output in llm.generate(prompt, params)][-1].outputs[0].finish_reason
+
+    async def main():
+        llm = AsyncLLM(**small)
+        tasks = [asyncio.create_task(reason(llm, [i])) for i in range(3)]
+        await asyncio.sleep(0.1)
+        assert llm.llm.has_unfinished
+        await llm.close()
+        assert await asyncio.gather(*tasks) == ["abort"] * 3
+        check_idle(llm.llm.engine)
 
     asyncio.run(main())

@@ -8,6 +8,7 @@ import torch
 
 from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.cli import main
+from octavo.kernels.ops import REFERENCE
 
 pytestmark = pytest.mark.model
 
@@ -105,6 +106,27 @@ def test_the_same_seed_gives_the_same_text(llm):
     assert [request.outputs[0].text for request in mixed[1:4]] == alone
     backwards = llm.generate([prompt] * 3, params[::-1])
     assert [request.outputs[0].text for request in backwards] == alone[::-1]
+
+
+def test_samples_of_one_prompt_are_draws_from_transformers_logits(llm, transformers_smollm2):
+    """Each of the n texts, read by transformers: its logits and the specified draw give every token."""
+    params = SamplingParams(n=4, seed=5, temperature=0.9, top_k=50, top_p=0.9, max_tokens=16, ignore_eos=True)
+    ids = llm.tokenizer.encode("Once upon a time, in a village by the sea, there lived a")
+    before = llm.stats()["tokens_prefilled"]
+    outputs = llm.generate(ids, params)[0].outputs
+    prefilled = llm.stats()["tokens_prefilled"] - before
+    assert len({tuple(output.token_ids) for output in outputs}) == 4
+    assert prefilled == len(ids) + 3 * (len(ids) - (len(ids) - 1) // 16 * 16), "full blocks are computed once"
+    for index, output in enumerate(outputs):
+        with torch.inference_mode():
+            logits = transformers_smollm2(torch.tensor([ids + output.token_ids])).logits[0, len(ids) - 1 : -1]
+        columns = [
+            torch.full((16,), value, dtype=dtype)
+            for value, dtype in ((0.9, torch.float32), (50, torch.int32), (0.9, torch.float32), (0.0, torch.float32))
+        ]
+        seeds, positions = torch.full((16,), 5 + index), torch.arange(len(ids), len(ids) + 16, dtype=torch.int32)
+        drawn, _ = REFERENCE.sample(logits.float().contiguous(), *columns, seeds, positions)
+        assert drawn.tolist() == output.token_ids
 
 
 def test_prompt_logprobs_are_those_of_transformers(llm, transformers_smollm2):
