@@ -109,7 +109,11 @@ class LLM:
         self.engine.abort(request_id)
 
     def stats(self) -> dict[str, Any]:
-        """Requests, tokens, blocks, prefix hits, and percentiles of times: see `Engine.stats`."""
+        """Requests, tokens, blocks, the share of prompt tokens that were cached, and percentiles of times in seconds.
+
+        A request counts once for each of its `n` completions, tokens are those computed (again after a preemption by
+        recompute), and times are of the last thousand completions.
+        """
         return self.engine.stats()
 
     def generate(
