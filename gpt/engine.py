@@ -84,7 +84,6 @@ class Engine:
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         tracks: list[Track] = []
         for index in range(params.n):
-            leader = tracks[0].sequence if tracks else None
             sequence = Sequence(
                 seq_id=next(self._seq_ids),
                 prompt=prompt_ids,
@@ -92,7 +91,6 @@ class Engine:
                 seed=(seed + index + 2**63) % 2**64 - 2**63,
                 window=self.config.max_model_len,
                 eos_ids=self.model_config.eos_ids,
-                leader=leader,
             )
             tracks.append(self._track(sequence, request, index))
         self._requests[request.request_id] = tracks

@@ -1,5 +1,7 @@
 """Prefixes: which blocks of a prompt hold what an earlier prompt computed. Integers only."""
 
+from collections.abc import Iterable
+
 from octavo.gpt.blocks import ROOT, BlockPool, chain_key
 from octavo.gpt.sequence import Sequence
 
@@ -7,33 +9,50 @@ from octavo.gpt.sequence import Sequence
 class Prefixes:
     """Finds full blocks of a text in the pool, and makes them findable: a key stands for all tokens up to their end."""
 
-    def __init__(self, pool: BlockPool, block_size: int) -> None:
+    def __init__(self, pool: BlockPool, block_size: int, enabled: bool = True) -> None:
         self.pool = pool
         self.block_size = block_size
+        self.enabled = enabled
 
     def known(self, sequence: Sequence) -> list[int]:
         """Blocks that already hold the sequence's first tokens; its last token is always computed."""
         blocks: list[int] = []
-        if sequence.start or sequence.params.prompt_logprobs is not None:
-            return blocks  # positions have moved, or every token's logits are wanted
-        for index in range((sequence.num_prefill - 1) // self.block_size):
-            block = self.pool.find(*self._content(sequence, index))
+        for index in range(self._num_shareable(sequence)):
+            block = self.pool.find(self._key(sequence, index), self._tokens(sequence, index))
             if block is None:
                 break
             blocks.append(block)
         return blocks
 
+    def is_coming(self, sequence: Sequence, num_known: int, prefilling: Iterable[Sequence]) -> bool:
+        """Whether the block after the known ones is about to be computed for another prompt."""
+        if num_known >= self._num_shareable(sequence):
+            return False
+        key, end = self._key(sequence, num_known), (num_known + 1) * self.block_size
+        return any(
+            other.num_computed < end <= other.num_prefill and not other.start and self._key(other, num_known) == key
+            for other in prefilling
+        )
+
     def publish(self, sequence: Sequence, start: int, end: int) -> None:
         """Make findable the blocks that were filled by computing the tokens `start` to `end` - 1 as prefill."""
-        if sequence.start:
+        if not self.enabled or sequence.start:
             return
         for index in range(start // self.block_size, end // self.block_size):
-            self.pool.publish(sequence.block_table[index], *self._content(sequence, index))
+            self.pool.publish(sequence.block_table[index], self._key(sequence, index), self._tokens(sequence, index))
 
-    def _content(self, sequence: Sequence, index: int) -> tuple[bytes, list[int]]:
-        """The key and the token ids of a full block; each key is hashed once a sequence."""
+    def _num_shareable(self, sequence: Sequence) -> int:
+        """Full blocks before the last token; none where positions have moved or every token's logits are wanted."""
+        if not self.enabled or sequence.start or sequence.params.prompt_logprobs is not None:
+            return 0
+        return (sequence.num_prefill - 1) // self.block_size
+
+    def _tokens(self, sequence: Sequence, index: int) -> list[int]:
+        return sequence.tokens(index * self.block_size, (index + 1) * self.block_size)
+
+    def _key(self, sequence: Sequence, index: int) -> bytes:
+        """The key of a full block; each is hashed once a sequence."""
         keys = sequence.block_keys
-        token_ids = sequence.tokens(index * self.block_size, (index + 1) * self.block_size)
-        if index == len(keys):
-            keys.append(chain_key(keys[-1] if keys else ROOT, token_ids))
-        return keys[index], token_ids
+        while len(keys) <= index:
+            keys.append(chain_key(keys[-1] if keys else ROOT, self._tokens(sequence, len(keys))))
+        return keys[index]

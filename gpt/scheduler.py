@@ -54,9 +54,8 @@ class Scheduler:
 
     def __init__(self, config: EngineConfig, enable_prefix_caching: bool = True) -> None:
         self.config = config
-        self.enable_prefix_caching = enable_prefix_caching
         self.pool = BlockPool(config.num_blocks)
-        self.prefixes = Prefixes(self.pool, config.block_size)
+        self.prefixes = Prefixes(self.pool, config.block_size, enable_prefix_caching)
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []  # running, some of the prompt still to be computed; oldest first
         self.decoding: list[Sequence] = []  # running, one token a step
@@ -104,8 +103,7 @@ class Scheduler:
         for chunk in plan.prefill:
             sequence = chunk.sequence
             sequence.num_computed = chunk.end
-            if self.enable_prefix_caching:
-                self.prefixes.publish(sequence, chunk.start, chunk.end)
+            self.prefixes.publish(sequence, chunk.start, chunk.end)
             if not sequence.is_prefilling:
                 self.prefilling.remove(sequence)
                 self.decoding.append(sequence)
@@ -196,12 +194,12 @@ class Scheduler:
         """Start waiting sequences in order, as long as their prompts have blocks and the step has room."""
         while self.waiting and budget > 0 and self.num_running < self.config.max_num_seqs:
             sequence = self.waiting[0]
-            leader = sequence.leader
-            if leader is not None and not leader.output and leader.state is not State.FINISHED:
-                return  # its prompt blocks will be shared once they are computed
-            if not self._allocate_prompt(sequence):
+            sequence.num_prefill = sequence.num_visible
+            shared = self.prefixes.known(sequence)
+            if self.prefixes.is_coming(sequence, len(shared), self.prefilling):
+                return  # computed once, then shared
+            if not self._allocate_prompt(sequence, shared):
                 return
-            sequence.leader = None
             sequence.state = State.RUNNING
             sequence.age = sequence.age or next(self._ages)
             self.prefilling.append(self.waiting.popleft())
@@ -217,10 +215,8 @@ class Scheduler:
         plan.prefill.append(Chunk(sequence, start, end))
         return budget - (end - start)
 
-    def _allocate_prompt(self, sequence: Sequence) -> bool:
-        """Blocks for the visible tokens, shared as far as a known prefix reaches; False if there are too few."""
-        sequence.num_prefill = sequence.num_visible
-        shared = self.prefixes.known(sequence) if self.enable_prefix_caching else []
+    def _allocate_prompt(self, sequence: Sequence, shared: list[int]) -> bool:
+        """Blocks for the visible tokens, the first of them shared; False if there are too few."""
         for block in shared:
             self.pool.share(block)
         needed = self.blocks_for(sequence.num_prefill) - len(shared)

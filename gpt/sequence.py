@@ -28,7 +28,6 @@ class Sequence:
     seed: int
     window: int  # most tokens a step may see
     eos_ids: tuple[int, ...] = ()
-    leader: "Sequence | None" = None  # the sibling whose prompt blocks this one waits to share
     output: list[int] = field(default_factory=list)
     start: int = 0
     num_computed: int = 0

@@ -104,10 +104,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt, overflow = prompt[:held], "stop"
             max_tokens = min(max_tokens, held + 1 - len(prompt))
         params = SamplingParams(max_tokens=max_tokens, overflow=overflow)
-        leader = None
         for _ in range(n):
-            sequence = Sequence(self.next_id, prompt, params, seed=0, window=WINDOW, leader=leader)
-            leader = leader or sequence
+            sequence = Sequence(self.next_id, prompt, params, seed=0, window=WINDOW)
             self.num_asked += sequence.num_visible
             self.next_id += 1
             self.live.append(sequence)

@@ -1,0 +1,95 @@
+"""Prompts that begin alike compute their beginning once, whoever comes first."""
+
+import random
+
+import pytest
+
+from octavo.gpt.config import EngineConfig
+from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler import Scheduler
+from octavo.gpt.sequence import Sequence
+
+from tiny import TINY, tiny_engine, tiny_model
+from watched import finish, outputs_of
+
+WINDOW = 256
+SIZE = 4
+
+
+def scheduler_of(*prompts, budget=64, caching=True, **params):
+    """A scheduler with these prompts in its queue."""
+    config = EngineConfig(WINDOW, SIZE, num_blocks=256, max_num_batched_tokens=budget)
+    scheduler = Scheduler(config, caching)
+    for i, prompt in enumerate(prompts):
+        scheduler.add(Sequence(i, list(prompt), SamplingParams(**params), seed=0, window=WINDOW))
+    return scheduler
+
+
+def planned(scheduler):
+    """One step: which prompts it computes, and from where to where."""
+    plan = scheduler.schedule()
+    scheduler.advance(plan)
+    return [(chunk.sequence.seq_id, chunk.start, chunk.end) for chunk in plan.prefill]
+
+
+def test_a_prompt_waits_for_the_blocks_that_another_computes():
+    scheduler = scheduler_of(range(10), [*range(8), 50], range(9))
+    assert planned(scheduler) == [(0, 0, 10)]
+    assert planned(scheduler) == [(1, 8, 9), (2, 8, 9)]
+
+
+def test_it_waits_no_longer_than_it_has_to():
+    """The first prompt takes four steps; the second shares what the first of them computes."""
+    scheduler = scheduler_of(range(64), [*range(8), *range(100, 104)], budget=16)
+    assert planned(scheduler) == [(0, 0, 16)]
+    assert planned(scheduler) == [(0, 16, 32)]
+    scheduler.finish(scheduler.prefilling[0])
+    assert planned(scheduler) == [(1, 8, 12)]
+
+
+@pytest.mark.parametrize(
+    ("second", "options"),
+    [
+        ([50, *range(1, 9)], {}),  # another first block
+        (range(4), {}),  # one block, whose last token has to be computed
+        (range(3), {}),  # no full block
+        (range(10), {"caching": False}),
+        (range(10), {"prompt_logprobs": 0}),  # every token has to be computed
+    ],
+    ids=["other", "one block", "no block", "no cache", "prompt logprobs"],
+)
+def test_what_cannot_be_shared_is_not_waited_for(second, options):
+    scheduler = scheduler_of(range(10), second, **options)
+    assert planned(scheduler) == [(0, 0, 10), (1, 0, len(second))]
+
+
+def test_a_prompt_that_ends_early_holds_nobody_up():
+    scheduler = scheduler_of(range(40), range(30), budget=16)
+    assert planned(scheduler) == [(0, 0, 16)]
+    scheduler.finish(scheduler.prefilling[0])
+    assert planned(scheduler) == [(1, 16, 30)]
+
+
+@pytest.mark.parametrize("budget", [32, 100, 4096])
+def test_one_prefix_of_many_requests_is_computed_once(budget):
+    rng = random.Random(0)
+    engine = tiny_engine(tiny_model(TINY["gpt2"]), max_num_batched_tokens=budget, num_blocks=512, max_num_seqs=64)
+    shared = [rng.randrange(97) for _ in range(48)]
+    many = [shared + [rng.randrange(97) for _ in range(5)] for _ in range(64)]
+    params = SamplingParams(temperature=0, max_tokens=2)
+    tokens = [ids for ids, _ in outputs_of(engine, many, params)]
+    assert engine.stats()["tokens_prefilled"] == 48 + 64 * 5
+    cold = tiny_engine(tiny_model(TINY["gpt2"]), prefix_caching=False, num_blocks=1024, max_num_seqs=64)
+    assert tokens == [ids for ids, _ in outputs_of(cold, many, params)]
+    assert cold.stats()["tokens_prefilled"] == 64 * 53
+
+
+def test_samples_of_one_prompt_share_its_blocks():
+    engine = tiny_engine(tiny_model(TINY["llama"]))
+    engine.add(list(range(21)), SamplingParams(n=5, max_tokens=3, seed=1))
+    while len(engine.scheduler.decoding) < 5:
+        engine.step()
+    tables = [sequence.block_table for sequence in engine.scheduler.decoding]
+    assert len({tuple(table[:5]) for table in tables}) == 1, "20 tokens, five blocks, one copy"
+    assert len({table[5] for table in tables}) == 5, "each writes into its own"
+    finish(engine)
