@@ -43,8 +43,10 @@ bench: $(READY)  ## a laptop's grid beside the peers that are installed: tables,
 	  $(BIN)/python -m octavo.bench decode --backend auto --peers installed --output $$out && \
 	  $(BIN)/python -m octavo.bench report $$out
 
-bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run
+bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run; ARGS="-k rope"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m pytest tests/test_bench_kernels.py -q --benchmark-enable --benchmark-only --benchmark-autosave \
+	  --benchmark-columns=median,iqr,min,max,rounds $(ARGS) \
 	  $$(ls -d .benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare)
 
 clean:  ## remove what was built, and the environment
