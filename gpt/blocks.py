@@ -8,7 +8,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import sha256
 
-ROOT = b"octavo"  # the key before the first block; a salt is appended by who wants separate prefixes
+
+def root_key(salt: str = "") -> bytes:
+    """The key before the first block: texts with different salts share nothing."""
+    return sha256(b"octavo" + salt.encode()).digest()
 
 
 def chain_key(parent: bytes, token_ids: Sequence[int]) -> bytes:

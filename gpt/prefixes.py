@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from octavo.gpt.blocks import ROOT, BlockPool, chain_key
+from octavo.gpt.blocks import BlockPool, chain_key, root_key
 from octavo.gpt.sequence import Sequence
 
 
@@ -54,5 +54,6 @@ class Prefixes:
         """The key of a full block; each is hashed once a sequence."""
         keys = sequence.block_keys
         while len(keys) <= index:
-            keys.append(chain_key(keys[-1] if keys else ROOT, self._tokens(sequence, len(keys))))
+            parent = keys[-1] if keys else root_key(sequence.params.cache_salt)
+            keys.append(chain_key(parent, self._tokens(sequence, len(keys))))
         return keys[index]

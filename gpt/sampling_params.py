@@ -32,6 +32,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None  # the same for every prompt position
     skip_special_tokens: bool = True  # leave control tokens out of the text
     overflow: str = "stop"  # at the end of the window: "stop", or "slide" and forget the oldest tokens
+    cache_salt: str = ""  # cached prompts are shared among requests of one salt: a tenant's own is its own
     stop_strings: tuple[str, ...] = field(init=False, repr=False, default=())
     has_penalties: bool = field(init=False, repr=False, default=False)  # the logits depend on what was said
     changes_logits: bool = field(init=False, repr=False, default=False)
@@ -57,6 +58,8 @@ class SamplingParams:
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if not isinstance(self.cache_salt, str):
+            raise ValueError(f"cache_salt must be a string, not {self.cache_salt!r}")
         for token_id in _sequence("stop_token_ids", self.stop_token_ids):
             _integer("stop_token_ids", token_id, 0, 2**31 - 1)
         self._check_logit_bias()

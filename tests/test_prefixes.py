@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from octavo.gpt.blocks import chain_key, root_key
 from octavo.gpt.config import EngineConfig
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler import Scheduler
@@ -82,6 +83,21 @@ def test_one_prefix_of_many_requests_is_computed_once(budget):
     cold = tiny_engine(tiny_model(TINY["gpt2"]), prefix_caching=False, num_blocks=1024, max_num_seqs=64)
     assert tokens == [ids for ids, _ in outputs_of(cold, many, params)]
     assert cold.stats()["tokens_prefilled"] == 64 * 53
+
+
+def test_salts_keep_prompts_apart():
+    engine, prompt = tiny_engine(tiny_model(TINY["gpt2"])), list(range(20))
+    for salt, hits in (("a", 0), ("b", 0), ("", 0), ("a", 16), ("b", 32)):
+        outputs_of(engine, [prompt], SamplingParams(max_tokens=1, cache_salt=salt))
+        assert engine.scheduler.num_hit_tokens == hits
+    for one, other in (("a", "b"), ("", "a"), ("a", "ab"), ("", "\0")):
+        assert root_key(one) != root_key(other)
+
+
+def test_a_key_is_about_all_tokens_before():
+    """The same four tokens after other ones are another block; so is a block of other tokens after the same ones."""
+    first, second = chain_key(root_key(), [1, 2, 3, 4]), chain_key(root_key(), [1, 2, 3, 5])
+    assert len({first, second, chain_key(first, [9] * 4), chain_key(second, [9] * 4), chain_key(first, [8] * 4)}) == 5
 
 
 def test_samples_of_one_prompt_share_its_blocks():

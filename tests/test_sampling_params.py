@@ -19,6 +19,7 @@ BAD = [
     ("stop", ""), ("stop", ["a", ""]), ("stop", [1]), ("stop", 3), ("stop_token_ids", 5), ("stop_token_ids", [-1]),
     ("stop_token_ids", ["a"]), ("logit_bias", [1]), ("logit_bias", {1: math.nan}), ("logit_bias", {"1": 0.0}),
     ("logit_bias", {1: 101.0}), ("logit_bias", {-1: 1.0}), ("skip_special_tokens", None),
+    ("cache_salt", None), ("cache_salt", 7),
 ]  # fmt: skip
 
 

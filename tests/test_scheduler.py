@@ -9,7 +9,7 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from octavo.gpt.blocks import ROOT, BlockPool, chain_key
+from octavo.gpt.blocks import BlockPool, chain_key, root_key
 from octavo.gpt.config import PREEMPTIONS, EngineConfig
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler import Plan, Scheduler
@@ -213,13 +213,13 @@ def test_cached_blocks_are_given_away_oldest_first():
     pool = BlockPool(3)
     for token_id in range(3):
         block = pool.allocate()
-        pool.publish(block, chain_key(ROOT, [token_id]), [token_id])
+        pool.publish(block, chain_key(root_key(), [token_id]), [token_id])
         pool.release([block])
-    pool.share(pool.find(chain_key(ROOT, [0]), [0]))  # used again, and given back: now the youngest
-    pool.release([pool.find(chain_key(ROOT, [0]), [0])])
+    pool.share(pool.find(chain_key(root_key(), [0]), [0]))  # used again, and given back: now the youngest
+    pool.release([pool.find(chain_key(root_key(), [0]), [0])])
     pool.allocate()
-    assert pool.find(chain_key(ROOT, [1]), [1]) is None
-    assert pool.find(chain_key(ROOT, [0]), [0]) is not None
+    assert pool.find(chain_key(root_key(), [1]), [1]) is None
+    assert pool.find(chain_key(root_key(), [0]), [0]) is not None
 
 
 def test_a_key_alone_is_no_hit():
