@@ -3,8 +3,8 @@
 from octavo.gpt.async_llm import AsyncLLM
 from octavo.gpt.beam_search import Beam
 from octavo.gpt.engine import QueueFullError
-from octavo.gpt.llm import LLM, TokenProbability
-from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
+from octavo.gpt.llm import LLM
+from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scoring import Score
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 def root_key(salt: str = "") -> bytes:
     """The key before the first block: texts with different salts share nothing."""
-    return sha256(b"octavo" + salt.encode()).digest()
+    return sha256(b"octavo" + salt.encode("utf-8", "surrogatepass")).digest()
 
 
 def chain_key(parent: bytes, token_ids: Sequence[int]) -> bytes:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -15,7 +15,7 @@ from octavo.gpt.decode_step import cuda_capture
 from octavo.gpt.engine import Engine
 from octavo.gpt.memory import plan_memory
 from octavo.gpt.model import Model
-from octavo.gpt.outputs import RequestOutput
+from octavo.gpt.outputs import RequestOutput, TokenProbability, raise_if_failed
 from octavo.gpt.runner import Runner
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.gpt.scoring import Score, score
@@ -27,12 +27,6 @@ Prompt = str | Sequence[int]
 Message = dict[str, str]
 
 CUDA_GRAPHS = ("startup", "lazy", "off")
-
-
-class TokenProbability(NamedTuple):
-    token_id: int
-    text: str
-    probability: float
 
 
 class LLM:
@@ -101,8 +95,15 @@ class LLM:
         return self._add(prompt, params or SamplingParams()).request_id
 
     def step(self) -> list[RequestOutput]:
-        """One forward step for all requests; the live outputs of those that got something new."""
-        return self.engine.step()
+        """One forward step for all requests; the live outputs of those that got something new.
+
+        A step that raises ends every request with an error: what it left half done is not gone on with.
+        """
+        try:
+            return self.engine.step()
+        except BaseException as error:
+            self.engine.fail_all(str(error) or type(error).__name__)
+            raise
 
     def abort(self, request_id: int) -> None:
         """End a request, in whatever state it is."""
@@ -159,7 +160,7 @@ class LLM:
                 pieces = output.pieces()
                 yield from filter(None, pieces[seen:])
                 seen = len(pieces)
-            _raise_if_failed(request)
+            raise_if_failed(request)
         finally:
             self.abort(request.request_id)
 
@@ -204,7 +205,7 @@ class LLM:
         requests = self.generate(texts, SamplingParams(temperature=0, max_tokens=1, logprobs=number), use_tqdm=False)
         found = []
         for request in requests:
-            _raise_if_failed(request)
+            raise_if_failed(request)
             entries = sorted((request.outputs[0].logprobs or [{}])[0].items(), key=lambda entry: entry[1].rank)
             found.append([(token_id, entry.logprob) for token_id, entry in entries])
         return found
@@ -245,9 +246,3 @@ def _progress(requests: list[RequestOutput], wanted: bool) -> Iterator[RequestOu
     console = Console(stderr=True)
     disable = not (wanted and console.is_terminal and len(requests) > 1)
     return iter(track(requests, "generating", console=console, disable=disable))
-
-
-def _raise_if_failed(request: RequestOutput) -> None:
-    for output in request.outputs:
-        if output.finish_reason == "error":
-            raise ValueError(f"request {request.request_id} failed: {output.stop_reason}")

@@ -1,6 +1,7 @@
 """What a request gives back: vLLM's field names. The objects are live, `step` updates them in place."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from octavo.gpt.text import TextStream
 
@@ -10,6 +11,12 @@ class Logprob:
     logprob: float
     rank: int  # 1 is the most likely id
     decoded_token: str | None
+
+
+class TokenProbability(NamedTuple):
+    token_id: int
+    text: str
+    probability: float
 
 
 @dataclass(eq=False, slots=True)
@@ -64,3 +71,10 @@ class RequestOutput:
     @property
     def finished(self) -> bool:
         return all(output.finished for output in self.outputs)
+
+
+def raise_if_failed(request: RequestOutput) -> None:
+    """ValueError with the message of a completion that ended with an error."""
+    for output in request.outputs:
+        if output.finish_reason == "error":
+            raise ValueError(f"request {request.request_id} failed: {output.stop_reason}")

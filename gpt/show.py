@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from octavo.gpt.config import KNOWN_SHAPES
-from octavo.gpt.llm import LLM, TokenProbability
-from octavo.gpt.outputs import RequestOutput
+from octavo.gpt.llm import LLM
+from octavo.gpt.outputs import RequestOutput, TokenProbability
 from octavo.gpt.sampling_params import SamplingParams
 
 BAR_WIDTH = 30

@@ -1,9 +1,12 @@
 """The engine at its limits: exhaustion, aborts, windows, batch sizes and rows that are not numbers."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
-from octavo.gpt.config import PREEMPTIONS
+from octavo.gpt import LLM
+from octavo.gpt.config import KNOWN_SHAPES, PREEMPTIONS
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.sequence import State
 
@@ -137,3 +140,25 @@ def test_a_row_that_is_not_numbers_ends_alone(where, read_late):
     assert [request.outputs[0].token_ids for request in requests] == alone
     assert run(engine, many, params) == alone
     check_idle(engine)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("when", ["forward", "draw"])
+def test_a_step_that_raises_ends_every_request(error, when, monkeypatch):
+    """Half a step is not gone on with: all end with its message, everything is back, and the engine serves again."""
+    monkeypatch.setitem(KNOWN_SHAPES, "tiny", TINY["gpt2"])
+    llm = LLM("dummy:tiny", dtype="float32", num_blocks=20, block_size=4)
+    requests = [llm.engine.add(prompt, GREEDY) for prompt in prompts(6)]
+    for _ in range(3):
+        llm.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(llm.model, when, Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            llm.step()
+    messages = {request.outputs[0].stop_reason for request in requests}
+    assert messages == {str(error) or "KeyboardInterrupt"}
+    check_idle(llm.engine)
+    fresh = LLM("dummy:tiny", dtype="float32")
+    for prompt in prompts(6):
+        after, expected = (one.generate([prompt], GREEDY, use_tqdm=False)[0].outputs[0] for one in (llm, fresh))
+        assert after.token_ids == expected.token_ids

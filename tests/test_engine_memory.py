@@ -127,7 +127,7 @@ def test_two_engines_on_one_model_do_not_meet(model, read_late):
 GPU_RUN = """
 import torch
 from octavo.gpt import LLM, SamplingParams
-llm = LLM("dummy:gpt2", max_model_len=256, num_blocks=24, max_num_seqs=4)
+llm = LLM("dummy:gpt2", max_model_len=256, num_blocks=24, max_num_seqs=4, cuda_graphs="off")
 params = SamplingParams(seed=1, max_tokens=24, logprobs=1)
 outputs = llm.generate([[i] * (9 * i) for i in range(1, 9)], params, use_tqdm=False)
 print([(r.outputs[0].token_ids, r.outputs[0].cumulative_logprob) for r in outputs])
