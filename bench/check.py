@@ -6,7 +6,8 @@ budget: the tokens differ by rounding. Beyond: wrong, and no figure of that cont
 
 The budget is measured, not chosen: `noise` is the largest error of any logit that the reference itself makes in the
 tested dtype; a contender may err twice as far, and a choice compares two logits, so a gap up to four times the noise
-passes.
+passes. Quantised weights choose other tokens for good reason: theirs must on average lie well nearer to the best than a
+token taken at random.
 """
 
 import copy
@@ -19,6 +20,7 @@ from octavo.bench.sources import Source, cast, plain_model
 from octavo.gpt.batch import Batch
 from octavo.gpt.cache import PagedCache
 
+QUANTISED = 0.25  # of a random token's gap, that of quantised weights may be on average
 ROWS = 8  # of a batch are checked, spread over it, the first and the last among them
 PROBE_TOKENS = 128  # on which the noise is measured
 
@@ -42,13 +44,15 @@ class Verifier:
             generator = torch.Generator().manual_seed(seed)
             length = min(PROBE_TOKENS, source.config.context_size)
             probe = torch.randint(source.config.vocab_size, (1, length), generator=generator).int().to(device)
-            error = twin(probe).logits.to(exact) - judge(probe).logits
+            logits = judge(probe).logits
+            error = twin(probe).logits.to(exact) - logits
+            self.chance = float((logits.max(-1).values - logits.mean(-1)).mean())  # the gap of a random token
             self.budget = 4 * float(error.abs().max())
         self.model = twin if dtype == "float32" else judge  # float64 is for the noise only: it is slow
         self.dtype = torch.float32
 
     def check(self, prompts: list[list[int]], answers: list[list[int]], same_weights: bool) -> Verdict:
-        """Judge one answer a prompt; answers of other weights (quantised ones) are only counted."""
+        """Judge one answer a prompt; other weights than the reference's are quantised ones."""
         rows = spread_rows(len(prompts))
         gaps = [gap for row in rows for gap in self._gaps(prompts[row], answers[row])]
         agreeing = sum(gap == 0 for gap in gaps)
@@ -56,7 +60,9 @@ class Verifier:
         if agreeing == len(gaps):
             return Verdict("same", f"all {len(gaps)} tokens")
         if not same_weights:
-            return Verdict("quantised", counted)
+            mean, allowed = sum(gaps) / len(gaps), QUANTISED * self.chance
+            word = "quantised" if mean <= allowed else "wrong"  # NaN is wrong
+            return Verdict(word, f"{counted}, mean gap {mean:.2g} of {allowed:.2g} allowed")
         word = "rounding" if all(gap <= self.budget for gap in gaps) else "wrong"  # NaN is wrong
         return Verdict(word, f"{counted}, gap {max(gaps):.2g} of {self.budget:.2g} allowed")
 

@@ -11,11 +11,11 @@ import torch
 from octavo.bench.sources import Source
 from octavo.bench.timing import Stopwatch
 from octavo.gpt import LLM, SamplingParams
+from octavo.gpt.weights import INT8
 from octavo.kernels import ops
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
 
 OWN = "octavo:"  # names of our own contenders begin so
-INT8 = "int8"  # weights of one byte; peers have their own forms of it
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class Octavo(Contender):
     """LLM as its users make it: default settings, room for the largest batch."""
 
     def __init__(self, setting: Setting, backend: Ops) -> None:
+        if setting.dtype == INT8 and backend.name != "cpu":
+            raise UnsupportedError(f"dtype int8 is for backend cpu, not {backend.name}")
         self.name = OWN + backend.name
         self.version = metadata.version("octavo")
         self.device = setting.device

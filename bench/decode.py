@@ -10,7 +10,6 @@ from dataclasses import replace
 from rich.console import Console
 
 from octavo.bench import options, peers, tables
-from octavo.bench.contenders import INT8
 from octavo.bench.machine import describe
 from octavo.bench.records import Writer
 from octavo.bench.roofline import measure_peaks
@@ -18,6 +17,7 @@ from octavo.bench.schema import Decode
 from octavo.bench.session import Plan, Session
 from octavo.bench.sources import open_source
 from octavo.bench.workloads import EFFORTS, GRIDS, cell
+from octavo.gpt.weights import INT8
 
 EXAMPLE = "python -m octavo.bench decode --model smollm2 --batch 1,8 --context 128 --peers transformers"
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from octavo.bench import contenders, machine, peers, tables
 from octavo.bench.check import Verifier
-from octavo.bench.contenders import INT8, Contender, Generation, Octavo, Setting, UnsupportedError
+from octavo.bench.contenders import Contender, Generation, Octavo, Setting, UnsupportedError
 from octavo.bench.figures import figures, identity
 from octavo.bench.memory import PeakMemory
 from octavo.bench.records import Writer
@@ -19,7 +19,7 @@ from octavo.bench.roofline import Peaks
 from octavo.bench.schema import Decode, Run
 from octavo.bench.sources import Source
 from octavo.bench.workloads import CHECK, Cell, Effort, prompts
-from octavo.gpt.weights import DTYPES
+from octavo.gpt.weights import DTYPES, INT8
 from octavo.kernels.ops import Ops
 
 STEP_WORTH = 25  # prompt tokens that take about as long as one decode step, for the progress bar

@@ -65,6 +65,20 @@ def test_bfloat16_is_judged_by_its_own_rounding(model, tmp_path):
     assert {cell.verdict for cell in records.read(tmp_path / "out").cells} <= {"same", "rounding"}
 
 
+def test_weights_of_one_byte_are_marked_as_other_weights(model, tmp_path):
+    out = tmp_path / "out"
+    assert bench("decode", "--model", model, *GRID, "--dtype", "float32,int8", "--output", out) == 0
+    results = records.read(out)
+    assert len(results.cells) == results.run.planned == 16
+    own = [cell for cell in results.cells if cell.dtype == "int8"]
+    assert {(cell.contender, cell.verdict) for cell in own if cell.passed} <= {
+        ("octavo:cpu", "same"), ("octavo:cpu", "quantised"),
+    }  # fmt: skip
+    assert {cell.verdict for cell in own if cell.contender == "octavo:reference"} == {"unsupported"}
+    whole = next(cell for cell in results.cells if (cell.contender, cell.dtype) == ("octavo:cpu", "float32"))
+    assert own[0].step_bytes < whole.step_bytes / 2
+
+
 def worse(x, weight, *rest, **kwargs):
     """A product whose first token of a batch is slightly, then clearly wrong: only the tokens tell."""
     return REFERENCE.linear(x, weight, *rest, **kwargs).flip(-1)
