@@ -51,7 +51,7 @@ class Scale:
 
 
 SMALL = Scale(128, 70, 6, 8, 3, 4, torch.float32, "cpu")  # the needle is cut by chunks of 16 and of 64
-REAL = Scale(1024, 700, 600, 512, 40, 16, torch.bfloat16, "cuda")  # and by the decode kernel, in pieces of 256
+REAL = Scale(1024, 700, 600, 256, 40, 16, torch.bfloat16, "cuda")  # and by the decode kernel, in pieces of 256
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ def needle_in(circumstances: Circumstances, model: Model, scale: Scale) -> Yield
         finish(engine)
     lengths = random.Random(5)
     for i in range(circumstances.before):
-        engine.add(random_ids(lengths.randint(1, scale.neighbour), i), SamplingParams(seed=i, max_tokens=2))
+        engine.add(random_ids(lengths.randint(1, scale.neighbour), 100 + i), SamplingParams(seed=i, max_tokens=2))
     if circumstances.resumed:
         engine.add(random_ids(scale.elder, 2), SamplingParams(seed=2, max_tokens=scale.block_size + 2))
     needle = engine.add(prompt, params)
     for i in range(circumstances.after):
-        engine.add(random_ids(lengths.randint(1, scale.neighbour), -i), SamplingParams(seed=i, max_tokens=2))
+        engine.add(random_ids(lengths.randint(1, scale.neighbour), 200 + i), SamplingParams(seed=i, max_tokens=2))
     resumed = finish(engine)
     assert (engine.scheduler.num_hit_tokens >= scale.needle // 2) == circumstances.warm
     assert bool(resumed) == circumstances.resumed
