@@ -45,19 +45,19 @@ def paged_attention(
             pieces.append(torch.zeros_like(q[: b - a - seen]))
         if seen:
             used = blocks[: -(-length // k_cache.shape[1])]
-            k, v = (_blocks(cache, used)[:length] for cache in (k_cache, v_cache))
+            k, v = _context((k_cache, v_cache), used, length)
             pieces.append(_attend(q[b - seen : b], k, v, scale))
     if bounds[-1] < len(q):
         pieces.append(torch.zeros_like(q[bounds[-1] :]))
     return pieces[0] if len(pieces) == 1 else torch.cat([q[:0], *pieces])
 
 
-def _blocks(cache: Tensor, used: Tensor) -> Tensor:
-    """These blocks' tokens, `[tokens, num_kv_heads, head_dim]`; a view where the blocks lie in a row."""
-    numbers = used.tolist()
-    first, last = numbers[0], numbers[-1] + 1
-    in_a_row = last - first == len(numbers) and numbers == list(range(first, last))
-    return (cache[first:last] if in_a_row else cache.index_select(0, used)).flatten(0, 1)
+def _context(caches: tuple[Tensor, Tensor], used: Tensor, length: int) -> list[Tensor]:
+    """Keys and values of a sequence, `[length, num_kv_heads, head_dim]`; views where its blocks lie in a row."""
+    blocks, size, token_shape = used.tolist(), caches[0].shape[1], caches[0].shape[2:]
+    if blocks == list(range(blocks[0], blocks[0] + len(blocks))):
+        return [cache.view(-1, *token_shape).narrow(0, blocks[0] * size, length) for cache in caches]
+    return [cache.index_select(0, used).view(-1, *token_shape)[:length] for cache in caches]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -91,10 +91,9 @@ def _decode(
     groups: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         groups.setdefault(length.bit_length(), []).append(row)
-    if len(groups) == 1 and lengths[0]:
+    if len(groups) == 1:
         return _decode_alike(q, k_cache, v_cache, block_table, context_lens, min(lengths), max(lengths), scale)
     o = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    groups.pop(0, None)
     for group in groups.values():
         rows, own = torch.tensor(group), [lengths[row] for row in group]
         o[rows] = _decode_alike(
@@ -113,7 +112,7 @@ def _decode_alike(
     longest: int,
     scale: float,
 ) -> Tensor:
-    """One query a sequence, contexts from 1 token on."""
+    """One query a sequence, `longest` being less than twice `shortest`."""
     (num_seqs, num_heads, head_dim), (_, block_size, num_kv_heads, _) = q.shape, k_cache.shape
     blocks = block_table[:, : -(-longest // block_size), None]
     slots = torch.add(torch.arange(block_size), blocks, alpha=block_size).flatten(1)[:, :longest]

@@ -48,7 +48,7 @@ def linear(
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
     if len(x) <= FEW_ROWS and x.shape[1] % STEP == 0:
-        y = torch.ops.aten._weight_int8pack_mm(x.contiguous(), *weight)
+        y = torch._weight_int8pack_mm(x.contiguous(), *weight)
     else:
         y = F.linear(x, weight.values.bfloat16()).mul_(weight.scale)
     if bias is not None:

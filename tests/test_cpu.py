@@ -41,6 +41,7 @@ CASES = {
     "prefill": ([5, 17, 32], [5, 17, 32]),
     "chunks": ([20, 33, 40], [3, 1, 24]),
     "padding": ([0, 9, 0], [1, 1, 1]),
+    "nothing but padding": ([0, 0], [1, 1]),
     "no query": ([7, 8], [0, 2]),
     "decode without a query": ([7, 8], [0, 1]),
     "more queries than keys": ([2], [4]),
@@ -80,9 +81,14 @@ def test_linear_on_packed_weights(rows, inputs, outputs, activation, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_rope(interleaved, dtype):
-    fused = torch.randn(6, 7, 24).to(dtype)
-    q, k, _ = fused.split((4, 2, 1), dim=1)
+@pytest.mark.parametrize("heads", [(4, 2, 0), (2, 4, 1), (4, 1, 2)], ids=["neighbours", "fewer", "apart"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_rope(fused, heads, interleaved, dtype):
+    num_heads, num_kv_heads, between = heads
+    projection = torch.randn(6, 7, 24).to(dtype)
+    q, k = projection[:, :num_heads], projection[:, num_heads + between :][:, :num_kv_heads]
+    if not fused:
+        k = k.clone()
     angles = torch.outer(torch.arange(50.0), torch.rand(12))
     arguments = q, k, torch.tensor([0, 3, 3, 49, 1, 7], dtype=torch.int32), angles.cos(), angles.sin(), interleaved
     assert_accurate(cpu.rope(*arguments), reference.rope, *arguments)
