@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-kernels check codegen gpu bench bench-ops clean
+.PHONY: help demo test test-kernels check codegen gpu bench bench-ops results clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -40,8 +40,21 @@ gpu:  ## on a CUDA device: the tests marked gpu, then every op timed beside PyTo
 bench: $(READY)  ## a laptop's grid beside the peers that are installed: tables, pictures, JSON lines
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@out=build/bench/$$(date +%Y%m%d-%H%M%S); \
-	  $(BIN)/python -m octavo.bench decode --backend auto --peers installed --output $$out && \
+	  $(BIN)/python -m octavo.bench decode --quick --context 128,512 --dtype auto,int8 --backend auto --peers installed \
+	    --output $$out && \
 	  $(BIN)/python -m octavo.bench report $$out
+
+# The figures that are committed, and the README's tables of them. On an idle machine, on a clean checkout; half an hour.
+results: $(READY)  ## measure bench/results/cpu anew, make its page and pictures and the README's tables
+	@rm -rf bench/results/cpu
+	@$(BIN)/python -m octavo.bench decode --backend auto --dtype float32,bfloat16,int8 --batch 1,8 --context 128,1024 \
+	  --peers installed --output bench/results/cpu
+	@$(BIN)/python -m octavo.bench engine --dtype float32 --output bench/results/cpu
+	@$(BIN)/python -m octavo.bench serve --output bench/results/cpu
+	@$(BIN)/python -m octavo.bench host --output bench/results/cpu
+	@$(BIN)/python -m octavo.bench ops --output bench/results/cpu
+	@$(BIN)/python -m octavo.bench report bench/results/cpu
+	@$(BIN)/python -m octavo.bench report --readme README.md
 
 bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run; ARGS="-k rope"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -1,8 +1,9 @@
 """What got slower between two runs, beyond the noise that the runs themselves show. Exit code 1 if anything did.
 
-A run's noise is half the range of the medians of its repeats, or of five stretches where there are no repeats. A change
-counts if it is larger than both runs' noise together, and than the least that is worth a word. A contender that was
-right and now is wrong or fails counts as slower.
+A run's noise is half the range of the medians of its repeats, or of five stretches where there are no repeats. Where a
+fixed piece of work beside them took longer or shorter than before, the machine changed, and twice that is noise too. A
+change counts if it is larger than both runs' noise together, and than the least that is worth a word. A contender that
+was right and now is wrong or fails counts as slower.
 """
 
 import argparse
@@ -90,9 +91,11 @@ def compare(old: Sequence[Any], new: Sequence[Any]) -> Iterator[Change]:
     now = {record.key: record for record in new if record.passed}
     for key, record in {record.key: record for record in old if record.passed}.items():
         if key in now:
+            drift = 2 * abs(_drift(record, now[key]))
             for (what, before), (_, after) in zip(_samples(record), _samples(now[key]), strict=True):
                 if before and after:
-                    yield Change(what, median(before), median(after), _noise(before) + _noise(after), _is_own(record))
+                    noise = _noise(before) + _noise(after) + drift
+                    yield Change(what, median(before), median(after), noise, _is_own(record))
 
 
 def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
@@ -103,13 +106,22 @@ def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
             yield f"{_name(record)}: {record.verdict} {record.detail}"
 
 
+def _drift(old: Any, new: Any) -> float:
+    """By what share the probes beside a cell took longer; nothing where there are none."""
+    before, after = (getattr(record, "probe_s", []) for record in (old, new))
+    return median(after) / median(before) - 1 if before and after else 0.0
+
+
 def _machine(old: Results, new: Results, changes: Sequence[Change]) -> str:
     """A sentence where the machine itself, or the peers on it, are not what they were."""
     share = new.run.bandwidth / old.run.bandwidth - 1
     peers = [change.share for change in changes if not change.own]
+    drifts = [_drift(record, cell) for record in old.cells for cell in new.cells if record.key == cell.key]
     parts = [f"the measured bandwidth changed by {100 * share:+.0f} %"] if abs(share) > LEAST else []
     if peers and abs(median(peers)) > LEAST:
         parts.append(f"the peers' times changed by {100 * median(peers):+.0f} %")
+    if drifts and abs(median(drifts)) > LEAST:
+        parts.append(f"a fixed piece of work took {100 * median(drifts):+.0f} %")
     return f"mind the machine first: {' and '.join(parts)}" if parts else ""
 
 

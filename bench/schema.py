@@ -69,6 +69,7 @@ class Decode:
     decode_tokens_per_s: float | None = None  # batch / tpot_median_s
     tpot_spread: float | None = None  # (p90 - p10) / median, of all steps
     ttft_spread: float | None = None  # the same of the repeats' first tokens
+    probe_s: list[float] = field(default_factory=list)  # a fixed piece of work, before each repeat
     peak_memory_bytes: int | None = None  # beyond what the process held before the contender was opened
     step_bytes: int | None = None  # weights and cache that one step must read
     bandwidth_share: float | None = None  # step_bytes / tpot_median_s, of the run's bandwidth

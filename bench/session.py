@@ -18,6 +18,7 @@ from octavo.bench.records import Writer
 from octavo.bench.roofline import Peaks
 from octavo.bench.schema import Decode, Run
 from octavo.bench.sources import Source
+from octavo.bench.timing import Probe
 from octavo.bench.workloads import CHECK, Cell, Effort, prompts
 from octavo.gpt.weights import DTYPES, INT8
 from octavo.kernels.ops import Ops
@@ -73,6 +74,10 @@ class Session:
     console: Console
     done: list[Decode] = field(default_factory=list)
     verifiers: dict[str, Verifier] = field(default_factory=dict)
+    probe: Probe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.probe = Probe(self.plan.device)
 
     def measure_all(self) -> None:
         """Every entry at every cell, but for those that are done already."""
@@ -130,18 +135,20 @@ class Session:
         about |= {"verdict": verdict.word, "detail": verdict.detail, "load_s": load_s, "warmup_s": warmup_s}
         if verdict.word == "wrong":
             return Decode(**about)
-        repeats = self._repeat(contender, cell)
+        repeats, probes = self._repeat(contender, cell)
         found = figures(self.plan.source, cell, contender, repeats, self.run)
-        return Decode(**about, **found, peak_memory_bytes=memory.bytes())
+        return Decode(**about, **found, probe_s=probes, peak_memory_bytes=memory.bytes())
 
-    def _repeat(self, contender: Contender, cell: Cell) -> list[Generation]:
+    def _repeat(self, contender: Contender, cell: Cell) -> tuple[list[Generation], list[float]]:
         effort, start = self.plan.effort, time.perf_counter()
         repeats: list[Generation] = []
+        probes: list[float] = []
         while len(repeats) < effort.min_repeats or (
             len(repeats) < effort.max_repeats and time.perf_counter() - start < effort.seconds
         ):
+            probes.append(round(self.probe(), 6))
             repeats.append(_generate(contender, self._prompts(cell, len(repeats) + 1), cell))
-        return repeats
+        return repeats, probes
 
     def _prompts(self, cell: Cell, repeat: int) -> list[list[int]]:
         return prompts(self.plan.source.config, cell, self.plan.seed, repeat)

@@ -9,6 +9,8 @@ import torch
 
 NOISY = 0.25  # a spread beyond this share of the median is said beside the figure
 
+PROBE_ROUNDS = 8
+
 FALLBACK_CACHE_BYTES = 32 * 2**20  # of the last-level cache, where the system does not tell
 
 
@@ -34,6 +36,21 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
             return [before.elapsed_time(after) / 1e3 for before, after in pairs]
         return [after - before for before, after in pairs]
+
+
+class Probe:
+    """A fixed piece of work, a few sums of 64 MB: how fast the machine is just now, whoever else is at work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.data = device, torch.ones(2**24, device=device)
+
+    def __call__(self) -> float:
+        watch = Stopwatch(self.device)
+        watch.mark()
+        for _ in range(PROBE_ROUNDS):
+            self.data.sum()
+        watch.mark()
+        return watch.laps()[0]
 
 
 class ColdCaches:

@@ -62,6 +62,17 @@ def test_noise_as_large_as_the_change_is_no_change():
     assert step.noise == pytest.approx(0.3 + 0.007 / 2 / 0.012)
 
 
+def test_a_machine_that_changed_is_noise():
+    """The same code on a machine half as fast is not called slower; three times as long is more than the machine."""
+    calm = [record(probe_s=[0.02, 0.02, 0.02])]
+    for scale, word in ((1.6, "too noisy"), (3.0, "slower")):
+        slow = record(step=0.01 * scale, probe_s=[0.03, 0.032, 0.031])
+        assert {change.word for change in compare(calm, [slow])} == {word}
+    slow = record(step=0.012, probe_s=[0.0201, 0.0199, 0.0203])
+    assert {change.word for change in compare(calm, [slow])} == {"slower"}
+    assert {change.word for change in compare([record()], [replace(slow, probe_s=[])])} == {"slower"}
+
+
 @pytest.mark.parametrize("kind", ["op", "host"])
 def test_ops_and_steps_of_the_host_are_compared_too(kind):
     def made(scale):
