@@ -86,9 +86,8 @@ def test_linear_on_packed_weights(rows, inputs, outputs, activation, dtype):
 def test_rope(fused, heads, interleaved, dtype):
     num_heads, num_kv_heads, between = heads
     projection = torch.randn(6, 7, 24).to(dtype)
-    q, k = projection[:, :num_heads], projection[:, num_heads + between :][:, :num_kv_heads]
-    if not fused:
-        k = k.clone()
+    other = projection if fused else torch.randn_like(projection)
+    q, k = projection[:, :num_heads], other[:, num_heads + between :][:, :num_kv_heads]
     angles = torch.outer(torch.arange(50.0), torch.rand(12))
     arguments = q, k, torch.tensor([0, 3, 3, 49, 1, 7], dtype=torch.int32), angles.cos(), angles.sin(), interleaved
     assert_accurate(cpu.rope(*arguments), reference.rope, *arguments)
