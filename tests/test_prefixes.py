@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from octavo.gpt import LLM
 from octavo.gpt.blocks import chain_key, root_key
-from octavo.gpt.config import EngineConfig
+from octavo.gpt.config import KNOWN_SHAPES, EngineConfig
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler import Scheduler
 from octavo.gpt.sequence import Sequence
@@ -109,3 +110,16 @@ def test_samples_of_one_prompt_share_its_blocks():
     assert len({tuple(table[:5]) for table in tables}) == 1, "20 tokens, five blocks, one copy"
     assert len({table[5] for table in tables}) == 5, "each writes into its own"
     finish(engine)
+
+
+def test_beams_share_what_they_have_in_common(monkeypatch):
+    """Each step of each beam computes at most a block of tokens, not its whole text again."""
+    monkeypatch.setitem(KNOWN_SHAPES, "tiny", TINY["gpt2"])
+    shared, cold = (
+        LLM("dummy:tiny", dtype="float32", block_size=SIZE, enable_prefix_caching=caching) for caching in (True, False)
+    )
+    prompt, options = list(range(40)), {"beam_width": 3, "max_tokens": 6}
+    beams = shared.beam_search(prompt, **options)[0]
+    assert [beam.token_ids for beam in beams] == [beam.token_ids for beam in cold.beam_search(prompt, **options)[0]]
+    assert shared.stats()["tokens_prefilled"] <= 40 + 5 * 3 * SIZE
+    assert cold.stats()["tokens_prefilled"] == 40 + 3 * sum(range(41, 46))
