@@ -65,6 +65,12 @@ def test_what_cannot_be_shared_is_not_waited_for(second, options):
     assert planned(scheduler) == [(0, 0, 10), (1, 0, len(second))]
 
 
+def test_a_text_that_slid_makes_nothing_to_wait_for():
+    """Its first tokens are forgotten and its positions have moved: nobody finds its blocks."""
+    scheduler = scheduler_of(range(300), range(300 - WINDOW, 300), budget=1024, overflow="slide")
+    assert planned(scheduler) == [(0, 0, WINDOW), (1, 0, WINDOW)]
+
+
 def test_a_prompt_that_ends_early_holds_nobody_up():
     scheduler = scheduler_of(range(40), range(30), budget=16)
     assert planned(scheduler) == [(0, 0, 16)]
