@@ -91,9 +91,9 @@ class Verifier:
 
     def _prefilled(self, prompt: list[int], more: int) -> PagedCache:
         """Keys and values of a prompt but for its last token, kept for the next contender."""
-        key = tuple(prompt)
+        size = len(prompt) + more
+        key = (*prompt, size)  # a larger batch may ask for more tokens after the same prompt
         if key not in self._prompts:
-            size = len(prompt) + more
             cache = PagedCache(self.model.config, 1, size, self.dtype, self.device)
             if len(prompt) > 1:
                 self._forward(prompt[:-1], 0, cache)

@@ -61,6 +61,12 @@ def test_tokens_at_random_are_not_those_of_quantised_weights(verifier, answers):
     assert verifier.check(PROMPTS, spoiled, same_weights=False).word == "wrong"
 
 
+def test_the_same_prompt_with_a_longer_answer(verifier, answers):
+    for length in (3, 9, 5):
+        cut = [tokens[:length] for tokens in answers]
+        assert verifier.check(PROMPTS, cut, same_weights=True).detail == f"all {8 * length} tokens"
+
+
 def test_a_prompt_of_one_token(verifier, model):
     llm = LLM(model, backend="reference", dtype="float32")
     request = llm.generate([[5]], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True), use_tqdm=False)[0]
