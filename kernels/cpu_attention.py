@@ -35,7 +35,9 @@ def paged_attention(
     """Each sequence's newest tokens attend to its cached context: see the reference."""
     num_seqs, lengths = len(context_lens), context_lens.tolist()
     is_one_each = max_seqlen_q == 1 and len(q) == num_seqs == int(cu_seqlens_q[-1])
-    if is_one_each and (num_seqs > 1 or q.shape[1] == k_cache.shape[2]):
+    # One sequence is best left to the fused kernel, unless it would multiply single bfloat16 rows.
+    is_slow_alone = q.dtype != torch.float32 and q.shape[1] == k_cache.shape[2]
+    if is_one_each and (num_seqs > 1 or is_slow_alone):
         return _decode(q, k_cache, v_cache, block_table, context_lens, lengths, scale)
     bounds = cu_seqlens_q.tolist()
     pieces = []
