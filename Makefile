@@ -40,7 +40,7 @@ gpu:  ## on a CUDA device: the tests marked gpu, then every op timed beside PyTo
 bench: $(READY)  ## a laptop's grid beside the peers that are installed: tables, pictures, JSON lines
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@out=build/bench/$$(date +%Y%m%d-%H%M%S); \
-	  $(BIN)/python -m octavo.bench decode --quick --context 128,512 --dtype auto,int8 --backend auto --peers installed \
+	  $(BIN)/python -m octavo.bench decode --quick --context 128,256 --dtype auto,int8 --backend auto --peers installed \
 	    --output $$out && \
 	  $(BIN)/python -m octavo.bench report $$out
 

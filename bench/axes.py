@@ -37,6 +37,8 @@ def logarithmic(axis: Any, ticks: Sequence[float]) -> None:
     """A base-2 axis that shows the measured values and nothing between."""
     if len(ticks) > 1:
         axis.set_xscale("log", base=2)
+        margin = (ticks[-1] / ticks[0]) ** 0.05
+        axis.set_xlim(ticks[0] / margin, ticks[-1] * margin)
     axis.set_xticks(ticks)
     axis.xaxis.set_major_formatter(PLAIN)
     axis.xaxis.set_minor_locator(NullLocator())
