@@ -6,7 +6,9 @@ from typing import Any
 
 from octavo.bench.__main__ import main
 from octavo.bench.records import Writer
-from octavo.bench.schema import Decode, Run
+from octavo.bench.schema import Decode, Run, Scene, Serve
+from octavo.bench.serve_table import figures
+from octavo.bench.serving import Served
 
 from tiny import TINY, tiny_model
 
@@ -29,6 +31,22 @@ def record(contender: str = "octavo:cpu", step: float = 0.01, batch: int = 1, **
         ttft_spread=0.0, step_bytes=1000, bandwidth_share=0.5, compute_share=0.01, prefill_compute_share=0.2,
     )  # fmt: skip
     return replace(made, **fields)
+
+
+def served(load: str, level: float, gap: float = 0.01, number: int = 10) -> Serve:
+    """A line of a serve run whose requests all took the same times."""
+    requests = [Served(5, i, i, [i + 0.1 + gap * k for k in range(6)], [7] * 6) for i in range(number)]
+    found = figures(requests, ttft_bound_s=2.0, tpot_bound_s=0.2)
+    return Serve("tiny", False, "cpu", "float32", "alpaca", load, level, number, 0, "same", "as alone", **found)
+
+
+def scene(way: str, *seconds: float) -> Scene:
+    """A line of an engine run."""
+    middle = sorted(seconds)[len(seconds) // 2]
+    return Scene(
+        "tiny", False, "cpu", "float32", "batching", way, 32, 900, 90, "same", "", 900, list(seconds), middle, 0.1,
+        90 / middle,
+    )  # fmt: skip
 
 
 def write(path: Path, run: Run, *cells: Any) -> Path:

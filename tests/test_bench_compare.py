@@ -9,7 +9,7 @@ from octavo.bench.compare import compare
 from octavo.bench.schema import Host, Op
 from octavo.bench.timing import median
 
-from bench_tiny import RUN, bench, record, write
+from bench_tiny import RUN, bench, record, scene, served, write
 
 PLANTED = 1.20
 NAMES = ("octavo:cpu", "octavo:reference", "transformers")
@@ -84,6 +84,17 @@ def test_ops_and_steps_of_the_host_are_compared_too(kind):
 
     assert [change.word for change in compare([made(1.0)], [made(PLANTED)])] == ["slower"]
     assert [change.word for change in compare([made(1.0)], [made(1.01)])] == ["same"]
+
+
+def test_loads_and_scenes_are_compared_too():
+    changes = list(compare([served("open", 2)], [served("open", 2, gap=0.01 * PLANTED)]))
+    assert [change.word for change in changes] == ["same", "slower"]
+    assert changes[1].what == "cpu float32 open: 2 requests/s gap"
+    assert [change.word for change in compare([served("open", 2)], [served("open", 2)])] == ["same", "same"]
+    old, new = scene("together", 3.0, 3.05, 3.1), scene("together", 3.6, 3.65, 3.7)
+    assert [change.word for change in compare([old], [new])] == ["slower"]
+    assert [change.word for change in compare([old], [old])] == ["same"]
+    assert [change.word for change in compare([scene("together", 3.0)], [scene("together", 3.9)])] == ["too noisy"]
 
 
 def test_the_command_can_gate(tmp_path, capsys):

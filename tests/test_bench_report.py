@@ -10,7 +10,7 @@ from octavo.bench.markdown import render
 from octavo.bench.records import Results
 from octavo.bench.schema import Host, Op
 
-from bench_tiny import RUN, bench, record, write
+from bench_tiny import RUN, bench, record, scene, served, write
 
 ROOT = Path(report.__file__).parent.parent
 GPU = replace(RUN, device="cuda", device_name="a GPU", driver="570", planned=1)
@@ -79,6 +79,29 @@ def test_ops_and_host_have_tables_too():
     assert "| linear | 8 x 9 | cpu | float32 | = | 100 | 100 | 100 | 10 | 50 % | 100 | 25 % |" in render(results(op))
     host = Host(64, 128, None, [1e-4], 1e-4, 1.2e-4, 1500)
     assert "| 64 | 128 | 100 | 120 | 150 | 80 | 1,500 |" in render(results(host))
+
+
+def test_serve_and_engine_have_tables_too():
+    text = render(results(served("closed", 1), served("open", 2), run=replace(RUN, command="serve")))
+    assert "| load | check | requests/s | tokens/s | TTFT ms |" in text
+    assert "| closed: 1 caller | = | 1.09 | 6.56 | 100 | 100 | 100 | 10 | 10 | 10 | 10 of 10 | 1.09 |" in text
+    assert "tiny, cpu float32: 10 requests, lengths alpaca. check: = the requests" in text
+    text = render(
+        results(scene("one by one", 9.0, 9.1), scene("together", 3.0, 3.1), run=replace(RUN, command="engine"))
+    )
+    assert "| batching | 32 | together | = | 900 | 900 | 90 | 3.1 | 29 | 2.94 |" in text
+    with pytest.raises(ValueError, match="only a run of decode has a summary"):
+        render(results(served("open", 2), run=replace(RUN, command="serve")), "summary")
+
+
+@pytest.mark.parametrize("kinds", [("open",), ("closed",), ("open", "closed")])
+def test_a_load_curve_is_drawn(kinds, tmp_path):
+    pytest.importorskip("matplotlib")
+    cells = [served(kind, level, gap=0.01 * level) for kind in kinds for level in (1, 2, 4)]
+    write(tmp_path / "serve.jsonl", replace(RUN, command="serve"), *cells)
+    assert bench("report", tmp_path) == 0
+    assert "![serve-load](serve-load.png)" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "serve-load.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_page_keeps_cpu_and_gpu_apart(tmp_path, capsys):
