@@ -34,6 +34,7 @@ codegen: $(READY)  ## compile every row of the launch table for named GPUs, with
 
 # On a machine with a GPU, in whatever environment holds torch, triton, pytest and an editable install: no set-up, no network.
 gpu:  ## on a CUDA device: the tests marked gpu, then every op timed beside PyTorch's
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu needs a CUDA device: torch sees none")'
 	@$(PYTHON) -m pytest -q -m gpu $$(grep -l 'mark.gpu' tests/test_*.py)
 	@$(PYTHON) -m octavo.bench ops --output bench/results/gpu
 
@@ -47,9 +48,9 @@ bench: $(READY)  ## a laptop's grid beside the peers that are installed: tables,
 # The figures that are committed, and the README's tables of them. On an idle machine, on a clean checkout; half an hour.
 results: $(READY)  ## measure bench/results/cpu anew, make its page and pictures and the README's tables
 	@rm -rf bench/results/cpu
-	@$(BIN)/python -m octavo.bench decode --backend auto --dtype float32,bfloat16,int8 --batch 1,8 --context 128,1024 \
+	@$(BIN)/python -m octavo.bench decode --backend auto --dtype float32,bfloat16,int8 --batch 1,8 --context 128,512 \
 	  --peers installed --output bench/results/cpu
-	@$(BIN)/python -m octavo.bench engine --dtype float32 --output bench/results/cpu
+	@$(BIN)/python -m octavo.bench engine --dtype float32 --repeats 1 --output bench/results/cpu
 	@$(BIN)/python -m octavo.bench serve --output bench/results/cpu
 	@$(BIN)/python -m octavo.bench host --output bench/results/cpu
 	@$(BIN)/python -m octavo.bench ops --output bench/results/cpu

@@ -78,8 +78,9 @@ def cell(config: ModelConfig, batch: int, context: int, new_tokens: int) -> Cell
 
 
 def prompts(config: ModelConfig, cell: Cell, seed: int, repeat: int) -> list[list[int]]:
-    """One prompt a sequence, no two alike and none met again in another repeat, so that no prefix cache can help."""
-    return [_prompt(config, cell.prompt_tokens, f"{seed}/{repeat}/{row}") for row in range(cell.batch)]
+    """One prompt a sequence, none beginning as any other of the run does, so that no prefix cache can help."""
+    place = f"{seed}/{cell.batch}/{cell.context}/{repeat}"
+    return [_prompt(config, cell.prompt_tokens, f"{place}/{row}") for row in range(cell.batch)]
 
 
 def _prompt(config: ModelConfig, length: int, seed: str) -> list[int]:

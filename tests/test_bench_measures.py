@@ -80,10 +80,12 @@ def test_prompts_are_seeded_and_never_met_again(name):
     assert max(ids) < config.vocab_size
 
 
-def test_a_row_does_not_depend_on_the_batch():
+def test_no_prompt_of_a_run_begins_as_another_does():
+    """Nor those of another cell: a prefix that was cached there would be prefilled for nothing here."""
     config = KNOWN_SHAPES["gpt2"]
-    small, large = (workloads.prompts(config, Cell(batch, 8, 8, 4), 0, 0) for batch in (1, 5))
-    assert large[:1] == small
+    cells = [Cell(batch, context, context, 4) for batch in (1, 5) for context in (8, 16)]
+    begins = [tuple(p[:8]) for cell in cells for repeat in (0, 1) for p in workloads.prompts(config, cell, 0, repeat)]
+    assert len(set(begins)) == len(begins)
 
 
 @pytest.mark.parametrize(
