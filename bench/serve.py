@@ -8,7 +8,8 @@ Goodput counts the requests whose first token and whose mean time per further to
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         options.same_run(before, machine.describe(plan.device))
         header, done = before.run, before.cells
     else:
-        peaks = measure_peaks(plan.device, (plan.dtype,))
+        peaks = _aside(measure_peaks, plan.device, (plan.dtype,))
         about = machine.describe(plan.device)
         header, done = Run("serve", seed=plan.seed, planned=len(plan.loads), **peaks._asdict(), **about), []
         Writer(path).write(header)
@@ -161,7 +162,7 @@ class Session:
         own = [plan.requests[row] for row in plan.checked]
         alone = [await _alone(llm, request) for request in own]
         warmup_s = time.perf_counter() - start
-        check = Check(plan, alone)
+        check = _aside(Check, plan, alone)
         for load in left:
             if check.first.word == "wrong":
                 self._keep(self._record(load, check.first))
@@ -173,7 +174,7 @@ class Session:
             except Exception as error:
                 self._keep(self._record(load, Verdict("failed", " ".join(str(error).split())[:300])))
             else:
-                self._keep(self._record(load, check(served), served, warmup_s))
+                self._keep(self._record(load, _aside(check, served), served, warmup_s))
 
     def _record(
         self, load: Load, verdict: Verdict, served: Sequence[Served] = (), warmup_s: float | None = None
@@ -206,6 +207,12 @@ class Check:
         if verdict.word == "same" and self.first.word == "rounding":
             return Verdict("rounding", f"{verdict.detail}; alone {self.first.detail}")
         return verdict
+
+
+def _aside(function: Callable[..., Any], *arguments: Any) -> Any:
+    """In a thread that ends with it, as do the OpenMP threads it started: they would slow the server's own."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *arguments).result()
 
 
 async def _alone(llm: AsyncLLM, request: Request) -> list[int]:

@@ -15,8 +15,10 @@ class AsyncLLM:
     """`LLM` behind asyncio: the same arguments. Steps run in a thread, all else between them in the event loop."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.llm = LLM(*args, **kwargs)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-step")
+        # OpenMP keeps a team of threads for each thread that computes, and lets them sleep between products once the
+        # teams outnumber the cores: so the thread that steps is the only one that computes.
+        self.llm = self._thread.submit(LLM, *args, **kwargs).result()
         self._changed = asyncio.Condition()  # the engine took a step, or stopped
         self._stepping = False
         self._driver: asyncio.Task | None = None

@@ -1,6 +1,7 @@
 """AsyncLLM: many callers, one engine; cancelling gives everything back."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -178,3 +179,30 @@ def test_close_ends_those_under_way(small):
         check_idle(llm.llm.engine)
 
     asyncio.run(main())
+
+
+def test_the_thread_that_steps_is_the_one_that_loads(small, monkeypatch):
+    """OpenMP slows every thread once several have computed."""
+    threads = []
+
+    class Noted(LLM):
+        def __init__(self, *args, **kwargs):
+            threads.append(threading.current_thread())
+            super().__init__(*args, **kwargs)
+
+        def step(self):
+            threads.append(threading.current_thread())
+            return super().step()
+
+    monkeypatch.setattr("octavo.gpt.async_llm.LLM", Noted)
+
+    async def scenario():
+        llm = AsyncLLM(**small)
+        async for _ in llm.generate([1, 2, 3], SamplingParams(max_tokens=3)):
+            pass
+        await llm.close()
+
+    asyncio.run(scenario())
+    assert len(threads) > 3
+    assert len(set(threads)) == 1
+    assert threads[0] is not threading.main_thread()
