@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -69,10 +70,8 @@ class AsyncLLM:
         loop = asyncio.get_running_loop()
         while self.llm.has_unfinished:
             self._stepping = True
-            try:
+            with suppress(Exception):  # the step has ended every request with its message
                 await loop.run_in_executor(self._thread, self.llm.step)
-            except Exception as error:
-                self.llm.engine.fail_all(str(error))
             async with self._changed:
                 self._stepping = False
                 self._changed.notify_all()

@@ -225,19 +225,19 @@ def test_warming_up_stores_nothing_and_changes_no_token(family):
     assert run(engine, [[1, 2, 3], [4]], GREEDY) == run(tiny_engine(model), [[1, 2, 3], [4]], GREEDY)
 
 
-def test_a_graph_made_on_demand_leaves_the_rows_as_they_were():
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"logprobs": 0}], ids=["draw", "sample", "logits"])
+def test_a_graph_made_on_demand_leaves_the_rows_as_they_were(options):
     """Capturing runs the step once more, which draws from, and writes to, the rows that are about to be used."""
 
     def capture(step):
         step()
         return step
 
-    model = tiny_model(TINY["llama"])
-    prompts, params = mixture(12, seed=2)
-    limits = {"max_model_len": 32, "max_num_seqs": 5}
-    assert run(tiny_engine(model, capture=capture, **limits), prompts, params) == run(
-        tiny_engine(model, **limits), prompts, params
-    )
+    model, prompts = tiny_model(TINY["llama"]), [[3, 1, 4], [1, 5], [9], [2, 6, 5, 3]]
+    params = [SamplingParams(seed=i, max_tokens=3 + 2 * i, ignore_eos=True, **options) for i in range(4)]
+    expected = run(tiny_engine(model), prompts, params)
+    for read_late in (False, True):
+        assert run(tiny_engine(model, capture=capture, read_late=read_late), prompts, params) == expected
 
 
 @pytest.mark.parametrize("name", ["write_kv", "paged_attention", "sample", "lm_head_sample"])
