@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.dim, config.dim, bias=True)
 
     def forward(self, x: Tensor, batch: Batch, cache: LayerCache | None, ops: Ops) -> Tensor:
-        q, k, v = self.c_attn(x, ops).unflatten(1, (3, -1, self.head_dim)).unbind(1)
+        q, k, v = self.c_attn(x, ops).view(len(x), 3, -1, self.head_dim).unbind(1)
         o = attend(ops, q, k, v, batch, cache, self.head_dim**-0.5)
         return self.c_proj(o.flatten(1), ops)
 

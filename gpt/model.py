@@ -39,12 +39,6 @@ class Linear(nn.Module):
     def forward(self, x: Tensor, ops: Ops, activation: str | None = None) -> Tensor:
         return ops.linear(x, self.weight, self.bias, activation)
 
-    def pack(self, ops: Ops) -> None:
-        """Replace the weight by the backend's own form; training ends here."""
-        packed = ops.pack(self.weight.detach())
-        del self.weight
-        self.weight = packed
-
 
 class LayerNorm(nn.Module):
     def __init__(self, dim: int, eps: float) -> None:
@@ -77,10 +71,9 @@ def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, batch: Batch, cache: Layer
     """Attention of this step's tokens, over themselves alone or over the paged cache they are first written to."""
     if cache is None:
         return ops.causal_attention(q, k, v, batch.cu_seqlens_q, batch.max_seqlen_q, scale)
-    ops.write_kv(k, v, *cache, batch.slot_mapping)
-    return ops.paged_attention(
-        q, *cache, batch.block_table, batch.context_lens, batch.cu_seqlens_q, batch.max_seqlen_q, scale
-    )
+    ops.write_kv(k, v, *cache, batch.slot_mapping, batch.memo)
+    indices = batch.block_table, batch.context_lens, batch.cu_seqlens_q, batch.max_seqlen_q
+    return ops.paged_attention(q, *cache, *indices, scale, batch.memo)
 
 
 class Model(nn.Module):
@@ -134,10 +127,12 @@ class Model(nn.Module):
         """Tensors that follow from the configuration, made on the weights' device once these have memory."""
 
     def pack(self) -> None:
-        """Hand every weight matrix to the backend's `pack`, one at a time."""
+        """Replace the weights by the backend's own form, one at a time; training ends here."""
         for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack(self.ops)
+            if isinstance(module, Linear | RMSNorm):
+                weight = module.weight.detach()
+                del module.weight
+                module.weight = self.ops.pack(weight)
         if self.lm_head is None:
             self.packed_head = self.ops.pack(self.embedding.weight.detach())
 

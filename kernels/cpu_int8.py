@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels import cpu
 from octavo.kernels.cpu_sampling import draw
 
 LARGEST = 127
@@ -25,8 +26,10 @@ class Int8Weight(NamedTuple):
     scale: Tensor  # bfloat16 [out_features]: what a value of 1 stands for
 
 
-def pack(weight: Tensor) -> Int8Weight:
-    """A weight `[out_features, in_features]`, each row rounded to 255 steps."""
+def pack(weight: Tensor) -> Int8Weight | Tensor:
+    """A weight `[out_features, in_features]`, each row rounded to 255 steps; that of a norm keeps its values."""
+    if weight.ndim == 1:
+        return cpu.pack(weight)
     values, scales = zip(*(_quantise(rows.float()) for rows in weight.split(ROWS_AT_ONCE)), strict=True)
     return Int8Weight(torch.cat(values), torch.cat(scales))
 

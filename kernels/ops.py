@@ -80,6 +80,8 @@ def _cpu() -> Ops:
     return replace(
         REFERENCE,
         name="cpu",
+        rms_norm=cpu.rms_norm,
+        add_rms_norm=cpu.add_rms_norm,
         pack=cpu.pack,
         linear=cpu.linear,
         rope=cpu.rope,

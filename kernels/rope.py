@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels import launch
+from octavo.kernels.memo import Memo
 
 
 @triton.jit(do_not_specialize=["context_size"])
@@ -71,7 +72,13 @@ def _rope_kernel(
 
 
 def rope(
-    q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool = False,
+    memo: Memo | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rotated copies of q and k.
 
