@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.bench.sources import Source, cast, plain_model
+from octavo.bench.sources import Source, plain_model
 from octavo.gpt.batch import Batch
 from octavo.gpt.cache import PagedCache
 
@@ -40,7 +40,7 @@ class Verifier:
         with torch.inference_mode():
             twin = plain_model(source, dtype, device)
             exact = torch.float64 if dtype == "float32" else torch.float32
-            judge = cast(copy.deepcopy(twin), exact)
+            judge = copy.deepcopy(twin).to(exact)
             generator = torch.Generator().manual_seed(seed)
             length = min(PROBE_TOKENS, source.config.context_size)
             probe = torch.randint(source.config.vocab_size, (1, length), generator=generator).int().to(device)

@@ -17,6 +17,8 @@ from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
 
 OWN = "octavo:"  # names of our own contenders begin so
 
+TAKE_PACKED = {"pack", "linear", "lm_head_sample", "rms_norm", "add_rms_norm"}
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -129,13 +131,14 @@ class Octavo(Contender):
 def backend(name: str) -> Ops:
     """An octavo backend, or an ablation of one: `triton-sample` is triton with the reference's `sample`.
 
-    Several ops may be given back to the reference, one dash each; `linear` takes `pack` along. ValueError for a name
-    that is no backend or no op, RuntimeError where the backend cannot run.
+    Several ops may be given back to the reference, one dash each; where weights are packed, all that take them go
+    together. ValueError for a name that is no backend or no op, RuntimeError where the backend cannot run.
     """
     base, *given_back = name.split("-")
     for op in given_back:
         if op not in OP_NAMES:
             raise ValueError(f"backend {name!r}: {op!r} is no op (only {', '.join(OP_NAMES)})")
-    if {"linear", "pack"} & set(given_back):
-        given_back += ["linear", "pack"]
-    return replace(ops.load(base), name=name, **{op: getattr(REFERENCE, op) for op in given_back})
+    whole = ops.load(base)
+    if whole.pack is not REFERENCE.pack and TAKE_PACKED & set(given_back):
+        given_back += TAKE_PACKED
+    return replace(whole, name=name, **{op: getattr(REFERENCE, op) for op in given_back})

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from octavo.bench import options, peers, tables
 from octavo.bench.machine import describe
+from octavo.bench.plan import Plan
 from octavo.bench.records import Writer
 from octavo.bench.roofline import measure_peaks
 from octavo.bench.schema import Decode
-from octavo.bench.session import Plan, Session
+from octavo.bench.session import Session
 from octavo.bench.sources import open_source
 from octavo.bench.workloads import EFFORTS, GRIDS, cell
 from octavo.gpt.weights import INT8

@@ -8,7 +8,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Format
 from torch import Tensor
 
-from octavo.bench.sources import interleave, separate, tensors
+from octavo.bench.sources import interleave, separate
 from octavo.gpt.config import ModelConfig
 from octavo.gpt.model import Model
 
@@ -35,7 +35,7 @@ def write_gguf(model: Model, path: Path, format: str) -> None:
         raise ValueError("rotary scaling is not written to GGUF files")
     writer = gguf.GGUFWriter(path, config.family)
     _metadata(writer, config)
-    for name, tensor in separate(config, tensors(model)).items():
+    for name, tensor in separate(config, dict(model.named_parameters())).items():
         if name.split(".")[-2] in ("q_proj", "k_proj") and not config.rope_interleaved:
             tensor = interleave(tensor, config.head_dim)
         place = _place(name, config.family)

@@ -5,7 +5,7 @@ from typing import Any
 import transformers
 from torch import Tensor
 
-from octavo.bench.sources import separate, tensors, turn_halves
+from octavo.bench.sources import separate, turn_halves
 from octavo.gpt.config import ModelConfig
 from octavo.gpt.model import Model
 
@@ -15,7 +15,7 @@ MATRICES = ("c_attn", "c_proj", "c_fc")  # of GPT-2; transformers keeps them tra
 def network(model: Model) -> Any:
     """The same network in transformers' classes; it shares the weights' memory where the layout is the same."""
     transformers.utils.logging.disable_progress_bar()
-    weights = renamed(model.config, tensors(model))
+    weights = renamed(model.config, dict(model.named_parameters()))
     dtype = next(iter(weights.values())).dtype
     twin = transformers.AutoModelForCausalLM.from_config(configuration(model.config), dtype=dtype)
     missing, unexpected = twin.load_state_dict(weights, strict=False, assign=True)

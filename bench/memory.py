@@ -1,4 +1,4 @@
-"""The most memory a contender held, beyond what the process held before it was opened."""
+"""The memory of contenders that share a process: what each held at most, whatever the others hold."""
 
 import contextlib
 import ctypes
@@ -17,32 +17,30 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        gc.collect()
-        trim(device)
-        self.reset()
-        self.before = self._read("VmRSS")
+        self.held = 0  # bytes allocated while it was at work, and kept
+        self.peak: int | None = None  # bytes, of the last time it was at work
 
-    def reset(self) -> None:
-        """Forget the peak so far."""
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """What is allocated within is the contender's."""
+        self._begin()
+        start = self._read("VmRSS")
+        yield
+        most = self._read("VmHWM")
+        self._begin()
+        end = self._read("VmRSS")
+        if start is not None and most is not None and end is not None:
+            self.peak = max(0, self.held + most - start)
+            self.held += end - start
+
+    def _begin(self) -> None:
+        """Give free memory back, and forget the peak so far."""
+        gc.collect()
+        trim(self.device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         with contextlib.suppress(OSError):
             CLEAR_REFS.write_text("5")
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """What is allocated within and kept is not the contender's."""
-        start = self._read("VmRSS")
-        yield
-        trim(self.device)
-        end = self._read("VmRSS")
-        if self.before is not None and start is not None and end is not None:
-            self.before += end - start
-        self.reset()
-
-    def bytes(self) -> int | None:
-        peak = self._read("VmHWM")
-        return None if peak is None or self.before is None else max(0, peak - self.before)
 
     def _read(self, name: str) -> int | None:
         """Bytes of the process by one of Linux's names: VmHWM the most there were, VmRSS those there are."""

@@ -70,7 +70,7 @@ class Decode:
     tpot_spread: float | None = None  # (p90 - p10) / median, of all steps
     ttft_spread: float | None = None  # the same of the repeats' first tokens
     probe_s: list[float] = field(default_factory=list)  # a fixed piece of work, before each repeat
-    peak_memory_bytes: int | None = None  # beyond what the process held before the contender was opened
+    peak_memory_bytes: int | None = None  # the contender's own, while it answered the checked prompts
     step_bytes: int | None = None  # weights and cache that one step must read
     bandwidth_share: float | None = None  # step_bytes / tpot_median_s, of the run's bandwidth
     compute_share: float | None = None  # FLOPs of a step / tpot_median_s, of the run's matmul rate

@@ -1,72 +1,64 @@
-"""The grid: contenders x dtypes x batch sizes x contexts. Each cell is checked, then timed, then written down."""
+"""The grid: contenders x dtypes x batch sizes x contexts. Each cell is checked, then timed, then written down.
+
+On a CPU the contenders of a dtype are open together and repeat in turns: a machine that slows down for a minute slows
+all of them, so their ratios hold where their figures do not.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from octavo.bench import contenders, machine, peers, tables
-from octavo.bench.check import Verifier
-from octavo.bench.contenders import Contender, Generation, Octavo, Setting, UnsupportedError
+from octavo.bench import tables
+from octavo.bench.check import Verdict, Verifier
+from octavo.bench.contenders import Contender, Generation, UnsupportedError
 from octavo.bench.figures import figures, identity
 from octavo.bench.memory import PeakMemory
+from octavo.bench.plan import Entry, Plan, label, named
 from octavo.bench.records import Writer
-from octavo.bench.roofline import Peaks
 from octavo.bench.schema import Decode, Run
-from octavo.bench.sources import Source
 from octavo.bench.timing import Probe
 from octavo.bench.workloads import CHECK, Cell, Effort, prompts
-from octavo.gpt.weights import DTYPES, INT8
-from octavo.kernels.ops import Ops
+from octavo.gpt.weights import DTYPES
 
 STEP_WORTH = 25  # prompt tokens that take about as long as one decode step, for the progress bar
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A checked command: nothing in it is unknown or impossible."""
+class Entrant:
+    """A contender with its weights loaded."""
 
-    source: Source
-    device: torch.device
-    dtypes: tuple[str, ...]
-    backends: tuple[Ops, ...]
-    peers: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    effort: Effort
-    seed: int
+    contender: Contender
+    dtype: str  # that it was asked for
+    load_s: float
+    memory: PeakMemory
 
-    @property
-    def entries(self) -> list[tuple[Ops | str, str]]:
-        """Who runs, a backend or a peer's name, and in which dtype; a peer's own format is run once."""
-        pairs: list[tuple[Ops | str, str]] = []
-        for dtype in self.dtypes:
-            names = [peers.in_int8(name) if dtype == INT8 else name for name in self.peers]
-            pairs += [(who, dtype) for who in (*self.backends, *names) if who is not None]
-        first: dict[Any, str] = {
-            who: dtype for who, dtype in reversed(pairs) if isinstance(who, str) and peers.has_own_format(who)
-        }
-        return [(who, dtype) for who, dtype in dict.fromkeys(pairs) if first.get(who, dtype) == dtype]
 
-    def open(self, who: Ops | str, dtype: str) -> Contender:
-        batch = max(cell.batch for cell in self.cells)
-        context = max(cell.prompt_tokens + cell.new_tokens for cell in self.cells)
-        setting = Setting(self.source, dtype, self.device, torch.get_num_threads(), batch, context)
-        return peers.open_peer(who, setting) if isinstance(who, str) else Octavo(setting, who)
+@dataclass
+class Trial:
+    """An entrant at one cell: checked, then timed, then written down."""
 
-    def describe(self, peaks: Peaks) -> Run:
-        packages = [peers.PEERS[name.partition(":")[0]].distribution for name in self.peers]
-        planned = len(self.entries) * len(self.cells)
-        about = machine.describe(self.device, packages)
-        return Run(command="decode", seed=self.seed, planned=planned, **peaks._asdict(), **about)
+    entrant: Entrant
+    verdict: Verdict | None = None
+    warmup_s: float = 0.0
+    repeats: list[Generation] = field(default_factory=list)
+    probes: list[float] = field(default_factory=list)  # seconds of the probe before each repeat
+    seconds: float = 0.0  # spent on repeats
+    has_failed: bool = False
+
+    def is_over(self, effort: Effort) -> bool:
+        if self.has_failed or self.verdict is None or self.verdict.word == "wrong":
+            return True
+        enough = len(self.repeats) >= effort.min_repeats and self.seconds >= effort.seconds
+        return enough or len(self.repeats) >= effort.max_repeats
 
 
 @dataclass
 class Session:
-    """A run on its way. Every line is on disk before the next is measured, so what is done stays, whatever happens."""
+    """A run on its way. A cell's lines are on disk before the next is measured: what is done stays."""
 
     plan: Plan
     run: Run
@@ -85,70 +77,90 @@ class Session:
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal, transient=True,
         )  # fmt: skip
-        entries = self.plan.entries
         with bar:
-            task = bar.add_task("", total=len(entries) * sum(map(_worth, self.plan.cells)))
-            for who, dtype in entries:
-                bar.update(task, description=f"{label(who)} {dtype}")
-                for cell in self._measure_entry(who, dtype):
-                    bar.advance(task, _worth(cell))
+            task = bar.add_task("", total=len(self.plan.entries) * sum(map(_worth, self.plan.cells)))
+            for name, group in self.plan.groups.items():
+                bar.update(task, description=name)
+                for cell in self._measure_group(group):
+                    bar.advance(task, len(group) * _worth(cell))
 
-    def _measure_entry(self, who: Ops | str, dtype: str) -> Iterator[Cell]:
-        """All cells of one contender, opened once; yields each when it is over."""
-        memory, start = PeakMemory(self.plan.device), time.perf_counter()
+    def _measure_group(self, group: list[Entry]) -> Iterator[Cell]:
+        """All cells of contenders that are open together; yields each when it is over."""
+        with ExitStack() as closing:
+            entrants = [entrant for entry in group if (entrant := self._open(entry, closing))]
+            for cell in self.plan.cells:
+                self._measure(cell, entrants)
+                yield cell
+
+    def _open(self, entry: Entry, closing: ExitStack) -> Entrant | None:
+        """The contender with its weights loaded; None where it cannot run, which is then written down."""
+        who, dtype = entry
+        name, version, memory = label(who), "", PeakMemory(self.plan.device)
         try:
-            contender = self.plan.open(who, dtype)
+            with memory.at_work():
+                start = time.perf_counter()
+                contender = self.plan.open(who, dtype)
+                closing.callback(contender.close)
+                load_s = time.perf_counter() - start
+            name, version = contender.name, contender.version
+            if contender.dtype != dtype and (name, contender.dtype) in map(named, self.plan.entries):
+                raise UnsupportedError(f"it runs in {contender.dtype} here, which has a line of its own")
         except Exception as error:
             for cell in self.plan.cells:
-                self._fail(cell, label(who), "", dtype, error)
-                yield cell
+                self._fail(cell, name, version, dtype, error)
+            return None
+        return Entrant(contender, dtype, load_s, memory)
+
+    def _measure(self, cell: Cell, entrants: list[Entrant]) -> None:
+        """Check first; what passed is timed, in turns, so that whatever else the machine does meets everyone alike."""
+        trials = [Trial(entrant) for entrant in entrants if not self._is_done(entrant.contender, cell)]
+        for trial in trials:
+            self._try(self._check, trial, cell)
+        while waiting := [trial for trial in trials if not trial.is_over(self.plan.effort)]:
+            for trial in waiting:
+                self._try(self._repeat, trial, cell)
+        for trial in trials:
+            self._try(self._write, trial, cell)
+
+    def _try(self, do: Callable[[Trial, Cell], None], trial: Trial, cell: Cell) -> None:
+        """Go on with a trial; one that fails is over."""
+        if trial.has_failed:
             return
-        load_s = time.perf_counter() - start
-        twice = contender.dtype != dtype and (contender.name, contender.dtype) in map(_named, self.plan.entries)
         try:
-            for cell in self.plan.cells:
-                if twice:
-                    reason = UnsupportedError(f"it runs in {contender.dtype} here, which has a line of its own")
-                    self._fail(cell, contender.name, contender.version, dtype, reason)
-                elif not self._is_done(contender, cell):
-                    self._try(contender, cell, dtype, load_s, memory)
-                yield cell
-        finally:
-            contender.close()
-
-    def _try(self, contender: Contender, cell: Cell, dtype: str, load_s: float, memory: PeakMemory) -> None:
-        """One line, whatever comes of it."""
-        try:
-            self._keep(self._measure(contender, cell, dtype, load_s, memory))
+            do(trial, cell)
         except Exception as error:
+            trial.has_failed = True
+            contender = trial.entrant.contender
             self._fail(cell, contender.name, contender.version, contender.dtype, error)
 
-    def _measure(self, contender: Contender, cell: Cell, dtype: str, load_s: float, memory: PeakMemory) -> Decode:
-        """Check first; only what passed is timed."""
-        questions, start = self._prompts(cell, CHECK), time.perf_counter()
-        answer = _generate(contender, questions, cell)
-        warmup_s = time.perf_counter() - start
-        with memory.aside():
-            verifier = self._verifier(next(name for name in (contender.dtype, dtype, "float32") if name in DTYPES))
-            verdict = verifier.check(questions, answer.tokens, contender.same_weights)
-        about = identity(self.plan.source, cell, contender.name, contender.version, contender.dtype)
-        about |= {"verdict": verdict.word, "detail": verdict.detail, "load_s": load_s, "warmup_s": warmup_s}
-        if verdict.word == "wrong":
-            return Decode(**about)
-        repeats, probes = self._repeat(contender, cell)
-        found = figures(self.plan.source, cell, contender, repeats, self.run)
-        return Decode(**about, **found, probe_s=probes, peak_memory_bytes=memory.bytes())
+    def _check(self, trial: Trial, cell: Cell) -> None:
+        contender, dtype = trial.entrant.contender, trial.entrant.dtype
+        questions = self._prompts(cell, CHECK)
+        with trial.entrant.memory.at_work():
+            start = time.perf_counter()
+            answer = _generate(contender, questions, cell)
+            trial.warmup_s = time.perf_counter() - start
+        verifier = self._verifier(next(name for name in (contender.dtype, dtype, "float32") if name in DTYPES))
+        trial.verdict = verifier.check(questions, answer.tokens, contender.same_weights)
 
-    def _repeat(self, contender: Contender, cell: Cell) -> tuple[list[Generation], list[float]]:
-        effort, start = self.plan.effort, time.perf_counter()
-        repeats: list[Generation] = []
-        probes: list[float] = []
-        while len(repeats) < effort.min_repeats or (
-            len(repeats) < effort.max_repeats and time.perf_counter() - start < effort.seconds
-        ):
-            probes.append(round(self.probe(), 6))
-            repeats.append(_generate(contender, self._prompts(cell, len(repeats) + 1), cell))
-        return repeats, probes
+    def _repeat(self, trial: Trial, cell: Cell) -> None:
+        trial.probes.append(round(self.probe(), 6))
+        start = time.perf_counter()
+        answer = _generate(trial.entrant.contender, self._prompts(cell, len(trial.repeats) + 1), cell)
+        trial.seconds += time.perf_counter() - start
+        trial.repeats.append(answer)
+
+    def _write(self, trial: Trial, cell: Cell) -> None:
+        """One line: figures, or that the tokens are wrong."""
+        entrant, contender, verdict = trial.entrant, trial.entrant.contender, trial.verdict
+        assert verdict is not None
+        about = identity(self.plan.source, cell, contender.name, contender.version, contender.dtype)
+        about |= {"verdict": verdict.word, "detail": verdict.detail}
+        about |= {"load_s": entrant.load_s, "warmup_s": trial.warmup_s}
+        if verdict.word != "wrong":
+            about |= figures(self.plan.source, cell, contender, trial.repeats, self.run)
+            about |= {"probe_s": trial.probes, "peak_memory_bytes": entrant.memory.peak}
+        self._keep(Decode(**about))
 
     def _prompts(self, cell: Cell, repeat: int) -> list[list[int]]:
         return prompts(self.plan.source.config, cell, self.plan.seed, repeat)
@@ -173,14 +185,6 @@ class Session:
         if dtype not in self.verifiers:
             self.verifiers[dtype] = Verifier(self.plan.source, dtype, self.plan.device, self.plan.seed)
         return self.verifiers[dtype]
-
-
-def _named(entry: tuple[Ops | str, str]) -> tuple[str, str]:
-    return label(entry[0]), entry[1]
-
-
-def label(who: Ops | str) -> str:
-    return who if isinstance(who, str) else contenders.OWN + who.name
 
 
 def _generate(contender: Contender, questions: list[list[int]], cell: Cell) -> Generation:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.gpt import hub
 from octavo.gpt.config import KNOWN_SHAPES, ModelConfig
 from octavo.gpt.gguf_checkpoint import open_gguf_checkpoint
 from octavo.gpt.hf_config import read_config
-from octavo.gpt.model import Linear, Model
+from octavo.gpt.model import Model
 from octavo.gpt.weights import DUMMY, load_model
 from octavo.kernels.ops import REFERENCE
 
@@ -47,26 +47,6 @@ def open_source(name: str) -> Source:
 def plain_model(source: Source, dtype: str, device: torch.device) -> Model:
     """The network on the reference backend, which packs nothing."""
     return load_model(source.path or source.name, REFERENCE, dtype, device.type).model
-
-
-def tensors(model: Model) -> dict[str, Tensor]:
-    """Every weight of an unpacked model under its own name, a tied head left out."""
-    found: dict[str, Tensor] = dict(model.named_parameters())
-    for name, module in model.named_modules():
-        if isinstance(module, Linear):
-            found[f"{name}.weight"] = module.weight
-    return found
-
-
-def cast(model: Model, dtype: torch.dtype) -> Model:
-    """Change an unpacked model's weights in place, rotary tables too; returns it."""
-    model.to(dtype)
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
-    if model.packed_head is not None:
-        model.packed_head = model.embedding.weight.detach()
-    return model
 
 
 def separate(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:

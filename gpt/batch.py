@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.kernels.memo import Memo
+from octavo.kernels.ops import Memo
 
 
 @dataclass(frozen=True)

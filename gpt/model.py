@@ -29,7 +29,7 @@ def embedding(num_rows: int, dim: int) -> nn.Embedding:
 
 
 class Linear(nn.Module):
-    """A weight `[out_features, in_features]` and perhaps a bias; once packed, whatever the backend's `linear` takes."""
+    """A weight `[out_features, in_features]` and perhaps a bias; packed, whatever the backend's `linear` takes."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
@@ -127,14 +127,19 @@ class Model(nn.Module):
         """Tensors that follow from the configuration, made on the weights' device once these have memory."""
 
     def pack(self) -> None:
-        """Replace the weights by the backend's own form, one at a time; training ends here."""
+        """Replace the weights by the backend's own form where it has one, one at a time; training ends here."""
         for module in self.modules():
-            if isinstance(module, Linear | RMSNorm):
-                weight = module.weight.detach()
+            if isinstance(module, Linear | RMSNorm) and (packed := self._packed(module.weight)) is not None:
                 del module.weight
-                module.weight = self.ops.pack(weight)
+                module.weight = packed
         if self.lm_head is None:
-            self.packed_head = self.ops.pack(self.embedding.weight.detach())
+            self.packed_head = self._packed(self.embedding.weight)
+
+    def _packed(self, weight: Tensor) -> Any:
+        """The backend's own form; None where that is the weight itself."""
+        weight = weight.detach()
+        packed = self.ops.pack(weight)
+        return None if packed is weight else packed
 
 
 def initialise(model: Model, seed: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from octavo.kernels import reference
+from octavo.kernels.memo import Memo as Memo
 
 BACKENDS = ("reference", "cpu", "triton")
 

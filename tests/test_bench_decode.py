@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from octavo.bench import records, session
+from octavo.bench import peers, records, session
 from octavo.bench.contenders import Octavo
 from octavo.bench.roofline import Peaks
 from octavo.bench.workloads import EFFORTS, Effort
@@ -45,7 +45,7 @@ def test_a_grid_with_a_peer(model, tmp_path, capsys):
     )
     results = records.read(out)
     assert [cell.contender for cell in results.cells] == [
-        name for name in ("octavo:cpu", "octavo:reference", "transformers") for _ in range(4)
+        name for _ in range(4) for name in ("octavo:cpu", "octavo:reference", "transformers")
     ]
     assert results.run.planned == len(results.cells) == 12
     assert {cell.verdict for cell in results.cells} == {"same"}
@@ -76,7 +76,7 @@ def test_weights_of_one_byte_are_marked_as_other_weights(model, tmp_path):
     }  # fmt: skip
     assert {cell.verdict for cell in own if cell.contender == "octavo:reference"} == {"unsupported"}
     whole = next(cell for cell in results.cells if (cell.contender, cell.dtype) == ("octavo:cpu", "float32"))
-    assert own[0].step_bytes < whole.step_bytes / 2
+    assert next(cell for cell in own if cell.passed).step_bytes < whole.step_bytes / 2
 
 
 def worse(x, weight, *rest, **kwargs):
@@ -116,26 +116,43 @@ def test_a_contender_that_crashes_is_written_down_and_the_others_go_on(gpt2, tmp
 
 
 def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(gpt2, tmp_path, capsys, monkeypatch):
-    out, measure, calls = tmp_path / "out", session.Session._measure, []
+    out, check, calls = tmp_path / "out", session.Session._check, []
 
-    def interrupted(self, contender, cell, *rest):
-        calls.append((contender.name, cell.batch, cell.context))
+    def interrupted(self, trial, cell):
+        calls.append((trial.entrant.contender.name, cell.batch, cell.context))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return measure(self, contender, cell, *rest)
+        return check(self, trial, cell)
 
-    monkeypatch.setattr(session.Session, "_measure", interrupted)
+    monkeypatch.setattr(session.Session, "_check", interrupted)
     command = ("decode", "--model", gpt2, *GRID, "--output", out)
     assert bench(*command) == 130
-    assert len(records.read(out).cells) == 3
+    assert len(records.read(out).cells) == 2  # both contenders at the first cell
     assert "written to" in capsys.readouterr().out
     first = (out / "decode.jsonl").read_text()
     assert bench(*command, "--resume") == 0
-    assert len(calls) == 4 + 5  # the three that were done are not measured again
+    assert len(calls) == 4 + 6  # the two that were done are not measured again
     assert (out / "decode.jsonl").read_text().startswith(first)
     assert len({cell.key for cell in records.read(out).cells}) == 8
     assert bench(*command, "--resume") == 0
-    assert len(calls) == 9
+    assert len(calls) == 10
+
+
+def test_contenders_of_a_dtype_take_turns(gpt2, tmp_path, monkeypatch):
+    generate, calls = Octavo.generate, []
+
+    def noted(self, prompts, new_tokens):
+        calls.append((self.name, self.dtype, len(prompts), len(prompts[0])))
+        return generate(self, prompts, new_tokens)
+
+    monkeypatch.setattr(Octavo, "generate", noted)
+    assert bench("decode", "--model", gpt2, *GRID, "--dtype", "float32,bfloat16", "--output", tmp_path / "out") == 0
+    turns = [("octavo:cpu", "octavo:reference")[i % 2] for i in range(len(calls))]
+    names = [name for name, *_ in calls]
+    assert names in (turns, turns[1:] + turns[:1])
+    cells = [call[1:] for call in calls]
+    assert len(set(cells)) == 8
+    assert all(cells[i] == cells[i + 1] for i in range(0, len(cells), 2))
 
 
 def test_resume_refuses_another_commit_and_a_file_cut_short(gpt2, tmp_path, capsys):
@@ -224,7 +241,7 @@ def test_a_peer_without_the_dtype_says_so_where_its_own_dtype_runs_too(gpt2, tmp
             super().__init__(replace(setting, dtype="float32"), REFERENCE)
             self.name = "transformers"
 
-    monkeypatch.setattr(session.peers, "open_peer", lambda name, setting: Float32Only(setting))
+    monkeypatch.setattr(peers, "open_peer", lambda name, setting: Float32Only(setting))
     command = ("decode", "--model", gpt2, *GRID, "--backend", "reference", "--peers", "transformers")
     for number, (dtypes, words) in enumerate((("bfloat16,float32", ["unsupported", "same"]), ("bfloat16", ["same"]))):
         out = tmp_path / str(number)

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from octavo.bench import machine, roofline, timing, workloads
 from octavo.bench.memory import PeakMemory
-from octavo.bench.sources import tensors
 from octavo.bench.workloads import EFFORTS, GRIDS, Cell
 from octavo.gpt.config import KNOWN_SHAPES
 
@@ -53,17 +52,26 @@ def test_the_flush_is_larger_than_the_last_cache():
     assert caches.buffer.nbytes >= 2 * timing._cache_bytes(CPU) > 2**20
 
 
-def test_peak_memory_counts_what_was_held_and_given_back():
-    memory = PeakMemory(CPU)
-    if memory.before is None:
+def test_peak_memory_counts_what_was_kept_and_what_was_given_back():
+    def allocate(megabytes):
+        return torch.ones(megabytes * 2**20, dtype=torch.uint8)
+
+    ours, theirs = PeakMemory(CPU), PeakMemory(CPU)
+    with ours.at_work():
+        kept = allocate(64)
+    if ours.peak is None:
         pytest.skip("the system does not tell")
-    held = torch.ones(64 * 2**20, dtype=torch.uint8)
-    del held
-    assert 60 * 2**20 < memory.bytes() < 200 * 2**20
-    with memory.aside():
-        aside = torch.ones(64 * 2**20, dtype=torch.uint8)
-    assert memory.bytes() < 32 * 2**20
-    assert aside.nbytes == 64 * 2**20
+    with theirs.at_work():
+        other = allocate(256)
+    with ours.at_work():
+        allocate(128)  # and given back
+    assert 180 < ours.peak / 2**20 < 220
+    assert 60 < ours.held / 2**20 < 80
+    with ours.at_work():
+        pass
+    assert 60 < ours.peak / 2**20 < 80
+    assert 250 < theirs.peak / 2**20 < 280
+    assert kept.nbytes + other.nbytes == 320 * 2**20
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "smollm2"])
@@ -128,7 +136,7 @@ def test_the_roofline_counts_what_the_network_computes(family):
 @pytest.mark.parametrize("family", TINY)
 def test_the_roofline_counts_the_weights_that_a_step_reads(family):
     config = TINY[family]
-    read = {name: t for name, t in tensors(tiny_model(config)).items() if t.dim() > 1 and not name.startswith("wpe")}
+    read = {name: t for name, t in tiny_model(config).named_parameters() if t.dim() > 1 and not name.startswith("wpe")}
     if not config.tied_head:
         del read["embed_tokens.weight"]
     weights = sum(t.numel() for t in read.values())

@@ -1,0 +1,72 @@
+"""What a run of `decode` measures: a command after every word of it was checked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from octavo.bench import contenders, machine, peers
+from octavo.bench.contenders import Contender, Octavo, Setting
+from octavo.bench.roofline import Peaks
+from octavo.bench.schema import Run
+from octavo.bench.sources import Source
+from octavo.bench.workloads import Cell, Effort
+from octavo.gpt.weights import INT8
+from octavo.kernels.ops import Ops
+
+Entry = tuple[Ops | str, str]  # a backend or a peer's name, and a dtype
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked command: nothing in it is unknown or impossible."""
+
+    source: Source
+    device: torch.device
+    dtypes: tuple[str, ...]
+    backends: tuple[Ops, ...]
+    peers: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    effort: Effort
+    seed: int
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Who runs, a backend or a peer's name, and in which dtype; a peer's own format is run once."""
+        pairs: list[Entry] = []
+        for dtype in self.dtypes:
+            names = [peers.in_int8(name) if dtype == INT8 else name for name in self.peers]
+            pairs += [(who, dtype) for who in (*self.backends, *names) if who is not None]
+        first: dict[Any, str] = {
+            who: dtype for who, dtype in reversed(pairs) if isinstance(who, str) and peers.has_own_format(who)
+        }
+        return [(who, dtype) for who, dtype in dict.fromkeys(pairs) if first.get(who, dtype) == dtype]
+
+    @property
+    def groups(self) -> dict[str, list[Entry]]:
+        """The entries that are open together and take turns: on a CPU those of a dtype; a GPU's memory is for one."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            name, dtype = named(entry)
+            found.setdefault(dtype if self.device.type == "cpu" else f"{name} {dtype}", []).append(entry)
+        return found
+
+    def open(self, who: Ops | str, dtype: str) -> Contender:
+        batch = max(cell.batch for cell in self.cells)
+        context = max(cell.prompt_tokens + cell.new_tokens for cell in self.cells)
+        setting = Setting(self.source, dtype, self.device, torch.get_num_threads(), batch, context)
+        return peers.open_peer(who, setting) if isinstance(who, str) else Octavo(setting, who)
+
+    def describe(self, peaks: Peaks) -> Run:
+        packages = [peers.PEERS[name.partition(":")[0]].distribution for name in self.peers]
+        planned = len(self.entries) * len(self.cells)
+        about = machine.describe(self.device, packages)
+        return Run(command="decode", seed=self.seed, planned=planned, **peaks._asdict(), **about)
+
+
+def named(entry: Entry) -> tuple[str, str]:
+    return label(entry[0]), entry[1]
+
+
+def label(who: Ops | str) -> str:
+    return who if isinstance(who, str) else contenders.OWN + who.name
