@@ -18,6 +18,7 @@ class Peer(NamedTuple):
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
     int8: str | None = None  # the variant whose weights have one byte
     needs_cuda: bool = False
+    disturbs: bool = False  # open but idle, it slows others on a CPU down: its threads do not sleep
 
 
 PEERS = {
@@ -29,7 +30,7 @@ PEERS = {
         "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "peer_llama_cpp", ("q8_0", "file"),
         int8="q8_0",
     ),
-    "ctranslate2": Peer("ctranslate2", "pip install ctranslate2", "ctranslate2", "peer_ctranslate2", ("int8",), "int8"),
+    "ctranslate2": Peer("ctranslate2", "pip install ctranslate2", "ctranslate2", "peer_ctranslate2", ("int8",), "int8", disturbs=True),
     "vllm": Peer("vllm", "pip install vllm", "vllm", "peer_servers", needs_cuda=True),
     "sglang": Peer("sglang", "pip install sglang", "sglang", "peer_servers", needs_cuda=True),
 }  # fmt: skip
@@ -61,6 +62,11 @@ def missing(name: str, device_type: str) -> str | None:
 def has_own_format(name: str) -> bool:
     """Whether its weights are in a format of its own, the same in every dtype of a run."""
     return name.partition(":")[2] in OWN_FORMATS
+
+
+def disturbs(name: str) -> bool:
+    """Whether nobody should be measured while it is open."""
+    return PEERS[name.partition(":")[0]].disturbs
 
 
 def in_int8(name: str) -> str | None:

@@ -44,11 +44,13 @@ class Plan:
 
     @property
     def groups(self) -> dict[str, list[Entry]]:
-        """The entries that are open together and take turns: on a CPU those of a dtype; a GPU's memory is for one."""
+        """The entries that are open together and take turns: on a CPU those of a dtype, but for peers that disturb
+        others; a GPU's memory is for one.
+        """
         found: dict[str, list[Entry]] = {}
-        for entry in self.entries:
-            name, dtype = named(entry)
-            found.setdefault(dtype if self.device.type == "cpu" else f"{name} {dtype}", []).append(entry)
+        for who, dtype in self.entries:
+            alone = self.device.type != "cpu" or (isinstance(who, str) and peers.disturbs(who))
+            found.setdefault(f"{label(who)} {dtype}" if alone else dtype, []).append((who, dtype))
         return found
 
     def open(self, who: Ops | str, dtype: str) -> Contender:

@@ -8,6 +8,7 @@ import torch
 
 from octavo.bench import peers, records, session
 from octavo.bench.contenders import Octavo
+from octavo.bench.plan import Plan
 from octavo.bench.roofline import Peaks
 from octavo.bench.workloads import EFFORTS, Effort
 from octavo.kernels.ops import REFERENCE
@@ -153,6 +154,17 @@ def test_contenders_of_a_dtype_take_turns(gpt2, tmp_path, monkeypatch):
     cells = [call[1:] for call in calls]
     assert len(set(cells)) == 8
     assert all(cells[i] == cells[i + 1] for i in range(0, len(cells), 2))
+
+
+def test_a_peer_that_disturbs_others_is_open_alone():
+    own, quiet, loud = REFERENCE, "llama.cpp", "ctranslate2"
+    plan = Plan(None, torch.device("cpu"), ("float32", "bfloat16"), (own,), (quiet, loud), (), None, 0)
+    assert list(plan.groups.values()) == [
+        [(own, "float32"), (quiet, "float32")], [(loud, "float32")],
+        [(own, "bfloat16"), (quiet, "bfloat16")], [(loud, "bfloat16")],
+    ]  # fmt: skip
+    on_gpu = replace(plan, device=torch.device("cuda"))
+    assert list(on_gpu.groups.values()) == [[entry] for entry in plan.entries]
 
 
 def test_resume_refuses_another_commit_and_a_file_cut_short(gpt2, tmp_path, capsys):
