@@ -30,7 +30,10 @@ PEERS = {
         "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "peer_llama_cpp", ("q8_0", "file"),
         int8="q8_0",
     ),
-    "ctranslate2": Peer("ctranslate2", "pip install ctranslate2", "ctranslate2", "peer_ctranslate2", ("int8",), "int8", disturbs=True),
+    "ctranslate2": Peer(
+        "ctranslate2", "pip install ctranslate2", "ctranslate2", "peer_ctranslate2", ("int8",), int8="int8",
+        disturbs=True,
+    ),
     "vllm": Peer("vllm", "pip install vllm", "vllm", "peer_servers", needs_cuda=True),
     "sglang": Peer("sglang", "pip install sglang", "sglang", "peer_servers", needs_cuda=True),
 }  # fmt: skip
