@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,18 +14,22 @@ from typing import Any
 
 import torch
 
+NOT_MEASURED = (":(top,exclude)bench/results", ":(top,exclude)README.md")  # a run may write them, and stays clean
+
+LOOK_S = 0.2  # for so long the others are watched
+
 PACKAGES = ("octavo", "torch", "triton", "transformers", "numpy")
 
 
 def describe(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of `records.Run` that describe machine, software and moment."""
-    commit = _output("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD")
-    changed = _output("git", "-C", str(Path(__file__).parent), "status", "--porcelain", "--untracked-files=no")
+    here = Path(__file__).parent
+    commit = _output("git", "-C", str(here), "rev-parse", "HEAD")
     return {
         "command_line": shlex.join(["python", "-m", "octavo.bench", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit or None,
-        "dirty": bool(changed) if commit else None,
+        "dirty": bool(changes(here)) if commit else None,
         "device": device.type,
         "device_name": device_name(device),
         "num_cores": num_cores(),
@@ -32,9 +37,14 @@ def describe(device: torch.device, packages: Sequence[str] = ()) -> dict[str, An
         "memory_bytes": _memory(device),
         "driver": _nvidia("driver_version") if device.type == "cuda" else None,
         "clocks": _clocks(device),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load": busy_cores(),
         "versions": {"python": platform.python_version(), **versions((*PACKAGES, *packages))},
     }
+
+
+def changes(folder: Path) -> str:
+    """The tracked files around `folder` that differ from the commit, as git lists them; results are no change."""
+    return _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", "--", ":/", *NOT_MEASURED)
 
 
 def device_name(device: torch.device) -> str:
@@ -52,6 +62,23 @@ def num_cores() -> int:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
     return len(cores)
+
+
+def busy_cores() -> float | None:
+    """How many cores others keep busy, while this process sleeps; None where the system does not tell."""
+    before = _busy_s()
+    time.sleep(LOOK_S)
+    after = _busy_s()
+    return None if before is None or after is None else round((after - before) / LOOK_S, 2)
+
+
+def _busy_s() -> float | None:
+    """Seconds that all cores together were not idle, those taken by other guests of the host included."""
+    path = Path("/proc/stat")
+    if not path.is_file():
+        return None
+    user, nice, system, _, _, *rest = map(int, path.read_text().partition("\n")[0].split()[1:9])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

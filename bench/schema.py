@@ -23,7 +23,7 @@ class Run:
     memory_bytes: int | None  # of the device
     driver: str | None
     clocks: str | None  # as the driver or the kernel tells them, at the start
-    load: float | None  # the machine's load average at the start: above zero, others were at work
+    load: float | None  # cores that others kept busy at the start
     versions: dict[str, str]
     copy_bytes_per_s: float  # a large copy, bytes read and written
     read_bytes_per_s: float  # a large sum

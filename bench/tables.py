@@ -60,9 +60,9 @@ def software(run: Run) -> str:
 
 def busy(run: Run) -> str:
     """A sentence where others were at work when the run began."""
-    if run.load is None or run.load < 0.5 * run.num_cores:
+    if run.load is None or run.load < 0.25 * run.num_cores:
         return ""
-    return f"the machine was busy when the run began (load {run.load:g} on {run.num_cores} cores): times are too long"
+    return f"the machine was busy when the run began ({run.load:g} of {run.num_cores} cores): times are too long"
 
 
 def decode_table(records: Sequence[Decode], width: int) -> Table:

@@ -1,5 +1,6 @@
 """What the figures rest on: clocks, percentiles, workloads, memory, the roofline's bytes and FLOPs."""
 
+import subprocess
 import time
 
 import numpy as np
@@ -161,3 +162,29 @@ def test_the_machine_describes_itself():
     assert about["versions"]["torch"] == torch.__version__
     assert "no-such-package" not in about["versions"]
     assert about["command_line"].startswith("python -m octavo.bench")
+
+
+def test_others_at_work_are_seen(monkeypatch):
+    assert machine.busy_cores() is None or machine.busy_cores() >= 0
+    seconds = iter((3.0, 3.0 + 1.5 * machine.LOOK_S, None, None))
+    monkeypatch.setattr(machine, "_busy_s", lambda: next(seconds))
+    assert machine.busy_cores() == 1.5
+    assert machine.busy_cores() is None
+
+
+def test_results_do_not_make_a_checkout_dirty(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x", *words], check=True)
+
+    files = [tmp_path / name for name in ("README.md", "bench/results/cpu.jsonl", "bench/code.py")]
+    files[1].parent.mkdir(parents=True)
+    for file in files:
+        file.write_text("old")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "all")
+    files[0].write_text("new")
+    files[1].unlink()
+    assert machine.changes(files[2].parent) == ""
+    files[2].write_text("new")
+    assert machine.changes(files[2].parent) == "M bench/code.py"

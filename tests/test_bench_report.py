@@ -64,7 +64,7 @@ def test_provenance_stands_below_the_table():
     assert "a processor, 2 cores, 2 threads, bandwidth 30 GB/s, float32 matmul 0.1 TFLOP/s (measured)." in text
     assert "torch 2.13.0; commit 0123456789 with changes; 2026-01-01; seed 0." in text
     assert "`python -m octavo.bench decode`" in text
-    assert "**The machine was busy when the run began (load 1.5 on 2 cores): times are too long.**" in text
+    assert "**The machine was busy when the run began (1.5 of 2 cores): times are too long.**" in text
     assert "**Cut off: 12 of 20 lines.**" in text
 
 
