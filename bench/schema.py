@@ -15,7 +15,7 @@ class Run:
     date: str  # UTC, ISO 8601
     seed: int
     commit: str | None  # of the checkout; None where octavo is installed without one
-    dirty: bool | None  # whether tracked files differed from the commit
+    dirty: bool | None  # whether tracked files differed from the commit, results and the README aside
     device: str  # cpu or cuda
     device_name: str
     num_cores: int  # of the CPU, physical, that this process may use
