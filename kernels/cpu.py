@@ -17,7 +17,7 @@ from octavo.kernels.memo import Memo, once
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 SIGNS = {dtype: torch.tensor([[1.0], [-1.0]], dtype=dtype) for dtype in PACKED_DTYPES}
-FEW_ROWS = 64  # of x: up to here a norm costs its calls, beyond them its memory
+FEW_ROWS = 16  # of x: up to here a norm costs its calls; longer prompts keep the rounding of the reference
 
 PACKED_ROWS = 16  # of x, for which the layout is made; made for one row, float32 would not be blocked at all
 
