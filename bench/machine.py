@@ -18,7 +18,7 @@ NOT_MEASURED = (":(top,exclude)bench/results", ":(top,exclude)README.md")  # a r
 
 LOOK_S = 0.2  # for so long the others are watched
 
-PACKAGES = ("octavo", "torch", "triton", "transformers", "numpy")
+PACKAGES = ("octavo", "torch", "triton", "numba", "transformers", "numpy")
 
 
 def describe(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """Batch: the tensors that describe one forward step. The tokens of many sequences lie end to end."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from octavo.kernels.ops import Memo
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,6 @@ class Batch:
     context_lens: Tensor  # [num_seqs] int32: cached tokens including this step's
     block_table: Tensor  # [num_seqs, max_blocks] int32, -1 unused
     max_seqlen_q: int  # 1 is decode, and prefill never claims it; nothing else differs
-    memo: Memo = field(default_factory=dict)  # what the layers share; of this step alone
 
 
 def dense_batch(token_ids: Tensor) -> Batch:

@@ -30,7 +30,7 @@ class Attention(nn.Module):
         c = self.config
         heads = self.qkv_proj(x, ops).view(len(x), -1, c.head_dim)
         q, k, v = heads.split_with_sizes((c.num_heads, c.num_kv_heads, c.num_kv_heads), 1)
-        q, k = ops.rope(q, k, batch.positions, *tables, c.rope_interleaved, batch.memo)
+        q, k = ops.rope(q, k, batch.positions, *tables, c.rope_interleaved)
         o = attend(ops, q, k, v, batch, cache, c.head_dim**-0.5)
         return self.o_proj(o.flatten(1), ops)
 

@@ -71,9 +71,9 @@ def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, batch: Batch, cache: Layer
     """Attention of this step's tokens, over themselves alone or over the paged cache they are first written to."""
     if cache is None:
         return ops.causal_attention(q, k, v, batch.cu_seqlens_q, batch.max_seqlen_q, scale)
-    ops.write_kv(k, v, *cache, batch.slot_mapping, batch.memo)
+    ops.write_kv(k, v, *cache, batch.slot_mapping)
     indices = batch.block_table, batch.context_lens, batch.cu_seqlens_q, batch.max_seqlen_q
-    return ops.paged_attention(q, *cache, *indices, scale, batch.memo)
+    return ops.paged_attention(q, *cache, *indices, scale)
 
 
 class Model(nn.Module):
@@ -129,7 +129,7 @@ class Model(nn.Module):
     def pack(self) -> None:
         """Replace the weights by the backend's own form where it has one, one at a time; training ends here."""
         for module in self.modules():
-            if isinstance(module, Linear | RMSNorm) and (packed := self._packed(module.weight)) is not None:
+            if isinstance(module, Linear) and (packed := self._packed(module.weight)) is not None:
                 del module.weight
                 module.weight = packed
         if self.lm_head is None:

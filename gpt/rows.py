@@ -6,7 +6,6 @@ needs a step's token ids to prepare the next: those stay on the device, where ea
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -149,7 +148,7 @@ class Rows:
             self._moved = False
 
     def batch(self, size: int) -> Batch:
-        """The newest token of the first `size` rows, as views of the buffers, and a new memo."""
+        """The newest token of the first `size` rows, as views of the buffers."""
         if size not in self._batches:
             self._batches[size] = Batch(
                 token_ids=self.token_ids[:size],
@@ -160,7 +159,7 @@ class Rows:
                 block_table=self._table.device[:size],
                 max_seqlen_q=1,
             )
-        return replace(self._batches[size], memo={})
+        return self._batches[size]
 
     def sampling(self, first: int, last: int) -> tuple[Tensor, ...]:
         """`sample`'s arguments after the logits, of these rows: temperature, top_k, top_p, min_p, seeds, positions."""

@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels import launch
-from octavo.kernels.memo import Memo
 
 
 @triton.jit(do_not_specialize=["num_slots"], do_not_specialize_on_alignment=["slot_mapping_ptr"])
@@ -59,9 +58,7 @@ def _write_kv_kernel(
     tl.store(v_row + head * stride_v_cache_head + dim, v, mask=live)
 
 
-def write_kv(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, memo: Memo | None = None
-) -> None:
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
     """Store new keys and values in their slots, in place; slot -1 stores nothing.
 
     k, v `[num_tokens, num_kv_heads, head_dim]`, strided views welcome; k_cache, v_cache

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from octavo.kernels import reference
-from octavo.kernels.memo import Memo as Memo
 
 BACKENDS = ("reference", "cpu", "triton")
 
@@ -58,7 +57,9 @@ def load(name: str) -> Ops:
 
 def best_for(device_type: str) -> str:
     """The backend that "auto" means on a device of that type."""
-    return "triton" if device_type == "cuda" else "cpu"
+    if device_type == "cuda":
+        return "triton"
+    return "cpu" if find_spec("numba") and torch.backends.mkldnn.is_available() else "reference"
 
 
 WAITING_OPS = ("write_kv", "paged_attention", "sample", "lm_head_sample")  # the reference's look at tensors' values
@@ -71,26 +72,30 @@ def can_be_captured(ops: Ops) -> bool:
 
 def _cpu() -> Ops:
     """The reference with what gains from knowing that it runs on a CPU."""
+    if find_spec("numba") is None:
+        raise RuntimeError("backend 'cpu' needs the package numba, which is not installed: use backend 'reference'")
     if not torch.backends.mkldnn.is_available():
         raise RuntimeError("backend 'cpu' needs a PyTorch built with oneDNN: use backend 'reference'")
 
-    from octavo.kernels import cpu
+    from octavo.kernels.cpu import linear, lm_head_sample, pack
     from octavo.kernels.cpu_attention import causal_attention, paged_attention
+    from octavo.kernels.cpu_layer import add_rms_norm, rms_norm, rope, silu_mul, write_kv
     from octavo.kernels.cpu_sampling import sample
 
     return replace(
         REFERENCE,
         name="cpu",
-        rms_norm=cpu.rms_norm,
-        add_rms_norm=cpu.add_rms_norm,
-        pack=cpu.pack,
-        linear=cpu.linear,
-        rope=cpu.rope,
-        write_kv=cpu.write_kv,
+        rms_norm=rms_norm,
+        add_rms_norm=add_rms_norm,
+        rope=rope,
+        silu_mul=silu_mul,
+        pack=pack,
+        linear=linear,
+        write_kv=write_kv,
         causal_attention=causal_attention,
         paged_attention=paged_attention,
         sample=sample,
-        lm_head_sample=cpu.lm_head_sample,
+        lm_head_sample=lm_head_sample,
     )
 
 

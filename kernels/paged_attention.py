@@ -29,7 +29,6 @@ from octavo.kernels.attention_tile import (
     values_are_readable,
     zero_rows,
 )
-from octavo.kernels.memo import Memo
 from octavo.kernels.paged_decode import decode
 
 MAX_BLOCK_SIZE = 256
@@ -104,7 +103,6 @@ def paged_attention(
     cu_seqlens_q: Tensor,
     max_seqlen_q: int,
     scale: float,
-    memo: Memo | None = None,
 ) -> Tensor:
     """Each sequence's newest tokens attend to its cached context, causal from the bottom right.
 

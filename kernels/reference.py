@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.memo import Memo
 from octavo.kernels.reference_sampling import apply_penalties as apply_penalties
 from octavo.kernels.reference_sampling import lm_head_sample as lm_head_sample
 from octavo.kernels.reference_sampling import sample as sample
@@ -28,7 +27,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; x `[num_tokens, dim]`, weight `pack([dim])`."""
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; x `[num_tokens, dim]`."""
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
@@ -45,20 +44,13 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def rope(
-    q: Tensor,
-    k: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    interleaved: bool = False,
-    memo: Memo | None = None,
+    q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Rotate pairs of each head by an angle that grows with the position (https://arxiv.org/abs/2104.09864).
 
     q `[num_tokens, num_heads, head_dim]`, k `[num_tokens, num_kv_heads, head_dim]`, positions `[num_tokens]` int32,
     cos and sin `[context_size, head_dim / 2]` float32. Pairs are `(i, i + head_dim / 2)`, or neighbours `(2i, 2i + 1)`
-    when `interleaved`, as checkpoints of the llama.cpp kind store them. memo: see memo.py, here as in the other ops a
-    place that a backend may use, and the result does not show it. Returns new q and k.
+    when `interleaved`, as checkpoints of the llama.cpp kind store them. Returns new q and k.
     """
     index = positions.long()
     cos, sin = cos[index].unsqueeze(1), sin[index].unsqueeze(1)  # [num_tokens, 1, head_dim / 2]
@@ -85,10 +77,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """What `linear` takes, made once from a weight `[out_features, in_features]`, or `rms_norm` from one of `[dim]`.
-
-    The reference packs nothing.
-    """
+    """What `linear` takes, made once from a weight `[out_features, in_features]`. The reference packs nothing."""
     return weight
 
 
@@ -107,9 +96,7 @@ def linear(
     return y if residual is None else y + residual
 
 
-def write_kv(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, memo: Memo | None = None
-) -> None:
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
     """Store new keys and values in their slots, in place; slot -1 stores nothing.
 
     k, v `[num_tokens, num_kv_heads, head_dim]`; caches `[num_blocks, block_size, num_kv_heads, head_dim]`;
@@ -147,7 +134,6 @@ def paged_attention(
     cu_seqlens_q: Tensor,
     max_seqlen_q: int,
     scale: float,
-    memo: Memo | None = None,
 ) -> Tensor:
     """Each sequence's newest tokens attend to its cached context, causal from the bottom right.
 

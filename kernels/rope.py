@@ -15,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels import launch
-from octavo.kernels.memo import Memo
 
 
 @triton.jit(do_not_specialize=["context_size"])
@@ -72,13 +71,7 @@ def _rope_kernel(
 
 
 def rope(
-    q: Tensor,
-    k: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    interleaved: bool = False,
-    memo: Memo | None = None,
+    q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Rotated copies of q and k.
 

@@ -1,0 +1,163 @@
+"""Decode attention on a CPU: one query a sequence, read from the paged cache where it lies.
+
+As on a GPU the context is cut at every `SPLIT` keys: a pair of loops, the first over (sequence, kv head, split), which
+leaves a maximum, a sum and a weighted sum of values for each, the second over (sequence, head), which joins them. The
+query heads of a kv head are served together, so keys and values are read once.
+"""
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from octavo.kernels.cpu_loops import (
+    ANY_ORDER,
+    Loop,
+    common_dtype,
+    exp,
+    floats,
+    integers,
+    narrow,
+    numbers,
+    rows_of_heads,
+    scales,
+    share,
+    values,
+    widen,
+)
+
+SPLIT = 256  # keys
+
+
+@Loop
+def _attend(fields):
+    q, k_cache, v_cache = values(fields, 0, 3)
+    (partial,) = floats(fields, 3, 1)
+    block_table, context_lens, bounds = integers(fields, 4, 3)
+    num_seqs, kv_heads, group, head_dim, block_size, max_blocks, max_splits, q_stride = numbers(fields, 7, 8)
+    factor = np.float32(scales(fields, 15, 1)[0])
+
+    count = 0
+    for s in range(num_seqs):
+        count += (context_lens[s] + SPLIT - 1) // SPLIT * kv_heads
+    first, last = share(count)
+
+    queries, sums = np.empty((group, head_dim), np.float32), np.empty((group, head_dim), np.float32)
+    weights, slots = np.empty((group, SPLIT), np.float32), np.empty(SPLIT, np.int64)
+    item = 0
+    for s in range(num_seqs):
+        splits = (context_lens[s] + SPLIT - 1) // SPLIT
+        for head in range(kv_heads):
+            for split in range(splits):
+                if first <= item < last and bounds[s + 1] - bounds[s] == 1:
+                    num_keys = min(SPLIT, context_lens[s] - split * SPLIT)
+                    for j in range(num_keys):
+                        position = split * SPLIT + j
+                        block = block_table[s * max_blocks + position // block_size]
+                        slots[j] = ((block * block_size + position % block_size) * kv_heads + head) * head_dim
+                    start = bounds[s] * q_stride + head * group * head_dim
+                    for g in range(group):
+                        for i in range(head_dim):
+                            queries[g, i] = widen(q[start + g * head_dim + i]) * factor
+                    place = ((s * kv_heads + head) * max_splits + split) * group * (head_dim + 2)
+                    _score(queries, k_cache, slots, num_keys, weights)
+                    _weigh(weights, num_keys, partial, place, head_dim)
+                    _collect(weights, v_cache, slots, num_keys, sums)
+                    for g in range(group):
+                        for i in range(head_dim):
+                            partial[place + g * (head_dim + 2) + 2 + i] = sums[g, i]
+                item += 1
+
+
+@njit(fastmath=ANY_ORDER)
+def _score(queries, k_cache, slots, num_keys, scores):
+    """scores[g, j] = queries[g] . key j"""
+    for j in range(num_keys):
+        start = slots[j]
+        for g in range(queries.shape[0]):
+            query, product = queries[g], np.float32(0)
+            for i in range(queries.shape[1]):
+                product += query[i] * widen(k_cache[start + i])
+            scores[g, j] = product
+
+
+@njit(fastmath=ANY_ORDER)
+def _weigh(scores, num_keys, partial, place, head_dim):
+    """Replace the scores of a head by e^(score - maximum); the maximum and the sum go to the partial results."""
+    for g in range(scores.shape[0]):
+        own, largest, total = scores[g], np.float32(-np.inf), np.float32(0)
+        for j in range(num_keys):
+            largest = own[j] if own[j] > largest else largest
+        for j in range(num_keys):
+            own[j] = exp(own[j] - largest)
+            total += own[j]
+        partial[place + g * (head_dim + 2)] = largest
+        partial[place + g * (head_dim + 2) + 1] = total
+
+
+@njit(fastmath=ANY_ORDER)
+def _collect(weights, v_cache, slots, num_keys, sums):
+    """sums[g] = the values, each times its weight"""
+    sums[:] = 0
+    for j in range(num_keys):
+        start = slots[j]
+        for g in range(sums.shape[0]):
+            own, weight = sums[g], weights[g, j]
+            for i in range(sums.shape[1]):
+                own[i] += weight * widen(v_cache[start + i])
+
+
+@Loop
+def _join(fields):
+    (out,) = values(fields, 0, 1)
+    (partial,) = floats(fields, 1, 1)
+    context_lens, bounds = integers(fields, 2, 2)
+    num_seqs, kv_heads, group, head_dim, max_splits = numbers(fields, 4, 5)
+    first, last = share(num_seqs)
+    width, sums = head_dim + 2, np.empty(head_dim, np.float32)
+    for s in range(first, last):
+        splits = (context_lens[s] + SPLIT - 1) // SPLIT
+        if bounds[s + 1] - bounds[s] == 1:
+            for head in range(kv_heads * group):
+                place = (head // group * max_splits * group + head % group) * width
+                place += s * kv_heads * max_splits * group * width
+                largest, total = np.float32(-np.inf), np.float32(0)
+                for split in range(splits):
+                    peak = partial[place + split * group * width]
+                    largest = peak if peak > largest else largest
+                sums[:] = 0
+                for split in range(splits):
+                    at = place + split * group * width
+                    weight = exp(partial[at] - largest)
+                    total += weight * partial[at + 1]
+                    for i in range(head_dim):
+                        sums[i] += weight * partial[at + 2 + i]
+                start = (bounds[s] * kv_heads * group + head) * head_dim
+                for i in range(head_dim):
+                    out[start + i] = narrow(sums[i] / total if splits > 0 else np.float32(0), out[0])
+
+
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    scale: float,
+    out: Tensor,
+) -> None:
+    """Write the rows of `out` that belong to sequences of one query: see the reference's `paged_attention`."""
+    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError("k_cache and v_cache must be contiguous")
+    q, dtype = rows_of_heads(q), common_dtype(q, k_cache, v_cache)
+    block_size, num_kv_heads, head_dim = k_cache.shape[1:]
+    (num_seqs, max_blocks), group = block_table.shape, q.shape[1] // num_kv_heads
+    max_splits = -(-max_blocks * block_size // SPLIT)
+    partial = torch.empty(num_seqs * num_kv_heads * max_splits * group * (head_dim + 2))
+    shape = num_seqs, num_kv_heads, group, head_dim
+    work = num_seqs * max_splits * SPLIT * q.shape[1]
+    indices = [x.int().contiguous() for x in (block_table, context_lens, cu_seqlens_q)]
+    sizes = *shape, block_size, max_blocks, max_splits, q.stride(0)
+    _attend(dtype, work, q, k_cache, v_cache, partial, *indices, *sizes, float(scale))
+    _join(dtype, q.numel(), out, partial, *indices[1:], *shape, max_splits)

@@ -1,0 +1,178 @@
+"""The compiled loops of the cpu backend: their arithmetic and their threads; attention over many splits."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+
+from octavo.kernels import cpu_layer, cpu_loops, ops, reference
+from octavo.kernels.cpu_attention import paged_attention
+from octavo.kernels.cpu_decode import SPLIT
+from octavo.kernels.cpu_loops import Loop, exp, narrow, numbers, share, values, widen
+
+from numerics import assert_accurate
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@njit
+def _exp_of_all(x, y):
+    for i in range(len(x)):
+        y[i] = exp(x[i])
+
+
+def test_exp():
+    x = np.concatenate([np.linspace(-87, 88, 1_000_001), [0.0, -0.0]]).astype(np.float32)
+    y = np.empty_like(x)
+    _exp_of_all(x, y)
+    true = np.exp(x.astype(np.float64))
+    assert (abs(y - true) <= 2 * np.spacing(true.astype(np.float32))).all()
+    special = np.array([-np.inf, -1e9, -88, 89, np.inf, np.nan], np.float32)
+    y = np.empty_like(special)
+    _exp_of_all(special, y)
+    np.testing.assert_array_equal(y, np.array([0, 0, 0, np.inf, np.inf, np.nan], np.float32))
+
+
+@Loop
+def _copy(fields):
+    source, target = values(fields, 0, 2)
+    (count,) = numbers(fields, 2, 1)
+    first, last = share(count)
+    for i in range(first, last):
+        target[i] = narrow(widen(source[i]), source[i])
+
+
+@Loop
+def _shrink(fields):
+    source, target = values(fields, 0, 2)
+    (count,) = numbers(fields, 2, 1)
+    for i in range(count):
+        target[i] = narrow(widen(source[i]) * np.float32(0.99999), source[i])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_halves_are_rounded_as_torch_rounds_them(dtype):
+    every = torch.arange(2**16).to(torch.int16).view(dtype)  # NaN, infinities, subnormals
+    got = torch.empty_like(every)
+    _copy(dtype, every.numel(), every, got, len(every))
+    assert torch.equal(got.isnan(), every.isnan())
+    assert torch.equal(got.nan_to_num(nan=0.0).view(torch.int16), every.nan_to_num(nan=0.0).view(torch.int16))
+    _shrink(dtype, every.numel(), every, got, len(every))
+    wanted = (every.float() * np.float32(0.99999)).to(dtype)
+    assert torch.equal(got.nan_to_num(nan=0.0), wanted.nan_to_num(nan=0.0))
+
+
+@Loop
+def _count_visits(fields):
+    (visits,) = values(fields, 0, 1)
+    (count,) = numbers(fields, 1, 1)
+    first, last = share(count)
+    for i in range(first, last):
+        visits[i] += np.float32(1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 1000])
+@pytest.mark.parametrize("work", [0, 10**9], ids=["one thread", "all threads"])
+def test_threads_share_all_of_the_work_once(count, work):
+    visits = torch.zeros(count + 1)
+    _count_visits(torch.float32, work, visits, count)
+    assert visits.tolist() == [1.0] * count + [0.0]
+
+
+def test_without_gnu_threads_a_loop_runs_on_one():
+    program = """
+import ctypes
+load = ctypes.CDLL
+def refuse(name, *arguments, **options):
+    if name == "libgomp.so.1":
+        raise OSError("no such library")
+    return load(name, *arguments, **options)
+ctypes.CDLL = refuse
+import torch
+from octavo.kernels import cpu_layer, reference
+x, weight = torch.randn(200, 576), torch.rand(576)
+assert torch.allclose(cpu_layer.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def _decode(lengths: list[int], dtype: torch.dtype):
+    """Arguments of paged_attention, one query a sequence, 3 query heads a kv head, NaN where no token lives."""
+    block_size, most = 16, -(-max(lengths) // 16)
+    table = torch.randperm(len(lengths) * most).view(len(lengths), most).int()
+    caches = torch.full((2, table.numel(), block_size, 2, 64), torch.nan, dtype=dtype)
+    for row, length in enumerate(lengths):
+        for position in range(length):
+            caches[:, table[row, position // 16], position % 16] = torch.randn(2, 2, 64).to(dtype)
+    q = torch.randn(len(lengths), 6, 64).to(dtype)
+    bounds = torch.arange(len(lengths) + 1, dtype=torch.int32)
+    return q, *caches, table, torch.tensor(lengths, dtype=torch.int32), bounds, 1, 0.125
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[SPLIT], [SPLIT + 1, 0, 3], [1, 2 * SPLIT - 1, 2 * SPLIT, 40], [3 * SPLIT + 5]], ids=str
+)
+def test_decode_over_many_splits(lengths, dtype):
+    arguments = _decode(lengths, dtype)
+    assert_accurate(paged_attention(*arguments), reference.paged_attention, *arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sequence_decodes_the_same_in_company_and_on_any_number_of_threads(dtype):
+    q, k_cache, v_cache, table, lengths, bounds, *rest = _decode([700, 1, 300, 513, 80], dtype)
+    together = paged_attention(q, k_cache, v_cache, table, lengths, bounds, *rest)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(paged_attention(q, k_cache, v_cache, table, lengths, bounds, *rest), together)
+    finally:
+        torch.set_num_threads(threads)
+    for s in range(len(q)):
+        own = slice(s, s + 1)
+        alone = paged_attention(q[own], k_cache, v_cache, table[own], lengths[own], bounds[:2], *rest)
+        assert torch.equal(alone, together[own])
+
+
+def test_a_sequence_that_is_not_a_number_harms_no_other():
+    q, k_cache, v_cache, table, *rest = _decode([300, 20, 270], torch.float32)
+    sound = paged_attention(q, k_cache, v_cache, table, *rest)
+    k_cache[table[1, 0], 3] = torch.nan
+    harmed = paged_attention(q, k_cache, v_cache, table, *rest)
+    assert torch.equal(harmed[[0, 2]], sound[[0, 2]])
+    assert bool(harmed[1].isnan().all())
+
+
+def test_caches_that_are_not_contiguous_are_refused():
+    q, k_cache, v_cache, *rest = _decode([5], torch.float32)
+    with pytest.raises(ValueError, match="k_cache and v_cache must be contiguous"):
+        paged_attention(q, k_cache.transpose(1, 2), v_cache.transpose(1, 2), *rest)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float64), (torch.float32, torch.bfloat16)], ids=str)
+def test_other_dtypes_and_mixed_ones_are_refused(dtypes):
+    x, weight = torch.ones(2, 3, dtype=dtypes[0]), torch.ones(3, dtype=dtypes[1])
+    with pytest.raises(ValueError, match=rf"one of float32, bfloat16, float16, not in .*{dtypes[1]}"):
+        cpu_layer.rms_norm(x, weight, 1e-5)
+
+
+def test_without_numba_auto_means_the_reference(monkeypatch):
+    monkeypatch.setattr(ops, "find_spec", lambda name: None)
+    assert ops.best_for("cpu") == "reference"
+    with pytest.raises(RuntimeError, match=r"needs the package numba, which is not installed"):
+        ops.load("cpu")
+
+
+def test_the_cache_folder_of_numba_is_put_back():
+    folder = cpu_loops.config.CACHE_DIR
+    with cpu_loops._cache_of_these_sources():
+        assert str(cpu_loops.config.CACHE_DIR) != str(folder)
+    assert folder == cpu_loops.config.CACHE_DIR
