@@ -9,7 +9,9 @@ import torch
 
 NOISY = 0.25  # a spread beyond this share of the median is said beside the figure
 
-PROBE_ROUNDS = 8
+PROBE_ROUNDS = 3
+PROBE_MATRICES = 96
+PROBE_DIM = 576
 
 FALLBACK_CACHE_BYTES = 32 * 2**20  # of the last-level cache, where the system does not tell
 
@@ -39,16 +41,22 @@ class Stopwatch:
 
 
 class Probe:
-    """A fixed piece of work, a few sums of 64 MB: how fast the machine is just now, whoever else is at work."""
+    """A fixed piece of work, how fast the machine is just now, whoever else is at work.
+
+    It slows down as a decode step does: a few rows times matrices from memory, one call after the other on all threads.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.data = device, torch.ones(2**24, device=device)
+        self.device = device
+        self.matrices = torch.full((PROBE_MATRICES, PROBE_DIM, PROBE_DIM), 1 / PROBE_DIM, device=device).unbind()
 
     def __call__(self) -> float:
         watch = Stopwatch(self.device)
         watch.mark()
         for _ in range(PROBE_ROUNDS):
-            self.data.sum()
+            rows = torch.ones(4, PROBE_DIM, device=self.device)
+            for matrix in self.matrices:
+                rows = torch.nn.functional.linear(rows, matrix)
         watch.mark()
         return watch.laps()[0]
 
