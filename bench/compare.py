@@ -1,16 +1,18 @@
 """What got slower between two runs, beyond the noise that the runs themselves show. Exit code 1 if anything did.
 
-A run's noise is half the range of the medians of its repeats, or of five stretches where there are no repeats. Where a
-fixed piece of work beside them took longer or shorter than before, the machine changed, and twice that is noise too. A
-change counts if it is larger than both runs' noise together, and than the least that is worth a word. A contender that
+A run's noise is how well its repeats, or five stretches where there are none, tell their median: half the interval that
+holds the true one 19 times of 20, all of their range where they are few. Where fixed work beside them took longer or
+shorter than before, the machine changed, and twice that is noise too. A change counts if it is larger than both runs'
+noise together, and than the least that is worth a word. A contender that
 was right and now is wrong or fails counts as slower.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -27,7 +29,16 @@ from octavo.bench.timing import median
 EXAMPLE = "python -m octavo.bench compare build/bench/before build/bench/after"
 LEAST = 0.08  # a smaller change is never reported
 STRETCHES = 5
+UNLIKELY = 0.05  # that the true median lies outside a run's interval, where its samples are many enough to say
 STYLES = {"slower": "bold red", "broken": "bold red", "faster": "green", "same": "", "too noisy": "yellow"}
+
+
+class Quantity(NamedTuple):
+    """One figure of a record, as its repeats or stretches measured it, in seconds."""
+
+    what: str
+    samples: Sequence[float]
+    probes: Sequence[float] = ()  # fixed work beside them
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,10 @@ def compare(old: Sequence[Any], new: Sequence[Any]) -> Iterator[Change]:
     now = {record.key: record for record in new if record.passed}
     for key, record in {record.key: record for record in old if record.passed}.items():
         if key in now:
-            drift = 2 * abs(_drift(record, now[key]))
-            for (what, before), (_, after) in zip(_samples(record), _samples(now[key]), strict=True):
-                if before and after:
-                    noise = _noise(before) + _noise(after) + drift
-                    yield Change(what, median(before), median(after), noise, _is_own(record))
+            for before, after in zip(_quantities(record), _quantities(now[key]), strict=True):
+                if before.samples and after.samples:
+                    noise = _noise(before.samples) + _noise(after.samples) + 2 * abs(_drift(before, after))
+                    yield Change(before.what, median(before.samples), median(after.samples), noise, _is_own(record))
 
 
 def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
@@ -106,17 +116,18 @@ def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
             yield f"{_name(record)}: {record.verdict} {record.detail}"
 
 
-def _drift(old: Any, new: Any) -> float:
-    """By what share the probes beside a cell took longer; nothing where there are none."""
-    before, after = (getattr(record, "probe_s", []) for record in (old, new))
-    return median(after) / median(before) - 1 if before and after else 0.0
+def _drift(old: Quantity, new: Quantity) -> float:
+    """By what share the probes took longer; nothing where there are none."""
+    return median(new.probes) / median(old.probes) - 1 if old.probes and new.probes else 0.0
 
 
 def _machine(old: Results, new: Results, changes: Sequence[Change]) -> str:
     """A sentence where the machine itself, or the peers on it, are not what they were."""
     share = new.run.bandwidth / old.run.bandwidth - 1
     peers = [change.share for change in changes if not change.own]
-    drifts = [_drift(record, cell) for record in old.cells for cell in new.cells if record.key == cell.key]
+    now = {record.key: record for record in new.cells}
+    pairs = [(record, now[record.key]) for record in old.cells if record.key in now]
+    drifts = [_drift(*both) for pair in pairs for both in zip(*map(_quantities, pair), strict=True) if both[0].probes]
     parts = [f"the measured bandwidth changed by {100 * share:+.0f} %"] if abs(share) > LEAST else []
     if peers and abs(median(peers)) > LEAST:
         parts.append(f"the peers' times changed by {100 * median(peers):+.0f} %")
@@ -131,20 +142,24 @@ def _is_own(record: Any) -> bool:
     return not isinstance(record, Op) or record.backend not in PEER_OPS
 
 
-def _samples(record: Any) -> list[tuple[str, list[float]]]:
-    """The quantities of a record, each with a figure a repeat or a stretch."""
+def _quantities(record: Any) -> list[Quantity]:
+    """What is compared of a record."""
+    name = _name(record)
     if isinstance(record, Decode):
         steps = [median(steps) for steps in record.step_s]
-        return [(f"{_name(record)} step", steps), (f"{_name(record)} first token", list(record.ttft_s))]
+        return [
+            Quantity(f"{name} step", steps, record.step_probe_s),
+            Quantity(f"{name} first token", record.ttft_s, record.prefill_probe_s),
+        ]
     if isinstance(record, Serve):
         gaps = [median(gaps) for gaps in record.itl_s]
         return [
-            (f"{_name(record)} first token", _stretches(record.ttft_s)),
-            (f"{_name(record)} gap", _stretches(gaps)),
+            Quantity(f"{name} first token", _stretches(record.ttft_s)),
+            Quantity(f"{name} gap", _stretches(gaps)),
         ]
     if isinstance(record, Scene):
-        return [(_name(record), record.seconds)]
-    return [(_name(record), _stretches(record.samples))]
+        return [Quantity(name, record.seconds)]
+    return [Quantity(name, _stretches(record.samples))]
 
 
 def _stretches(samples: Sequence[float]) -> list[float]:
@@ -154,10 +169,20 @@ def _stretches(samples: Sequence[float]) -> list[float]:
 
 
 def _noise(samples: Sequence[float]) -> float:
-    """Half the range as a share of the median; one figure alone says nothing, so any change is within it."""
+    """Half the interval of the median, by ranks, as a share of it; one figure alone says nothing."""
     if len(samples) < 2:
         return 1.0
-    return (max(samples) - min(samples)) / 2 / median(samples)
+    ordered, out = sorted(samples), _ranks_outside(len(samples))
+    return (ordered[-1 - out] - ordered[out]) / 2 / median(samples)
+
+
+def _ranks_outside(count: int) -> int:
+    """How many samples at either end the interval leaves out: a binomial's tail of at most one in forty."""
+    out, tail = 0, 2.0**-count
+    while tail + comb(count, out + 1) * 2.0**-count <= UNLIKELY / 2:
+        out += 1
+        tail += comb(count, out) * 2.0**-count
+    return out
 
 
 def _name(record: Any) -> str:

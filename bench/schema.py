@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEMA = "octavo.bench/1"
+SCHEMA = "octavo.bench/2"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Decode:
     decode_tokens_per_s: float | None = None  # batch / tpot_median_s
     tpot_spread: float | None = None  # (p90 - p10) / median, of all steps
     ttft_spread: float | None = None  # the same of the repeats' first tokens
-    probe_s: list[float] = field(default_factory=list)  # a fixed piece of work, before each repeat
+    step_probe_s: list[float] = field(default_factory=list)  # fixed work before each repeat, like a step
+    prefill_probe_s: list[float] = field(default_factory=list)  # and like a prefill
     peak_memory_bytes: int | None = None  # the contender's own, while it answered the checked prompts
     step_bytes: int | None = None  # weights and cache that one step must read
     bandwidth_share: float | None = None  # step_bytes / tpot_median_s, of the run's bandwidth

@@ -45,7 +45,8 @@ class Trial:
     verdict: Verdict | None = None
     warmup_s: float = 0.0
     repeats: list[Generation] = field(default_factory=list)
-    probes: list[float] = field(default_factory=list)  # seconds of the probe before each repeat
+    step_probe_s: list[float] = field(default_factory=list)  # before each repeat
+    prefill_probe_s: list[float] = field(default_factory=list)
     seconds: float = 0.0  # spent on repeats
     has_failed: bool = False
 
@@ -144,7 +145,8 @@ class Session:
         trial.verdict = verifier.check(questions, answer.tokens, contender.same_weights)
 
     def _repeat(self, trial: Trial, cell: Cell) -> None:
-        trial.probes.append(round(self.probe(), 6))
+        trial.step_probe_s.append(self.probe.like_a_step())
+        trial.prefill_probe_s.append(self.probe.like_a_prefill())
         start = time.perf_counter()
         answer = _generate(trial.entrant.contender, self._prompts(cell, len(trial.repeats) + 1), cell)
         trial.seconds += time.perf_counter() - start
@@ -159,7 +161,8 @@ class Session:
         about |= {"load_s": entrant.load_s, "warmup_s": trial.warmup_s}
         if verdict.word != "wrong":
             about |= figures(self.plan.source, cell, contender, trial.repeats, self.run)
-            about |= {"probe_s": trial.probes, "peak_memory_bytes": entrant.memory.peak}
+            about |= {"step_probe_s": trial.step_probe_s, "prefill_probe_s": trial.prefill_probe_s}
+            about |= {"peak_memory_bytes": entrant.memory.peak}
         self._keep(Decode(**about))
 
     def _prompts(self, cell: Cell, repeat: int) -> list[list[int]]:

@@ -9,9 +9,7 @@ import torch
 
 NOISY = 0.25  # a spread beyond this share of the median is said beside the figure
 
-PROBE_ROUNDS = 3
-PROBE_MATRICES = 96
-PROBE_DIM = 576
+PROBE_MATRICES, PROBE_DIM = 96, 576  # 127 MB, more than a cache holds
 
 FALLBACK_CACHE_BYTES = 32 * 2**20  # of the last-level cache, where the system does not tell
 
@@ -41,24 +39,32 @@ class Stopwatch:
 
 
 class Probe:
-    """A fixed piece of work, how fast the machine is just now, whoever else is at work.
+    """Fixed pieces of work: how fast the machine is just now, whoever else is at work.
 
-    It slows down as a decode step does: a few rows times matrices from memory, one call after the other on all threads.
+    Products of some rows with matrices from memory, one call after the other on all threads: with a few rows it slows
+    down as a decode step does, with many as a prefill does.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.matrices = torch.full((PROBE_MATRICES, PROBE_DIM, PROBE_DIM), 1 / PROBE_DIM, device=device).unbind()
 
-    def __call__(self) -> float:
+    def like_a_step(self) -> float:
+        """Seconds."""
+        return self._seconds(4, 3 * self.matrices)
+
+    def like_a_prefill(self) -> float:
+        """Seconds."""
+        return self._seconds(512, self.matrices[:16])
+
+    def _seconds(self, num_rows: int, matrices: Sequence[torch.Tensor]) -> float:
+        rows = torch.ones(num_rows, PROBE_DIM, device=self.device)
         watch = Stopwatch(self.device)
         watch.mark()
-        for _ in range(PROBE_ROUNDS):
-            rows = torch.ones(4, PROBE_DIM, device=self.device)
-            for matrix in self.matrices:
-                rows = torch.nn.functional.linear(rows, matrix)
+        for matrix in matrices:
+            rows = torch.nn.functional.linear(rows, matrix)
         watch.mark()
-        return watch.laps()[0]
+        return round(watch.laps()[0], 6)
 
 
 class ColdCaches:

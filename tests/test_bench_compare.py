@@ -62,15 +62,30 @@ def test_noise_as_large_as_the_change_is_no_change():
     assert step.noise == pytest.approx(0.3 + 0.007 / 2 / 0.012)
 
 
+def probed(step: float, *seconds: float):
+    return record(step=step, step_probe_s=list(seconds), prefill_probe_s=[2 * s for s in seconds])
+
+
 def test_a_machine_that_changed_is_noise():
     """The same code on a machine half as fast is not called slower; three times as long is more than the machine."""
-    calm = [record(probe_s=[0.02, 0.02, 0.02])]
+    calm = [probed(0.01, 0.02, 0.02, 0.02)]
     for scale, word in ((1.6, "too noisy"), (3.0, "slower")):
-        slow = record(step=0.01 * scale, probe_s=[0.03, 0.032, 0.031])
-        assert {change.word for change in compare(calm, [slow])} == {word}
-    slow = record(step=0.012, probe_s=[0.0201, 0.0199, 0.0203])
-    assert {change.word for change in compare(calm, [slow])} == {"slower"}
-    assert {change.word for change in compare([record()], [replace(slow, probe_s=[])])} == {"slower"}
+        assert {change.word for change in compare(calm, [probed(0.01 * scale, 0.03, 0.032, 0.031)])} == {word}
+    assert {change.word for change in compare(calm, [probed(0.012, 0.0201, 0.0199, 0.0203)])} == {"slower"}
+    assert {change.word for change in compare([record()], [record(step=0.012)])} == {"slower"}
+
+
+def test_each_quantity_has_its_own_probe():
+    """A machine that only multiplies more slowly excuses a later first token, not a longer step."""
+    slow = replace(probed(0.014, 0.02, 0.02, 0.02), prefill_probe_s=[0.06, 0.06, 0.06])
+    assert [change.word for change in compare([probed(0.01, 0.02, 0.02, 0.02)], [slow])] == ["slower", "too noisy"]
+
+
+def test_many_repeats_tell_their_median_better_than_few():
+    """Nine repeats leave one out at either end, so that one bad one is no noise; of three all count."""
+    few, many = [[0.01], [0.01], [0.02]], [[0.01]] * 8 + [[0.02]]
+    assert next(compare([record(step_s=few)], [record(step_s=few)])).noise == pytest.approx(1.0)
+    assert next(compare([record(step_s=many)], [record(step_s=many)])).noise == 0
 
 
 @pytest.mark.parametrize("kind", ["op", "host"])

@@ -64,7 +64,7 @@ def test_an_output_that_cannot_be_written(command, model, tmp_path, capsys):
 
 
 SPOILS = {
-    "another schema": (lambda text: text.replace("octavo.bench/1", "octavo.bench/0"), "is of schema 'octavo.bench/0'"),
+    "another schema": (lambda text: text.replace("octavo.bench/2", "octavo.bench/0"), "is of schema 'octavo.bench/0'"),
     "cut short": (lambda text: text[:-9], "is cut short"),
     "no JSON": (lambda text: text.replace("{", "(", 1), "line 1 is no JSON"),
     "another command": (lambda text: text.splitlines(True)[0].replace('"command": "', '"command": "x'), "a run of x"),
