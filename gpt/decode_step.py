@@ -1,7 +1,8 @@
 """DecodeStep: one token for each row, read from buffers that never move and written back to them.
 
 On CUDA a step is captured once for each size and ending as a graph and then replayed: one launch from the host in place
-of hundreds. Between sizes the rows are padded by data, so a captured step is the eager one with other numbers.
+of hundreds. Between sizes the rows are padded by data, so a captured step is the eager one with other numbers. On a CPU
+the layers are recorded for each small number of rows and then repeated without the model's Python.
 """
 
 import time
@@ -16,21 +17,38 @@ from octavo.gpt.cache import PagedCache
 from octavo.gpt.model import Model
 from octavo.gpt.rows import DRAW, LOGITS, SAMPLE, Rows
 
+RECORDED_ROWS = 8  # beyond, Python is little beside the arithmetic, and a recording keeps all that lies between the ops
+
 Step = Callable[[], Tensor]
 Capture = Callable[[Step], Step]  # from a step to one that repeats it on the same buffers
 
 
 class DecodeStep:
-    """The step as it is: `(size, ending) -> token_ids [size]`, or logits `[size, vocab_size]` for the sampler."""
+    """The step as it is: `(size, ending) -> token_ids [size]`, or logits `[size, vocab_size]` for the sampler.
 
-    def __init__(self, model: Model, cache: PagedCache, rows: Rows) -> None:
+    record: from the layers of a step to what repeats them; None runs them each time.
+    """
+
+    def __init__(self, model: Model, cache: PagedCache, rows: Rows, record: Capture | None = None) -> None:
         self.model = model
         self.cache = cache
         self.rows = rows
+        self.record = record
+        self._recorded: dict[int, Step] = {}
 
     def __call__(self, size: int, ending: int) -> Tensor:
-        hidden = self.model.forward(self.rows.batch(size), self.cache.layers)
-        return self.finish(hidden, 0, size, ending)
+        return self.finish(self._hidden(size), 0, size, ending)
+
+    def _hidden(self, size: int) -> Tensor:
+        """The hidden states of the first `size` rows, which hold until the next step of that size."""
+        if self.record is None or size > RECORDED_ROWS:
+            return self._forward(size)
+        if size not in self._recorded:
+            self._recorded[size] = self.record(partial(self._forward, size))
+        return self._recorded[size]()
+
+    def _forward(self, size: int) -> Tensor:
+        return self.model.forward(self.rows.batch(size), self.cache.layers)
 
     def finish(self, hidden: Tensor, first: int, last: int, ending: int) -> Tensor:
         """From these rows' hidden states to their tokens, or to logits where the sampler has to go on."""

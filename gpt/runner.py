@@ -15,6 +15,7 @@ from octavo.gpt.rows import LOGITS, Rows
 from octavo.gpt.sampler import Ranking, Sampler, TopLogprobs
 from octavo.gpt.scheduler import Chunk, Plan
 from octavo.gpt.sequence import Sequence
+from octavo.kernels.ops import recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Runner:
         max_blocks = -(-config.max_model_len // config.block_size)
         self.rows = Rows(config.max_num_seqs, max_blocks, config.block_size, device)
         self.sampler = Sampler(model.ops, device)
-        self.step = DecodeStep(model, cache, self.rows)
+        self.step = DecodeStep(model, cache, self.rows, recorder(model.ops))
         self.graphs = None if capture is None else Graphs(self.step, capture, config.max_num_seqs)
 
     @torch.inference_mode()

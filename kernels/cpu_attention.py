@@ -34,7 +34,7 @@ def paged_attention(
     scale: float,
 ) -> Tensor:
     """Each sequence's newest tokens attend to its cached context: see the reference."""
-    o = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    o = (torch.empty_like if max_seqlen_q == 1 else torch.zeros_like)(q, memory_format=torch.contiguous_format)
     decode_attention(q, k_cache, v_cache, block_table, context_lens, cu_seqlens_q, scale, o)
     if max_seqlen_q > 1:
         bounds, lengths = cu_seqlens_q.tolist(), context_lens.tolist()

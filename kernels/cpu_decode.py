@@ -112,9 +112,12 @@ def _join(fields):
     (out,) = values(fields, 0, 1)
     (partial,) = floats(fields, 1, 1)
     context_lens, bounds = integers(fields, 2, 2)
-    num_seqs, kv_heads, group, head_dim, max_splits = numbers(fields, 4, 5)
+    num_seqs, kv_heads, group, head_dim, max_splits, num_tokens = numbers(fields, 4, 6)
     first, last = share(num_seqs)
     width, sums = head_dim + 2, np.empty(head_dim, np.float32)
+    if last == num_seqs:  # tokens of nobody
+        for i in range(bounds[num_seqs] * kv_heads * group * head_dim, num_tokens * kv_heads * group * head_dim):
+            out[i] = narrow(np.float32(0), out[0])
     for s in range(first, last):
         splits = (context_lens[s] + SPLIT - 1) // SPLIT
         if bounds[s + 1] - bounds[s] == 1:
@@ -147,7 +150,10 @@ def decode_attention(
     scale: float,
     out: Tensor,
 ) -> None:
-    """Write the rows of `out` that belong to sequences of one query: see the reference's `paged_attention`."""
+    """Write the rows of `out` that belong to sequences of one query, and zeros to those behind the last sequence.
+
+    See the reference's `paged_attention`.
+    """
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise ValueError("k_cache and v_cache must be contiguous")
     q, dtype = rows_of_heads(q), common_dtype(q, k_cache, v_cache)
@@ -160,4 +166,4 @@ def decode_attention(
     indices = [x.int().contiguous() for x in (block_table, context_lens, cu_seqlens_q)]
     sizes = *shape, block_size, max_blocks, max_splits, q.stride(0)
     _attend(dtype, work, q, k_cache, v_cache, partial, *indices, *sizes, float(scale))
-    _join(dtype, q.numel(), out, partial, *indices[1:], *shape, max_splits)
+    _join(dtype, q.numel(), out, partial, *indices[1:], *shape, max_splits, len(q))

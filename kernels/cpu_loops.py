@@ -10,7 +10,8 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from contextvars import ContextVar
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -56,6 +57,19 @@ for _name, _asker in zip(PLACES, _askers, strict=True):
 _thread, _num_threads = (types.ExternalFunction(name, types.int32()) for name in PLACES)
 
 
+_tape: ContextVar[list[Callable[[], Any]] | None] = ContextVar("tape", default=None)
+
+
+@contextmanager
+def taped(calls: list[Callable[[], Any]]) -> Iterator[None]:
+    """Every loop that runs meanwhile is appended to `calls`, ready to run again on the same memory."""
+    token = _tape.set(calls)
+    try:
+        yield
+    finally:
+        _tape.reset(token)
+
+
 class Loop:
     """A loop, compiled once for each dtype of its values."""
 
@@ -71,7 +85,12 @@ class Loop:
         if self._layout is None:
             self._layout = struct.Struct("".join("d" if isinstance(field, float) else "q" for field in fields))
         packed = self._layout.pack(*[field.data_ptr() if isinstance(field, Tensor) else field for field in fields])
-        _start(self._compiled[dtype].address, packed, 1 if work <= LITTLE else torch.get_num_threads(), 0)
+        call = partial(
+            _start, self._compiled[dtype].address, packed, 1 if work <= LITTLE else torch.get_num_threads(), 0
+        )
+        call()
+        if (tape := _tape.get()) is not None:
+            tape.append(call)
 
     def _compile(self, dtype: torch.dtype) -> None:
         signature = types.void(types.CPointer(DTYPES[dtype]))

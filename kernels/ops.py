@@ -18,7 +18,7 @@ BACKENDS = ("reference", "cpu", "triton")
 
 @dataclass(frozen=True)
 class Ops:
-    """One backend: every field but the name is a function with the signature of its namesake in `reference.py`."""
+    """One backend: its ops are functions with the signatures of their namesakes in `reference.py`."""
 
     name: str
     layer_norm: Callable[..., Any]
@@ -37,9 +37,10 @@ class Ops:
     sample: Callable[..., Any]
     lm_head_sample: Callable[..., Any]
     top_logprobs: Callable[..., Any]
+    record: Callable[..., Any] | None = None  # no op: from a function to one that repeats it without its Python
 
 
-OP_NAMES = tuple(field.name for field in fields(Ops) if field.name != "name")
+OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in ("name", "record"))
 
 REFERENCE = Ops(name="reference", **{name: getattr(reference, name) for name in OP_NAMES})
 
@@ -70,6 +71,12 @@ def can_be_captured(ops: Ops) -> bool:
     return not any(getattr(ops, name) is getattr(REFERENCE, name) for name in WAITING_OPS)
 
 
+def recorder(ops: Ops) -> Callable[..., Any] | None:
+    """What records a forward pass of this backend, to be repeated on the same buffers; None where nothing can."""
+    waits = any(getattr(ops, name) is getattr(REFERENCE, name) for name in ("write_kv", "paged_attention"))
+    return None if waits else ops.record
+
+
 def _cpu() -> Ops:
     """The reference with what gains from knowing that it runs on a CPU."""
     if find_spec("numba") is None:
@@ -79,6 +86,7 @@ def _cpu() -> Ops:
 
     from octavo.kernels.cpu import linear, lm_head_sample, pack
     from octavo.kernels.cpu_attention import causal_attention, paged_attention
+    from octavo.kernels.cpu_graph import record
     from octavo.kernels.cpu_layer import add_rms_norm, rms_norm, rope, silu_mul, write_kv
     from octavo.kernels.cpu_sampling import sample
 
@@ -96,6 +104,7 @@ def _cpu() -> Ops:
         paged_attention=paged_attention,
         sample=sample,
         lm_head_sample=lm_head_sample,
+        record=record,
     )
 
 
