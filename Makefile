@@ -47,14 +47,17 @@ bench: $(READY)  ## a laptop's grid beside the peers that are installed: tables,
 
 # The figures that are committed, and the README's tables of them. On an idle machine, on a clean checkout; half an hour.
 results: $(READY)  ## measure bench/results/cpu anew, make its page and pictures and the README's tables
-	@rm -rf bench/results/cpu
+	@rm -rf bench/results/cpu bench/results/cpu-gpt2
 	@$(BIN)/python -m octavo.bench decode --backend auto --dtype float32,bfloat16,int8 --batch 1,8 --context 128,512 \
 	  --peers installed --output bench/results/cpu
 	@$(BIN)/python -m octavo.bench engine --dtype float32 --repeats 1 --output bench/results/cpu
 	@$(BIN)/python -m octavo.bench serve --output bench/results/cpu
 	@$(BIN)/python -m octavo.bench host --output bench/results/cpu
 	@$(BIN)/python -m octavo.bench ops --output bench/results/cpu
+	@$(BIN)/python -m octavo.bench decode --model dummy:gpt2 --backend auto --dtype float32,bfloat16,int8 --batch 1,8 \
+	  --context 128 --peers installed --output bench/results/cpu-gpt2
 	@$(BIN)/python -m octavo.bench report bench/results/cpu
+	@$(BIN)/python -m octavo.bench report bench/results/cpu-gpt2
 	@$(BIN)/python -m octavo.bench report --readme README.md
 
 bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run; ARGS="-k rope"
