@@ -46,27 +46,43 @@ def _attend(fields):
     weights, slots = np.empty((group, SPLIT), np.float32), np.empty(SPLIT, np.int64)
     item = 0
     for s in range(num_seqs):
-        splits = (context_lens[s] + SPLIT - 1) // SPLIT
         for head in range(kv_heads):
-            for split in range(splits):
+            for split in range((context_lens[s] + SPLIT - 1) // SPLIT):
                 if first <= item < last and bounds[s + 1] - bounds[s] == 1:
                     num_keys = min(SPLIT, context_lens[s] - split * SPLIT)
+                    _locate(block_table, s * max_blocks, block_size, split * SPLIT, num_keys, slots)
                     for j in range(num_keys):
-                        position = split * SPLIT + j
-                        block = block_table[s * max_blocks + position // block_size]
-                        slots[j] = ((block * block_size + position % block_size) * kv_heads + head) * head_dim
-                    start = bounds[s] * q_stride + head * group * head_dim
-                    for g in range(group):
-                        for i in range(head_dim):
-                            queries[g, i] = widen(q[start + g * head_dim + i]) * factor
+                        slots[j] = (slots[j] * kv_heads + head) * head_dim
+                    _load(q, bounds[s] * q_stride + head * group * head_dim, factor, queries)
                     place = ((s * kv_heads + head) * max_splits + split) * group * (head_dim + 2)
                     _score(queries, k_cache, slots, num_keys, weights)
                     _weigh(weights, num_keys, partial, place, head_dim)
                     _collect(weights, v_cache, slots, num_keys, sums)
-                    for g in range(group):
-                        for i in range(head_dim):
-                            partial[place + g * (head_dim + 2) + 2 + i] = sums[g, i]
+                    _store(sums, partial, place)
                 item += 1
+
+
+@njit
+def _locate(block_table, row, block_size, first, num_keys, slots):
+    """The slots of `num_keys` keys from the one at position `first`; `row`: where the sequence's blocks begin."""
+    for j in range(num_keys):
+        block = block_table[row + (first + j) // block_size]
+        slots[j] = block * block_size + (first + j) % block_size
+
+
+@njit
+def _load(q, start, factor, queries):
+    """The queries of a kv head, scaled."""
+    for g in range(queries.shape[0]):
+        for i in range(queries.shape[1]):
+            queries[g, i] = widen(q[start + g * queries.shape[1] + i]) * factor
+
+
+@njit
+def _store(sums, partial, place):
+    for g in range(sums.shape[0]):
+        for i in range(sums.shape[1]):
+            partial[place + g * (sums.shape[1] + 2) + 2 + i] = sums[g, i]
 
 
 @njit(fastmath=ANY_ORDER)

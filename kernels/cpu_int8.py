@@ -14,7 +14,19 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from octavo.kernels.cpu_loops import ANY_ORDER, Loop, narrow, numbers, share, signed_bytes, values, widen
+from octavo.kernels.cpu_loops import (
+    ANY_ORDER,
+    IN_ORDER,
+    Loop,
+    common_dtype,
+    exp,
+    narrow,
+    numbers,
+    share,
+    signed_bytes,
+    values,
+    widen,
+)
 from octavo.kernels.cpu_sampling import draw
 
 LARGEST = 127
@@ -43,24 +55,38 @@ def _quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @Loop
 def _product(fields):
-    x, scale, y = values(fields, 0, 3)
-    (weight,) = signed_bytes(fields, 3, 1)
-    rows, outputs, inputs = numbers(fields, 4, 3)
+    x, scale, bias, residual, y = values(fields, 0, 5)
+    (weight,) = signed_bytes(fields, 5, 1)
+    rows, outputs, inputs, has_bias, has_gelu, has_residual = numbers(fields, 6, 6)
     first, last = share(outputs)
     tiles = 1 if rows == 1 else (rows + TILE - 1) // TILE * TILE
     wide = np.zeros((tiles, inputs), np.float32)  # zeros behind the last row
     for r in range(rows):
         for i in range(inputs):
             wide[r, i] = widen(x[r * inputs + i])
+    products = np.empty(tiles, np.float32)
     for o in range(first, last):
-        factor = widen(scale[o])
         if rows == 1:
-            y[o] = narrow(_dot(wide, weight, o * inputs) * factor, x[0])
+            products[0] = _dot(wide, weight, o * inputs)
         else:
             for r in range(0, rows, TILE):
-                for t, product in enumerate(_dots(wide, r, weight, o * inputs)):
-                    if r + t < rows:
-                        y[(r + t) * outputs + o] = narrow(product * factor, x[0])
+                products[r], products[r + 1], products[r + 2], products[r + 3] = _dots(wide, r, weight, o * inputs)
+        for r in range(rows):
+            value = products[r] * widen(scale[o])
+            if has_bias:
+                value += widen(bias[o])
+            if has_gelu:
+                value = _gelu(value)
+            if has_residual:
+                value += widen(residual[r * outputs + o])
+            y[r * outputs + o] = narrow(value, x[0])
+
+
+@njit(fastmath=IN_ORDER)
+def _gelu(x):
+    """The tanh form, with tanh(u) = 1 - 2 / (e^2u + 1)."""
+    u = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
+    return x / (np.float32(1) + exp(np.float32(-2) * u))
 
 
 @njit(fastmath=ANY_ORDER)
@@ -94,16 +120,26 @@ def linear(
     """`activation(x @ weight.T + bias) + residual`, x and y bfloat16, weight packed: see the reference."""
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
-    if len(x) <= FEW_ROWS and x.dtype == weight.scale.dtype:
-        x, y = x.contiguous(), x.new_empty(len(x), len(weight.values))
-        _product(x.dtype, weight.values.numel(), x, weight.scale, y, weight.values, len(x), *weight.values.shape)
-    else:
-        y = F.linear(x, weight.values.bfloat16()).mul_(weight.scale)
+    if len(x) <= FEW_ROWS:
+        return _few_rows(x, weight, bias, activation, residual)
+    y = F.linear(x, weight.values.bfloat16()).mul_(weight.scale)
     if bias is not None:
         y += bias
     if activation is not None:
         y = F.gelu(y, approximate="tanh")
     return y if residual is None else y + residual
+
+
+def _few_rows(
+    x: Tensor, weight: Int8Weight, bias: Tensor | None, activation: str | None, residual: Tensor | None
+) -> Tensor:
+    x, y = x.contiguous(), x.new_empty(len(x), len(weight.values))
+    given = [bias, None if residual is None else residual.contiguous()]
+    more = [x if tensor is None else tensor for tensor in given]  # x in place of what is not read
+    dtype = common_dtype(x, weight.scale, *more)
+    sizes = len(x), *weight.values.shape, bias is not None, activation is not None, residual is not None
+    _product(dtype, weight.values.numel(), x, weight.scale, *more, y, weight.values, *sizes)
+    return y
 
 
 def lm_head_sample(hidden: Tensor, weight: Int8Weight, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:

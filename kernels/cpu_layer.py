@@ -25,6 +25,50 @@ from octavo.kernels.cpu_loops import (
 )
 
 
+@njit(fastmath=IN_ORDER)
+def _add(x, residual, total, start, dim):
+    for i in range(start, start + dim):
+        total[i] = narrow(widen(x[i]) + widen(residual[i]), x[i])
+
+
+@Loop
+def _layer_norm(fields):
+    x, residual, total, weight, bias, out = values(fields, 0, 6)
+    rows, dim, adds = numbers(fields, 6, 3)
+    (eps,) = scales(fields, 9, 1)
+    first, last = share(rows)
+    for start in range(first * dim, last * dim, dim):
+        if adds:
+            _add(x, residual, total, start, dim)
+        mean, squares = np.float64(0), np.float32(0)  # a mean of float32 would be off by what small deviations are
+        for i in range(start, start + dim):
+            mean += widen(total[i])
+        mean /= dim
+        for i in range(start, start + dim):
+            deviation = np.float32(widen(total[i]) - mean)
+            squares += deviation * deviation
+        factor = np.float32(1) / np.sqrt(squares / np.float32(dim) + np.float32(eps))
+        for i in range(dim):
+            normal = np.float32(widen(total[start + i]) - mean) * factor
+            out[start + i] = narrow(normal * widen(weight[i]) + widen(bias[i]), x[i])
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`(x - mean) / sqrt(var + eps) * weight + bias`: see the reference."""
+    x, dtype = x.contiguous(), common_dtype(x, weight, bias)
+    out = torch.empty_like(x)
+    _layer_norm(dtype, x.numel(), x, x, x, weight, bias, out, *x.shape, 0, float(eps))
+    return out
+
+
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum of x and the residual stream, normalised: see the reference."""
+    x, residual, dtype = x.contiguous(), residual.contiguous(), common_dtype(x, residual, weight, bias)
+    out, total = torch.empty_like(x), torch.empty_like(x)
+    _layer_norm(dtype, x.numel(), x, residual, total, weight, bias, out, *x.shape, 1, float(eps))
+    return out, total
+
+
 @Loop
 def _rms_norm(fields):
     x, residual, total, weight, out = values(fields, 0, 5)
@@ -32,10 +76,9 @@ def _rms_norm(fields):
     (eps,) = scales(fields, 8, 1)
     first, last = share(rows)
     for start in range(first * dim, last * dim, dim):
-        squares = np.float32(0)
         if adds:
-            for i in range(start, start + dim):
-                total[i] = narrow(widen(x[i]) + widen(residual[i]), x[i])
+            _add(x, residual, total, start, dim)
+        squares = np.float32(0)
         for i in range(start, start + dim):
             squares += widen(total[i]) * widen(total[i])
         factor = np.float32(1) / np.sqrt(squares / np.float32(dim) + np.float32(eps))

@@ -87,13 +87,15 @@ def _cpu() -> Ops:
     from octavo.kernels.cpu import linear, lm_head_sample, pack
     from octavo.kernels.cpu_attention import causal_attention, paged_attention
     from octavo.kernels.cpu_graph import record
-    from octavo.kernels.cpu_layer import add_rms_norm, rms_norm, rope, silu_mul, write_kv
+    from octavo.kernels.cpu_layer import add_layer_norm, add_rms_norm, layer_norm, rms_norm, rope, silu_mul, write_kv
     from octavo.kernels.cpu_sampling import sample
 
     return replace(
         REFERENCE,
         name="cpu",
+        layer_norm=layer_norm,
         rms_norm=rms_norm,
+        add_layer_norm=add_layer_norm,
         add_rms_norm=add_rms_norm,
         rope=rope,
         silu_mul=silu_mul,

@@ -106,6 +106,19 @@ def test_rms_norm(dim, rows, scale, dtype):
     assert_accurate(y, reference.rms_norm, total, weight, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+@pytest.mark.parametrize("rows", [0, 1, 40])
+@pytest.mark.parametrize("dim", [3, 768])
+def test_layer_norm(dim, rows, mean, dtype):
+    x, residual = (torch.randn(2, rows, dim) + mean).to(dtype)
+    weight, bias = torch.randn(2, dim).to(dtype)
+    assert_accurate(cpu_layer.layer_norm(x, weight, bias, 1e-5), reference.layer_norm, x, weight, bias, 1e-5)
+    y, total = cpu_layer.add_layer_norm(x, residual, weight, bias, 1e-5)
+    assert torch.equal(total, x + residual)
+    assert_accurate(y, reference.layer_norm, total, weight, bias, 1e-5)
+
+
 @pytest.mark.parametrize("slots", [[5, 0, 11], [-1, 3, -1], [-1, -1, -1], []], ids=str)
 def test_write_kv_is_bit_exact(slots):
     k, v = torch.randn(2, len(slots), 3, 5)
