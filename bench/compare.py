@@ -2,16 +2,18 @@
 
 A run's noise is how well its repeats, or five stretches where there are none, tell their median: half the interval that
 holds the true one 19 times of 20, all of their range where they are few. Where fixed work beside them took longer or
-shorter than before, the machine changed, and twice that is noise too. A change counts if it is larger than both runs'
-noise together, and than the least that is worth a word. A contender that
-was right and now is wrong or fails counts as slower.
+shorter than before, the machine changed, and twice that is excused. A change counts if it is larger than the noise of
+both runs, and than the least that is worth a word. What a contender does in all its cells is judged once more as one, by
+geometric means, since noise that hides a change in each cell partly cancels over all of them. A contender that was right
+and now is wrong or fails counts as slower.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import comb
+from math import comb, hypot
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from rich import box
@@ -28,6 +30,7 @@ from octavo.bench.timing import median
 
 EXAMPLE = "python -m octavo.bench compare build/bench/before build/bench/after"
 LEAST = 0.08  # a smaller change is never reported
+DRIFT_COUNTS = 2  # times the probes' change is what ours may have changed by the machine
 STRETCHES = 5
 UNLIKELY = 0.05  # that the true median lies outside a run's interval, where its samples are many enough to say
 STYLES = {"slower": "bold red", "broken": "bold red", "faster": "green", "same": "", "too noisy": "yellow"}
@@ -39,6 +42,7 @@ class Quantity(NamedTuple):
     what: str
     samples: Sequence[float]
     probes: Sequence[float] = ()  # fixed work beside them
+    group: str = ""  # whose it is, where it is judged with others as one
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,18 @@ class Change:
     what: str
     old_s: float
     new_s: float
-    noise: float  # of both runs together, as a share
+    spreads: tuple[float, ...]  # the noise of the runs, as shares
+    drift: float  # by what share the machine became slower
     own: bool  # of ours, not of a peer, whose changes are the machine's
+    group: str = ""
+    is_group: bool = False
+
+    @property
+    def noise(self) -> float:
+        """Of one quantity the sum of both runs' noise; of many, which err apart, what is left of it in their mean."""
+        if not self.is_group:
+            return sum(self.spreads)
+        return hypot(*self.spreads) / (len(self.spreads) / 2)
 
     @property
     def share(self) -> float:
@@ -57,12 +71,12 @@ class Change:
 
     @property
     def word(self) -> str:
-        allowed = max(LEAST, self.noise)
-        if self.share > allowed:
+        """A machine that became slower excuses what became slower, and the other way round."""
+        if self.share > max(LEAST, self.noise + DRIFT_COUNTS * self.drift):
             return "slower"
-        if 1 / (1 + self.share) - 1 > allowed:
+        if 1 / (1 + self.share) - 1 > max(LEAST, self.noise - DRIFT_COUNTS * self.drift):
             return "faster"
-        return "too noisy" if self.noise > 2 * LEAST else "same"
+        return "too noisy" if self.noise + DRIFT_COUNTS * abs(self.drift) > 2 * LEAST else "same"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +89,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     old, new = records.read(arguments.old), records.read(arguments.new)
     check_comparable(old, new)
     changes, broken = list(compare(old.cells, new.cells)), list(broken_cells(old.cells, new.cells))
+    changes += together(changes)
     if not changes and not broken:
         raise ValueError(f"{old.path} and {new.path} have nothing in common")
     console.print(f"old {_about(old)}\nnew {_about(new)}", highlight=False)
@@ -104,8 +119,26 @@ def compare(old: Sequence[Any], new: Sequence[Any]) -> Iterator[Change]:
         if key in now:
             for before, after in zip(_quantities(record), _quantities(now[key]), strict=True):
                 if before.samples and after.samples:
-                    noise = _noise(before.samples) + _noise(after.samples) + 2 * abs(_drift(before, after))
-                    yield Change(before.what, median(before.samples), median(after.samples), noise, _is_own(record))
+                    times = median(before.samples), median(after.samples)
+                    spreads = _noise(before.samples), _noise(after.samples)
+                    drift = _drift(before, after)
+                    yield Change(before.what, *times, spreads, drift, _is_own(record), before.group)
+
+
+def together(changes: Sequence[Change]) -> list[Change]:
+    """One change for each contender of several: the geometric means of what it took."""
+    groups: dict[str, list[Change]] = {}
+    for change in changes:
+        if change.group:
+            groups.setdefault(change.group, []).append(change)
+    return [_mean(group, members) for group, members in groups.items() if len(members) > 1]
+
+
+def _mean(group: str, changes: Sequence[Change]) -> Change:
+    times = [geometric_mean(pair) for pair in zip(*((change.old_s, change.new_s) for change in changes), strict=True)]
+    spreads = tuple(spread for change in changes for spread in change.spreads)
+    drift = median([change.drift for change in changes])
+    return Change(f"{group}, all {len(changes)}", times[0], times[1], spreads, drift, changes[0].own, is_group=True)
 
 
 def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
@@ -124,7 +157,7 @@ def _drift(old: Quantity, new: Quantity) -> float:
 def _machine(old: Results, new: Results, changes: Sequence[Change]) -> str:
     """A sentence where the machine itself, or the peers on it, are not what they were."""
     share = new.run.bandwidth / old.run.bandwidth - 1
-    peers = [change.share for change in changes if not change.own]
+    peers = [change.share for change in changes if not change.own and not change.is_group]
     now = {record.key: record for record in new.cells}
     pairs = [(record, now[record.key]) for record in old.cells if record.key in now]
     drifts = [_drift(*both) for pair in pairs for both in zip(*map(_quantities, pair), strict=True) if both[0].probes]
@@ -147,9 +180,10 @@ def _quantities(record: Any) -> list[Quantity]:
     name = _name(record)
     if isinstance(record, Decode):
         steps = [median(steps) for steps in record.step_s]
+        group = f"{record.contender} {record.dtype}"
         return [
-            Quantity(f"{name} step", steps, record.step_probe_s),
-            Quantity(f"{name} first token", record.ttft_s, record.prefill_probe_s),
+            Quantity(f"{name} step", steps, record.step_probe_s, group),
+            Quantity(f"{name} first token", record.ttft_s, record.prefill_probe_s, group),
         ]
     if isinstance(record, Serve):
         gaps = [median(gaps) for gaps in record.itl_s]
@@ -202,11 +236,12 @@ def _about(results: Results) -> str:
 
 def _table(changes: Sequence[Change]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
-    for name in ("what", "old ms", "new ms", "change", "noise", ""):
+    for name in ("what", "old ms", "new ms", "change", "noise", "machine", ""):
         table.add_column(name, justify="left" if name in ("what", "") else "right")
     for change in sorted(changes, key=lambda change: -change.share):
+        machine = f"{100 * change.drift:+.0f} %" if change.drift else "-"
         table.add_row(
             change.what, f"{change.old_s * 1e3:.3g}", f"{change.new_s * 1e3:.3g}", f"{100 * change.share:+.0f} %",
-            f"{100 * change.noise:.0f} %", change.word, style=STYLES[change.word],
+            f"{100 * change.noise:.0f} %", machine, change.word, style=STYLES[change.word],
         )  # fmt: skip
     return table
