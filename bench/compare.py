@@ -3,9 +3,9 @@
 A run's noise is how well its repeats, or five stretches where there are none, tell their median: half the interval that
 holds the true one 19 times of 20, all of their range where they are few. Where fixed work beside them took longer or
 shorter than before, the machine changed, and twice that is excused. A change counts if it is larger than the noise of
-both runs, and than the least that is worth a word. What a contender does in all its cells is judged once more as one, by
-geometric means, since noise that hides a change in each cell partly cancels over all of them. A contender that was right
-and now is wrong or fails counts as slower.
+both runs, and than the least that is worth a word. What a contender does in all its cells is judged once more as one,
+by geometric means, since noise that hides a change in each cell partly cancels over all of them. A contender that was
+right and now is wrong or fails counts as slower.
 """
 
 import argparse
