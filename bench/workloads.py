@@ -28,7 +28,7 @@ class Grid:
 
 
 EFFORTS = {
-    ("cpu", "quick"): Effort(3, 4, 2.0, 17),
+    ("cpu", "quick"): Effort(2, 4, 2.0, 17),
     ("cpu", "normal"): Effort(5, 9, 6.0, 33),
     ("cpu", "full"): Effort(5, 9, 15.0, 65),
     ("cuda", "quick"): Effort(3, 5, 1.0, 65),
