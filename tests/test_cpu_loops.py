@@ -151,6 +151,16 @@ def test_a_sequence_that_is_not_a_number_harms_no_other():
     assert bool(harmed[1].isnan().all())
 
 
+def test_tokens_of_nobody_yield_zeros(monkeypatch):
+    """Rows behind the last sequence are padding; fresh memory holds NaN here, so what nobody wrote shows."""
+    q, *arguments = _decode([20, 0], torch.float32)
+    q = torch.cat((q, torch.randn(3, *q.shape[1:])))
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: torch.full_like(x, torch.nan, **options))
+    o = paged_attention(q, *arguments)
+    assert bool((o[1:] == 0).all())
+    assert bool(o[0].isfinite().all())
+
+
 def test_caches_that_are_not_contiguous_are_refused():
     q, k_cache, v_cache, *rest = _decode([5], torch.float32)
     with pytest.raises(ValueError, match="k_cache and v_cache must be contiguous"):
