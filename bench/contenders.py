@@ -17,7 +17,7 @@ from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
 
 OWN = "octavo:"  # names of our own contenders begin so
 
-TAKE_PACKED = {"pack", "linear", "lm_head_sample", "rms_norm", "add_rms_norm"}
+TAKE_PACKED = {"pack", "linear", "lm_head_sample"}
 
 
 @dataclass(frozen=True)

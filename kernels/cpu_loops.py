@@ -115,8 +115,15 @@ def _cache_of_these_sources() -> Iterator[None]:
 
 @cache
 def _digest() -> str:
-    sources = sorted(Path(__file__).parent.glob("cpu_*.py"))
-    return sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    """A hash of every source beside this file, whatever its name."""
+    return digest_of(Path(__file__).parent)
+
+
+def digest_of(folder: Path) -> str:
+    """A hash of the names and contents of all Python files below a folder."""
+    sources = sorted(folder.rglob("*.py"))
+    parts = (str(source.relative_to(folder)).encode() + b"\0" + source.read_bytes() for source in sources)
+    return sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
 def _fields(kind: Callable[[Any], Any]) -> Any:

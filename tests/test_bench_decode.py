@@ -247,6 +247,15 @@ def test_an_ablation_takes_an_op_back_to_the_reference():
     assert found.write_kv is load("cpu").write_kv
 
 
+@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "rope", "write_kv", "paged_attention", "sample"])
+def test_an_ablation_differs_from_the_backend_in_its_op_alone(op):
+    from octavo.bench.contenders import backend
+    from octavo.kernels.ops import OP_NAMES, load
+
+    whole, without = load("cpu"), backend(f"cpu-{op}")
+    assert [name for name in OP_NAMES if getattr(whole, name) is not getattr(without, name)] == [op]
+
+
 def test_a_peer_without_the_dtype_says_so_where_its_own_dtype_runs_too(gpt2, tmp_path, monkeypatch):
     class Float32Only(Octavo):
         def __init__(self, setting):

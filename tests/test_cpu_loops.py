@@ -186,3 +186,14 @@ def test_the_cache_folder_of_numba_is_put_back():
     with cpu_loops._cache_of_these_sources():
         assert str(cpu_loops.config.CACHE_DIR) != str(folder)
     assert folder == cpu_loops.config.CACHE_DIR
+
+
+@pytest.mark.parametrize("name", ["cpu_norm.py", "norm.py", "deep/norm.py"])
+def test_the_key_of_numbas_cache_follows_every_source(tmp_path, name):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "launcher.py").write_text("x = 1")
+    keys = {cpu_loops.digest_of(tmp_path)}
+    for text in ("y = 1", "y = 2"):
+        (tmp_path / name).write_text(text)
+        keys.add(cpu_loops.digest_of(tmp_path))
+    assert len(keys) == 3

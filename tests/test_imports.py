@@ -1,15 +1,26 @@
-"""Imports run one way (DESIGN.md), and the library needs nothing optional to be imported."""
+"""Imports run one way (DESIGN.md), every folder is a listed package, and nothing optional is needed to import the library."""
 
 import ast
+import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("kernels", "gpt", "bench")
 TORCH_FREE = {"sequence", "blocks", "prefixes", "scheduler", "sampling_params"}
 STANDARD_OR_OWN = {"octavo.gpt." + name for name in (*TORCH_FREE, "config")}
+
+
+def modules(folder: str, root: Path = ROOT) -> list[Path]:
+    """Every Python file below a folder, at any depth; a folder where none is found is a mistake in the test."""
+    found = sorted((root / folder).rglob("*.py"))
+    assert found, f"no Python file below {root / folder}"
+    return found
 
 
 def imports(path: Path) -> set[str]:
@@ -24,40 +35,89 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).glob("*.py"))
+def is_below(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def first_names(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports(path)}
+def forbidden_in_kernels(path: Path) -> list[str]:
+    return [name for name in imports(path) if is_below(name, "octavo.gpt", "octavo.bench")]
 
 
-@pytest.mark.parametrize("path", modules("kernels"), ids=lambda path: path.stem)
+def forbidden_in_gpt(path: Path) -> list[str]:
+    """Models and engine reach kernels through `ops` alone, never triton, and know no benchmark."""
+    return [
+        name
+        for name in imports(path)
+        if is_below(name, "octavo.bench", "triton")
+        or (is_below(name, "octavo.kernels") and not is_below(name, "octavo.kernels.ops") and name != "octavo.kernels")
+    ]
+
+
+def in_folder(folder: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", modules(folder), ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@in_folder("kernels")
 def test_kernels_know_nothing_of_models(path):
-    assert not [name for name in imports(path) if name.startswith(("octavo.gpt", "octavo.bench"))]
+    assert forbidden_in_kernels(path) == []
 
 
-@pytest.mark.parametrize("path", modules("gpt"), ids=lambda path: path.stem)
+@in_folder("gpt")
 def test_the_engine_reaches_kernels_only_through_ops(path):
-    reached = {name for name in imports(path) if name.startswith("octavo.kernels.")}
-    assert all(name.split(".")[:3] == ["octavo", "kernels", "ops"] for name in reached)
-    assert "triton" not in first_names(path)
-    assert not [name for name in imports(path) if name.startswith("octavo.bench")]
+    assert forbidden_in_gpt(path) == []
+
+
+@pytest.mark.parametrize("check", [forbidden_in_kernels, forbidden_in_gpt])
+def test_a_forbidden_import_is_found_however_deep_it_lies(check, tmp_path):
+    deep = tmp_path / "kernels" / "cpu" / "bad.py"
+    deep.parent.mkdir(parents=True)
+    deep.write_text("def late():\n    from octavo.bench.records import read\n")
+    assert [check(path) for path in modules("kernels", tmp_path)] != [[]]
+
+
+def test_a_walk_that_sees_no_file_fails(tmp_path):
+    with pytest.raises(AssertionError, match="no Python file"):
+        modules("kernels", tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(TORCH_FREE))
 def test_scheduling_is_integers_only(name):
     for module in imports(ROOT / "gpt" / f"{name}.py"):
-        own = any(module == allowed or module.startswith(allowed + ".") for allowed in STANDARD_OR_OWN)
-        assert own or module.split(".")[0] in sys.stdlib_module_names, f"{name} imports {module}"
+        assert is_below(module, *STANDARD_OR_OWN) or module.split(".")[0] in sys.stdlib_module_names, module
 
 
-@pytest.mark.parametrize("folder", ["kernels", "gpt", "bench"])
+@pytest.mark.parametrize("folder", PACKAGES)
 def test_nothing_shadows_another_distribution(folder):
     """A top-level package `kernels` belongs to someone else; ours are octavo.kernels, octavo.gpt, octavo.bench."""
     for path in modules(folder):
-        assert not first_names(path) & {"kernels", "gpt", "bench"}, path
+        assert not [name for name in imports(path) if is_below(name, *PACKAGES)], path
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def package_folders() -> set[str]:
+    """The import package of every folder that holds Python files."""
+    return {".".join(("octavo", *path.parent.relative_to(ROOT).parts)) for name in PACKAGES for path in modules(name)}
+
+
+def test_every_folder_is_a_listed_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(listed) == package_folders()
+
+
+def test_the_wheel_holds_every_file(tmp_path):
+    pytest.importorskip("setuptools", "77")
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("__pycache__", "results")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
+    assert packed == {f"octavo/{path.relative_to(ROOT)}" for name in PACKAGES for path in modules(name)}
 
 
 def blocked(statement: str, module: str) -> subprocess.CompletedProcess:
