@@ -5,8 +5,8 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from octavo.kernels import launch
-from octavo.kernels.launch import Row
+from octavo.kernels.triton import launch
+from octavo.kernels.triton.launch import Row
 
 TILE_NAMES = ("num_warps", "num_stages", "BLOCK_M", "BLOCK_N", "BLOCK_K")  # what `_tile` takes, in order
 

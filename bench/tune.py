@@ -23,9 +23,10 @@ from octavo.bench.op_cases import Case, Shapes, cases
 from octavo.bench.sources import open_source
 from octavo.bench.timing import measure, median
 from octavo.gpt.weights import DTYPES
-from octavo.kernels import launch, ops
-from octavo.kernels.launch import Row
+from octavo.kernels import ops
 from octavo.kernels.ops import REFERENCE, Ops
+from octavo.kernels.triton import launch
+from octavo.kernels.triton.launch import Row
 
 EXAMPLE = "python -m octavo.bench tune --model dummy:gpt2 --dtype bfloat16 > launch.patch"
 GAIN = 0.03  # a candidate must save this share of the time, twice

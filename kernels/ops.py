@@ -84,11 +84,11 @@ def _cpu() -> Ops:
     if not torch.backends.mkldnn.is_available():
         raise RuntimeError("backend 'cpu' needs a PyTorch built with oneDNN: use backend 'reference'")
 
-    from octavo.kernels.cpu import linear, lm_head_sample, pack
-    from octavo.kernels.cpu_attention import causal_attention, paged_attention
-    from octavo.kernels.cpu_graph import record
-    from octavo.kernels.cpu_layer import add_layer_norm, add_rms_norm, layer_norm, rms_norm, rope, silu_mul, write_kv
-    from octavo.kernels.cpu_sampling import sample
+    from octavo.kernels.cpu.attention import causal_attention, paged_attention
+    from octavo.kernels.cpu.graph import record
+    from octavo.kernels.cpu.linear import linear, lm_head_sample, pack
+    from octavo.kernels.cpu.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm, rope, silu_mul, write_kv
+    from octavo.kernels.cpu.sample import sample
 
     return replace(
         REFERENCE,
@@ -115,9 +115,9 @@ def with_int8_weights(ops: Ops) -> Ops:
     if ops.name != "cpu":
         raise ValueError(f"dtype int8 needs backend cpu, not {ops.name}")
 
-    from octavo.kernels import cpu_int8
+    from octavo.kernels.cpu import linear_int8
 
-    return replace(ops, pack=cpu_int8.pack, linear=cpu_int8.linear, lm_head_sample=cpu_int8.lm_head_sample)
+    return replace(ops, pack=linear_int8.pack, linear=linear_int8.linear, lm_head_sample=linear_int8.lm_head_sample)
 
 
 def _triton() -> Ops:
@@ -129,17 +129,17 @@ def _triton() -> Ops:
     if not torch.cuda.is_available() and not knobs.runtime.interpret:
         raise RuntimeError("backend 'triton' needs a CUDA device, or TRITON_INTERPRET=1 to run in Triton's interpreter")
 
-    from octavo.kernels.activation import bias_gelu, silu_mul
-    from octavo.kernels.attention import causal_attention
-    from octavo.kernels.kv_cache import write_kv
-    from octavo.kernels.linear import linear
-    from octavo.kernels.lm_head_sample import lm_head_sample
-    from octavo.kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-    from octavo.kernels.paged_attention import paged_attention
-    from octavo.kernels.penalties import apply_penalties
-    from octavo.kernels.rope import rope
-    from octavo.kernels.sampling import sample
-    from octavo.kernels.top_logprobs import top_logprobs
+    from octavo.kernels.triton.activation import bias_gelu, silu_mul
+    from octavo.kernels.triton.attention import causal_attention
+    from octavo.kernels.triton.kv_cache import write_kv
+    from octavo.kernels.triton.linear import linear
+    from octavo.kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+    from octavo.kernels.triton.paged_attention import paged_attention
+    from octavo.kernels.triton.rope import rope
+    from octavo.kernels.triton.sampling.lm_head_sample import lm_head_sample
+    from octavo.kernels.triton.sampling.penalties import apply_penalties
+    from octavo.kernels.triton.sampling.sample import sample
+    from octavo.kernels.triton.sampling.top_logprobs import top_logprobs
 
     return replace(
         REFERENCE,

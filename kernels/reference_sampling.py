@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.pinned import gap_below, gumbel, log_softmax, natural_log, philox, weight_units
+from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, philox, weight_units
 
 
 def apply_penalties(

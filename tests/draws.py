@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import launch_sampling
-from octavo.kernels.launch import power_of_two
+from octavo.kernels.triton.launch import power_of_two
+from octavo.kernels.triton.sampling import launch as launch_sampling
 
 from guarded import DEVICE
 

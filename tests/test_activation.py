@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from octavo.kernels import activation, reference
+from octavo.kernels import reference
+from octavo.kernels.triton import activation
 
 from guarded import DEVICE, FLOATS, far_apart, noise, strided
 from numerics import assert_accurate

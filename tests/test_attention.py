@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference
-from octavo.kernels.attention import causal_attention
+from octavo.kernels.triton.attention import causal_attention
 
 from factories import cu_seqlens, far_rows, fused_qkv, integers
 from guarded import DEVICE, FLOATS

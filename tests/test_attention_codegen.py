@@ -10,10 +10,10 @@ pytestmark = pytest.mark.codegen
 PREAMBLE = """
 import re, sys
 import torch
-from octavo.kernels.attention import causal_attention
-from octavo.kernels.codegen_inspect import pretend
-from octavo.kernels.kv_cache import write_kv
-from octavo.kernels.paged_attention import paged_attention
+from octavo.kernels.triton.attention import causal_attention
+from octavo.kernels.codegen.sass import pretend
+from octavo.kernels.triton.kv_cache import write_kv
+from octavo.kernels.triton.paged_attention import paged_attention
 
 def meta(*shape, dtype=torch.int32):
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -83,7 +83,7 @@ def test_all_programs_of_decode_are_resident_at_once(arch: str) -> None:
     """One that waited for a place would begin its share of the work when the others have ended theirs."""
     script = f"""
 from octavo.kernels import launch
-from octavo.kernels.codegen_inspect import inspect
+from octavo.kernels.codegen.sass import inspect
 for dtype in (torch.float16, torch.float32):
     for head_dim in (64, 128, 256):
         with pretend("{arch}") as compiled:

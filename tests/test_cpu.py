@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from octavo.kernels import cpu, cpu_attention, cpu_layer, reference
+from octavo.kernels import reference
+from octavo.kernels.cpu import attention, linear, norm
 
 from numerics import assert_accurate
 
@@ -55,7 +56,7 @@ CASES = {
 )
 def test_paged_attention(name, heads, kv_heads, head_dim, block_size, dtype):
     arguments = paged(*CASES[name], heads, kv_heads, head_dim, block_size, dtype)
-    assert_accurate(cpu_attention.paged_attention(*arguments), reference.paged_attention, *arguments)
+    assert_accurate(attention.paged_attention(*arguments), reference.paged_attention, *arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -64,7 +65,7 @@ def test_causal_attention(lengths, dtype):
     fused = torch.randn(sum(lengths), 5, 24).to(dtype)  # 3 query heads, 1 key, 1 value
     q, k, v = fused.split((3, 1, 1), dim=1)
     arguments = q, k, v, torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths), 0.2
-    assert_accurate(cpu_attention.causal_attention(*arguments), reference.causal_attention, *arguments)
+    assert_accurate(attention.causal_attention(*arguments), reference.causal_attention, *arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -74,9 +75,9 @@ def test_causal_attention(lengths, dtype):
 def test_linear_on_packed_weights(rows, inputs, outputs, activation, dtype):
     x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
     bias, residual = torch.randn(outputs).to(dtype), torch.randn(rows, outputs).to(dtype)
-    got = cpu.linear(x, cpu.pack(weight), bias, activation, residual)
+    got = linear.linear(x, linear.pack(weight), bias, activation, residual)
     assert_accurate(got, reference.linear, x, weight, bias, activation, residual)
-    assert_accurate(cpu.linear(x, weight, None, activation), reference.linear, x, weight, None, activation)
+    assert_accurate(linear.linear(x, weight, None, activation), reference.linear, x, weight, None, activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -90,7 +91,7 @@ def test_rope(fused, heads, interleaved, dtype):
     q, k = projection[:, :num_heads], other[:, num_heads + between :][:, :num_kv_heads]
     angles = torch.outer(torch.arange(50.0), torch.rand(12))
     arguments = q, k, torch.tensor([0, 3, 3, 49, 1, 7], dtype=torch.int32), angles.cos(), angles.sin(), interleaved
-    assert_accurate(cpu_layer.rope(*arguments), reference.rope, *arguments)
+    assert_accurate(norm.rope(*arguments), reference.rope, *arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -100,8 +101,8 @@ def test_rope(fused, heads, interleaved, dtype):
 def test_rms_norm(dim, rows, scale, dtype):
     x, residual = (torch.randn(2, rows, dim) * scale + scale).to(dtype)  # a mean that must not be taken off
     weight = torch.randn(dim).to(dtype)
-    assert_accurate(cpu_layer.rms_norm(x, weight, 1e-5), reference.rms_norm, x, weight, 1e-5)
-    y, total = cpu_layer.add_rms_norm(x, residual, weight, 1e-5)
+    assert_accurate(norm.rms_norm(x, weight, 1e-5), reference.rms_norm, x, weight, 1e-5)
+    y, total = norm.add_rms_norm(x, residual, weight, 1e-5)
     assert torch.equal(total, x + residual)
     assert_accurate(y, reference.rms_norm, total, weight, 1e-5)
 
@@ -113,8 +114,8 @@ def test_rms_norm(dim, rows, scale, dtype):
 def test_layer_norm(dim, rows, mean, dtype):
     x, residual = (torch.randn(2, rows, dim) + mean).to(dtype)
     weight, bias = torch.randn(2, dim).to(dtype)
-    assert_accurate(cpu_layer.layer_norm(x, weight, bias, 1e-5), reference.layer_norm, x, weight, bias, 1e-5)
-    y, total = cpu_layer.add_layer_norm(x, residual, weight, bias, 1e-5)
+    assert_accurate(norm.layer_norm(x, weight, bias, 1e-5), reference.layer_norm, x, weight, bias, 1e-5)
+    y, total = norm.add_layer_norm(x, residual, weight, bias, 1e-5)
     assert torch.equal(total, x + residual)
     assert_accurate(y, reference.layer_norm, total, weight, bias, 1e-5)
 
@@ -124,6 +125,6 @@ def test_write_kv_is_bit_exact(slots):
     k, v = torch.randn(2, len(slots), 3, 5)
     ours, theirs = torch.full((2, 2, 3, 4, 3, 5), torch.nan)
     slot_mapping = torch.tensor(slots, dtype=torch.int32)
-    cpu_layer.write_kv(k, v, *ours, slot_mapping)
+    norm.write_kv(k, v, *ours, slot_mapping)
     reference.write_kv(k, v, *theirs, slot_mapping)
     assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))

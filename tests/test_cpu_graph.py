@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from octavo.gpt.decode_step import RECORDED_ROWS
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.kernels import cpu_layer
-from octavo.kernels.cpu_graph import record
+from octavo.kernels.cpu import norm
+from octavo.kernels.cpu.graph import record
 from octavo.kernels.ops import REFERENCE, load, recorder, with_int8_weights
 
 from tiny import TINY, run, tiny_engine, tiny_model
@@ -20,14 +20,14 @@ MATRIX = torch.rand(16, 16)
 
 def everything(x: torch.Tensor) -> torch.Tensor:
     """Loops, views, operators with one result and with several, in place and into given memory."""
-    y, total = cpu_layer.add_rms_norm(x, x.flip(0), WEIGHT, 1e-5)
+    y, total = norm.add_rms_norm(x, x.flip(0), WEIGHT, 1e-5)
     y = F.linear(y, MATRIX, WEIGHT)
     y += total
     left, right = y.view(2, -1, 8).unbind(0)
     largest, where = torch.stack((left, right)).max(dim=-1, keepdim=True)
     y = y * largest.flatten().sum() + where.sum()
     out = torch.empty_like(y)
-    torch.clamp(cpu_layer.rms_norm(y.contiguous(), WEIGHT, 1e-5), max=1.5, out=out)
+    torch.clamp(norm.rms_norm(y.contiguous(), WEIGHT, 1e-5), max=1.5, out=out)
     return torch.cat((out[:, :3], torch.zeros(len(out), 2)), 1)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from octavo.gpt import LLM, SamplingParams
-from octavo.kernels import cpu_int8, reference
+from octavo.kernels import reference
+from octavo.kernels.cpu import linear_int8
 from octavo.kernels.ops import load, with_int8_weights
 
 SHAPES = [(96, 64), (257, 77), (33, 40), (1, 1), (5000, 32)]
@@ -15,7 +16,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-def dense(weight: cpu_int8.Int8Weight) -> torch.Tensor:
+def dense(weight: linear_int8.Int8Weight) -> torch.Tensor:
     return weight.values.double() * weight.scale.double().unsqueeze(1)
 
 
@@ -23,7 +24,7 @@ def dense(weight: cpu_int8.Int8Weight) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_weight_errs_by_half_a_step_at_most(outputs, inputs, dtype):
     weight = (torch.randn(outputs, inputs) * torch.rand(outputs, 1) * 10).to(dtype)
-    packed = cpu_int8.pack(weight)
+    packed = linear_int8.pack(weight)
     step = weight.double().abs().amax(1, keepdim=True) / 127
     most = torch.where(packed.values.abs() == 127, 1.0, 0.5) * step * (1 + 2**-7)  # a scale rounded down cuts the peak
     assert bool(((dense(packed) - weight.double()).abs() <= most).all())
@@ -34,10 +35,10 @@ def test_a_weight_errs_by_half_a_step_at_most(outputs, inputs, dtype):
 @pytest.mark.parametrize("rows", [0, 1, 8, 9, 40])
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "bias, gelu, residual"])
 def test_the_product_is_that_of_the_rounded_weight(rows, outputs, inputs, extras):
-    packed = cpu_int8.pack(torch.randn(outputs, inputs))
+    packed = linear_int8.pack(torch.randn(outputs, inputs))
     x = torch.randn(rows, inputs + 3)[:, :inputs].bfloat16()
     more = (torch.randn(outputs).bfloat16(), "gelu", torch.randn(rows, outputs).bfloat16()) if extras else ()
-    got = cpu_int8.linear(x, packed, *more)
+    got = linear_int8.linear(x, packed, *more)
     assert got.shape == (rows, outputs)
     assert got.dtype == torch.bfloat16
     if rows:
@@ -51,9 +52,9 @@ def test_the_product_is_that_of_the_rounded_weight(rows, outputs, inputs, extras
 def test_rows_of_zeros_and_rows_that_are_not_numbers():
     weight = torch.randn(4, 32)
     weight[1], weight[2, 5] = 0, torch.nan
-    packed = cpu_int8.pack(weight)
+    packed = linear_int8.pack(weight)
     for rows in (1, 20):
-        y = cpu_int8.linear(torch.ones(rows, 32).bfloat16(), packed)
+        y = linear_int8.linear(torch.ones(rows, 32).bfloat16(), packed)
         assert bool(y[:, [0, 1, 3]].isfinite().all())
         assert bool((y[:, 1] == 0).all())
         assert bool(y[:, 2].isnan().all())
@@ -61,7 +62,7 @@ def test_rows_of_zeros_and_rows_that_are_not_numbers():
 
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="activation must be None or 'gelu', not 'relu'"):
-        cpu_int8.linear(torch.ones(1, 32), cpu_int8.pack(torch.ones(2, 32)), None, "relu")
+        linear_int8.linear(torch.ones(1, 32), linear_int8.pack(torch.ones(2, 32)), None, "relu")
 
 
 def test_only_the_cpu_backend_has_them():

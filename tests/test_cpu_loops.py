@@ -8,10 +8,11 @@ import pytest
 import torch
 from numba import njit
 
-from octavo.kernels import cpu_layer, cpu_loops, ops, reference
-from octavo.kernels.cpu_attention import paged_attention
-from octavo.kernels.cpu_decode import SPLIT
-from octavo.kernels.cpu_loops import Loop, exp, narrow, numbers, share, values, widen
+from octavo.kernels import ops, reference
+from octavo.kernels.cpu import norm, numba_kernel
+from octavo.kernels.cpu.attention import paged_attention
+from octavo.kernels.cpu.numba_kernel import Loop, exp, narrow, numbers, share, values, widen
+from octavo.kernels.cpu.paged_decode import SPLIT
 
 from numerics import assert_accurate
 
@@ -97,9 +98,10 @@ def refuse(name, *arguments, **options):
     return load(name, *arguments, **options)
 ctypes.CDLL = refuse
 import torch
-from octavo.kernels import cpu_layer, reference
+from octavo.kernels import reference
+from octavo.kernels.cpu import norm
 x, weight = torch.randn(200, 576), torch.rand(576)
-assert torch.allclose(cpu_layer.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), atol=1e-5)
+assert torch.allclose(norm.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), atol=1e-5)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -171,7 +173,7 @@ def test_caches_that_are_not_contiguous_are_refused():
 def test_other_dtypes_and_mixed_ones_are_refused(dtypes):
     x, weight = torch.ones(2, 3, dtype=dtypes[0]), torch.ones(3, dtype=dtypes[1])
     with pytest.raises(ValueError, match=rf"one of float32, bfloat16, float16, not in .*{dtypes[1]}"):
-        cpu_layer.rms_norm(x, weight, 1e-5)
+        norm.rms_norm(x, weight, 1e-5)
 
 
 def test_without_numba_auto_means_the_reference(monkeypatch):
@@ -182,18 +184,18 @@ def test_without_numba_auto_means_the_reference(monkeypatch):
 
 
 def test_the_cache_folder_of_numba_is_put_back():
-    folder = cpu_loops.config.CACHE_DIR
-    with cpu_loops._cache_of_these_sources():
-        assert str(cpu_loops.config.CACHE_DIR) != str(folder)
-    assert folder == cpu_loops.config.CACHE_DIR
+    folder = numba_kernel.config.CACHE_DIR
+    with numba_kernel._cache_of_these_sources():
+        assert str(numba_kernel.config.CACHE_DIR) != str(folder)
+    assert folder == numba_kernel.config.CACHE_DIR
 
 
 @pytest.mark.parametrize("name", ["cpu_norm.py", "norm.py", "deep/norm.py"])
 def test_the_key_of_numbas_cache_follows_every_source(tmp_path, name):
     (tmp_path / "deep").mkdir()
     (tmp_path / "launcher.py").write_text("x = 1")
-    keys = {cpu_loops.digest_of(tmp_path)}
+    keys = {numba_kernel.digest_of(tmp_path)}
     for text in ("y = 1", "y = 2"):
         (tmp_path / name).write_text(text)
-        keys.add(cpu_loops.digest_of(tmp_path))
+        keys.add(numba_kernel.digest_of(tmp_path))
     assert len(keys) == 3

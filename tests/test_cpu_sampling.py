@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from octavo.kernels import cpu_sampling, reference
+from octavo.kernels import reference
+from octavo.kernels.cpu import sample
 
 SEEDS = torch.tensor([0, -1, 2**63 - 1, -(2**63), 12345])
 
@@ -19,7 +20,7 @@ def assert_same(logits: torch.Tensor, **options: torch.Tensor) -> None:
         "positions": torch.arange(rows, dtype=torch.int32),
         **options,
     }
-    ids, logprobs = cpu_sampling.sample(logits, **arguments)
+    ids, logprobs = sample.sample(logits, **arguments)
     expected_ids, expected = reference.sample(logits, **arguments)
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(logprobs, expected, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Imports run one way (DESIGN.md), every folder is a listed package, and nothing optional is needed to import the library."""
+"""Imports run one way, every folder is a listed package, and nothing optional is needed to import the library."""
 
 import ast
 import shutil

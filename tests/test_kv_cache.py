@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference
-from octavo.kernels.kv_cache import write_kv
+from octavo.kernels.triton.kv_cache import write_kv
 
 from factories import far_rows, fused_qkv, integers
 from guarded import DEVICE, FLOATS

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from octavo.kernels import launch
+from octavo.kernels.triton import launch
 
 from guarded import DEVICE
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from octavo.kernels import activation, launch, linear, reference
+from octavo.kernels import reference
+from octavo.kernels.triton import activation, launch, linear
 
 from guarded import DEVICE, FLOATS, far_apart, noise, strided
 from numerics import assert_accurate

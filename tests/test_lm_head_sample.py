@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from octavo.kernels import launch_sampling, reference
-from octavo.kernels.linear import linear
-from octavo.kernels.lm_head_sample import lm_head_sample
-from octavo.kernels.sampling import sample
+from octavo.kernels import reference
+from octavo.kernels.triton.linear import linear
+from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton.sampling.lm_head_sample import lm_head_sample
+from octavo.kernels.triton.sampling.sample import sample
 
 from draws import parameters
 from guarded import DEVICE, FLOATS, noise, strided

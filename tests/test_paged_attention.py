@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference
-from octavo.kernels.attention import causal_attention
-from octavo.kernels.paged_attention import paged_attention
+from octavo.kernels.triton.attention import causal_attention
+from octavo.kernels.triton.paged_attention import paged_attention
 
 from factories import cu_seqlens, decode_args, fused_qkv, integers, paged, prefill_args
 from guarded import FLOATS

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import paged_attention as module
 from octavo.kernels import reference
-from octavo.kernels.paged_attention import paged_attention
+from octavo.kernels.triton import paged_attention as module
+from octavo.kernels.triton.paged_attention import paged_attention
 
 from factories import cu_seqlens, decode_args, far_rows, fused_qkv, integers, paged, prefill_args
 from guarded import DEVICE, FLOATS

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from octavo.kernels import reference
-from octavo.kernels.penalties import apply_penalties
+from octavo.kernels.triton.sampling.penalties import apply_penalties
 
 from guarded import DEVICE, FLOATS, noise, strided
 from numerics import assert_within, widen

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import reference, rope
+from octavo.kernels import reference
+from octavo.kernels.triton import rope
 
 from guarded import DEVICE, FLOATS, far_apart, noise
 from numerics import assert_accurate

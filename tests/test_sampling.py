@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from octavo.kernels import reference, reference_sampling
-from octavo.kernels.sampling import sample
+from octavo.kernels.triton.sampling.sample import sample
 
 from draws import SEEDS, any_logits, any_parameters, parameters, set_programs, wide_programs
 from guarded import DEVICE, FLOATS, strided

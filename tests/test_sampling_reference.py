@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels import reference_sampling as reference
-from octavo.kernels.sampling_tile import gumbel_noise, weight_units
+from octavo.kernels.triton.sampling.sampling_math import gumbel_noise, weight_units
 
 from draws import SEEDS, any_logits, any_parameters
 from guarded import DEVICE

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference_sampling as reference
-from octavo.kernels.sampling import sample
+from octavo.kernels.triton.sampling.sample import sample
 
 from draws import parameters, wide_programs
 from goodness import fit, independence, uniformity

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from octavo.kernels import reference, reference_sampling
-from octavo.kernels.sampling import sample
-from octavo.kernels.top_logprobs import top_logprobs
+from octavo.kernels.triton.sampling.sample import sample
+from octavo.kernels.triton.sampling.top_logprobs import top_logprobs
 
 from draws import any_logits, parameters, set_programs, wide_programs
 from guarded import DEVICE, FLOATS, strided

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch_sampling
-from octavo.kernels.sampling_tile import FLOAT_MAX, best_of, gumbel_noise
+from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton.sampling.sampling_math import FLOAT_MAX, best_of, gumbel_noise
 
 
 @triton.jit(do_not_specialize=["num_rows"])

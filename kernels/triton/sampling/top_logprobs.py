@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch_sampling
-from octavo.kernels.sampling_scan import (
+from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton.sampling.sampling_math import NO_CUT, NO_KEY, best_of, from_key, gap_below
+from octavo.kernels.triton.sampling.scan import (
     check_logits,
     list_groups,
     load_chunk,
@@ -22,8 +23,7 @@ from octavo.kernels.sampling_scan import (
     row_softmax,
     scan,
 )
-from octavo.kernels.sampling_search import find_cut
-from octavo.kernels.sampling_tile import NO_CUT, NO_KEY, best_of, from_key, gap_below
+from octavo.kernels.triton.sampling.top_k_top_p import find_cut
 
 
 @triton.jit(do_not_specialize=["num_rows", "num"])

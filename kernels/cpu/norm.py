@@ -8,7 +8,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from octavo.kernels.cpu_loops import (
+from octavo.kernels.cpu.numba_kernel import (
     IN_ORDER,
     Loop,
     common_dtype,

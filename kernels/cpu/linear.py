@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.cpu_sampling import draw
+from octavo.kernels.cpu.sample import draw
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 

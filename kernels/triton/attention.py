@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch
-from octavo.kernels.attention_tile import (
+from octavo.kernels.triton import launch
+from octavo.kernels.triton.attention_tile import (
     LOG2_E,
     SECTION,
     attend,

@@ -14,8 +14,8 @@ integers, the same in any order of addition.
 import triton
 import triton.language as tl
 
-from octavo.kernels.sampling_scan import list_groups, load_chunk, load_group_keys
-from octavo.kernels.sampling_tile import NO_KEY, from_key, gap_below, to_key, weight_units
+from octavo.kernels.triton.sampling.sampling_math import NO_KEY, from_key, gap_below, to_key, weight_units
+from octavo.kernels.triton.sampling.scan import list_groups, load_chunk, load_group_keys
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch
+from octavo.kernels.triton import launch
 
 
 @triton.jit(do_not_specialize=["context_size"])

@@ -14,8 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch_sampling
-from octavo.kernels.sampling_scan import (
+from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton.sampling.sampling_math import (
+    FLOAT_MAX,
+    NO_CUT,
+    best_of,
+    from_key,
+    gap_below,
+    gumbel_noise,
+    load_logits,
+)
+from octavo.kernels.triton.sampling.scan import (
     check_logits,
     list_groups,
     load_chunk,
@@ -26,16 +35,7 @@ from octavo.kernels.sampling_scan import (
     row_softmax,
     scan,
 )
-from octavo.kernels.sampling_search import find_cut, is_kept
-from octavo.kernels.sampling_tile import (
-    FLOAT_MAX,
-    NO_CUT,
-    best_of,
-    from_key,
-    gap_below,
-    gumbel_noise,
-    load_logits,
-)
+from octavo.kernels.triton.sampling.top_k_top_p import find_cut, is_kept
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.kernels.pinned import gap_below, gumbel, log_softmax, natural_log, weight_units
+from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, weight_units
 
 HEAD = 1024  # ids that top-p sorts first; more only if their weight is not enough
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch
+from octavo.kernels.triton import launch
 
 
 @triton.jit(do_not_specialize=["num_slots"], do_not_specialize_on_alignment=["slot_mapping_ptr"])

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from octavo.kernels.launch import MAX_HEAD_DIM
+from octavo.kernels.triton.launch import MAX_HEAD_DIM
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LOG2_E = math.log2(math.e)

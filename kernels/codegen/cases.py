@@ -12,19 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.kernels import (
-    activation,
-    attention,
-    kv_cache,
-    linear,
-    lm_head_sample,
-    norm,
-    paged_attention,
-    penalties,
-    rope,
-    sampling,
-    top_logprobs,
-)
+from octavo.kernels.triton import activation, attention, kv_cache, linear, norm, paged_attention, rope
+from octavo.kernels.triton.sampling import lm_head_sample, penalties, top_logprobs
+from octavo.kernels.triton.sampling import sample as sampling
 
 
 @dataclass(frozen=True)

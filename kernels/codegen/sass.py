@@ -22,8 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import KernelInterface
 
-from octavo.kernels import launch
-from octavo.kernels.codegen_cases import Case
+from octavo.kernels.codegen.cases import Case
+from octavo.kernels.triton import launch
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch_sampling
-from octavo.kernels.sampling_scan import check_logits
+from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton.sampling.scan import check_logits
 
 
 @triton.jit

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from octavo.kernels import launch
-from octavo.kernels.launch import Row, power_of_two
+from octavo.kernels.triton import launch
+from octavo.kernels.triton.launch import Row, power_of_two
 
 NO_FUSION = {"enable_fp_fusion": False}  # a fused multiply-add rounds once where the reference rounds twice
 GROUPS = 2048  # of a row at most: one program holds their maxima

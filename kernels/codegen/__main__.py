@@ -2,7 +2,7 @@
 
     python -m octavo.kernels.codegen [--arch sm_90 ...] [--op linear ...] [--dtype bf16 ...] [--quick] [--markdown]
 
-What is compiled stands in codegen_cases.py, how in codegen_inspect.py. Exit status 1 if a kernel breaks a limit that no
+What is compiled stands in cases.py, how in sass.py. Exit status 1 if a kernel breaks a limit that no
 entry of `launch.WAIVERS` covers, or if an entry covers nothing; 2 if asked for something unknown. gfx942 is compiled
 only. TRITON_INTERPRET must not be set: it leaves nothing to compile.
 """
@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from triton import knobs
 
-from octavo.kernels import launch
-from octavo.kernels.codegen_cases import CASES, DTYPES
-from octavo.kernels.codegen_inspect import MACHINES, Code, compile_case
+from octavo.kernels.codegen.cases import CASES, DTYPES
+from octavo.kernels.codegen.sass import MACHINES, Code, compile_case
+from octavo.kernels.triton import launch
 
 
 def broken_limits(code: Code) -> Iterator[tuple[str, str]]:

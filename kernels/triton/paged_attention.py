@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch
-from octavo.kernels.attention_tile import (
+from octavo.kernels.triton import launch
+from octavo.kernels.triton.attention_tile import (
     LOG2_E,
     SECTION,
     attend_cache,
@@ -29,7 +29,7 @@ from octavo.kernels.attention_tile import (
     values_are_readable,
     zero_rows,
 )
-from octavo.kernels.paged_decode import decode
+from octavo.kernels.triton.paged_decode import decode
 
 MAX_BLOCK_SIZE = 256
 

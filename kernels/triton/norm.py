@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch
+from octavo.kernels.triton import launch
 
 
 @triton.jit

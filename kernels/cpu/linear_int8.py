@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from octavo.kernels.cpu_loops import (
+from octavo.kernels.cpu.numba_kernel import (
     ANY_ORDER,
     IN_ORDER,
     Loop,
@@ -27,7 +27,7 @@ from octavo.kernels.cpu_loops import (
     values,
     widen,
 )
-from octavo.kernels.cpu_sampling import draw
+from octavo.kernels.cpu.sample import draw
 
 LARGEST = 127
 FLOOR = 2.0**-100  # a row with nothing larger is zeros

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch_sampling
-from octavo.kernels.launch import Row
-from octavo.kernels.sampling_tile import (
+from octavo.kernels.triton.launch import Row
+from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton.sampling.sampling_math import (
     FLOAT_MAX,
     NO_KEY,
     best_of,

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels import launch
-from octavo.kernels.attention_tile import attend_cache, head_tile, load_rows, zero_rows
+from octavo.kernels.triton import launch
+from octavo.kernels.triton.attention_tile import attend_cache, head_tile, load_rows, zero_rows
 
 SPLIT = 256  # tokens of context in a piece: the bits of a longer sequence depend on it
 MERGE = 4096  # float32 values of partial results merged at once
