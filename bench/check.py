@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from octavo.bench.sources import Source, plain_model
-from octavo.gpt.batch import Batch
-from octavo.gpt.cache import PagedCache
+from octavo.gpt.models.batch import Batch
+from octavo.gpt.runner.kv_cache import PagedCache
 
 QUANTISED = 0.25  # of a random token's gap, that of quantised weights may be on average
 ROWS = 8  # of a batch are checked, spread over it, the first and the last among them

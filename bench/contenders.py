@@ -11,7 +11,7 @@ import torch
 from octavo.bench.sources import Source
 from octavo.bench.timing import Stopwatch
 from octavo.gpt import LLM, SamplingParams
-from octavo.gpt.weights import INT8
+from octavo.gpt.loading.loader import INT8
 from octavo.kernels import ops
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
 

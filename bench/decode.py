@@ -18,7 +18,7 @@ from octavo.bench.schema import Decode
 from octavo.bench.session import Session
 from octavo.bench.sources import open_source
 from octavo.bench.workloads import EFFORTS, GRIDS, cell
-from octavo.gpt.weights import INT8
+from octavo.gpt.loading.loader import INT8
 
 EXAMPLE = "python -m octavo.bench decode --model smollm2 --batch 1,8 --context 128 --peers transformers"
 

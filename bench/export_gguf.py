@@ -9,8 +9,8 @@ from gguf import GGMLQuantizationType as Format
 from torch import Tensor
 
 from octavo.bench.sources import interleave, separate
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.model import Model
+from octavo.gpt.models.base import Model
+from octavo.gpt.models.config import ModelConfig
 
 FORMATS = {"float32": Format.F32, "float16": Format.F16, "bfloat16": Format.BF16, "q8_0": Format.Q8_0}
 

@@ -6,8 +6,8 @@ import transformers
 from torch import Tensor
 
 from octavo.bench.sources import separate, turn_halves
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.model import Model
+from octavo.gpt.models.base import Model
+from octavo.gpt.models.config import ModelConfig
 
 MATRICES = ("c_attn", "c_proj", "c_fc")  # of GPT-2; transformers keeps them transposed
 

@@ -24,14 +24,15 @@ from octavo.bench.roofline import measure_peaks
 from octavo.bench.schema import Host, Run
 from octavo.bench.timing import median, percentile
 from octavo.gpt import SamplingParams
-from octavo.gpt.batch import Batch
-from octavo.gpt.cache import PagedCache
-from octavo.gpt.config import EngineConfig, ModelConfig
 from octavo.gpt.engine import Engine
-from octavo.gpt.model import LayerCache, Model
-from octavo.gpt.runner import Runner
-from octavo.gpt.tokenizer import Tokenizer
-from octavo.gpt.weights import load_tokenizer
+from octavo.gpt.loading.loader import load_tokenizer
+from octavo.gpt.models.base import LayerCache, Model
+from octavo.gpt.models.batch import Batch
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.runner.kv_cache import PagedCache
+from octavo.gpt.runner.model_runner import Runner
+from octavo.gpt.scheduler.config import EngineConfig
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels.ops import REFERENCE
 
 EXAMPLE = "python -m octavo.bench host --seqs 1,64,256 --context 128,4096"

@@ -9,7 +9,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from octavo.gpt.config import ModelConfig
+from octavo.gpt.models.config import ModelConfig
 
 DEVIATION = 1.0  # of a length's logarithm
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.llama import rope_tables
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.llama import rope_tables
 
 BLOCK_SIZE = 16
 Arguments = tuple[Any, ...]

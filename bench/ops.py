@@ -24,7 +24,7 @@ from octavo.bench.roofline import measure_peaks
 from octavo.bench.schema import Op, Run
 from octavo.bench.sources import open_source
 from octavo.bench.timing import measure, median, percentile
-from octavo.gpt.weights import DTYPES
+from octavo.gpt.loading.loader import DTYPES
 from octavo.kernels.ops import REFERENCE, Ops
 
 EXAMPLE = "python -m octavo.bench ops --model dummy:gpt2 --only paged_attention,linear"

@@ -11,7 +11,7 @@ import torch
 from octavo.bench import records
 from octavo.bench.contenders import backend
 from octavo.bench.records import Results
-from octavo.gpt.weights import resolve_device, resolve_dtype
+from octavo.gpt.loading.loader import resolve_device, resolve_dtype
 from octavo.kernels.ops import Ops, best_for
 
 Value = TypeVar("Value")

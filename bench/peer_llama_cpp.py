@@ -12,7 +12,7 @@ from octavo.bench.contenders import Contender, Generation, Setting, UnsupportedE
 from octavo.bench.export_gguf import write_gguf
 from octavo.bench.roofline import step_weights
 from octavo.bench.sources import plain_model
-from octavo.gpt.weights import DTYPES
+from octavo.gpt.loading.loader import DTYPES
 
 UNREAD = ("position_embd.weight",)  # a step reads one row of it
 Q8_0_BYTES = 34 / 32  # 32 weights and their scale

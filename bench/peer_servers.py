@@ -8,7 +8,7 @@ from typing import Any
 from octavo.bench.contenders import Contender, EndOnly, Setting
 from octavo.bench.export_transformers import network
 from octavo.bench.sources import plain_model
-from octavo.gpt.weights import DTYPES
+from octavo.gpt.loading.loader import DTYPES
 
 
 class Server(EndOnly):

@@ -12,7 +12,7 @@ from octavo.bench.contenders import Contender, EndOnly, Generation, Setting, Uns
 from octavo.bench.export_transformers import network
 from octavo.bench.sources import Source, plain_model
 from octavo.bench.timing import Stopwatch
-from octavo.gpt.weights import DTYPES
+from octavo.gpt.loading.loader import DTYPES
 
 
 class Transformers(Contender):

@@ -11,7 +11,7 @@ from octavo.bench.roofline import Peaks
 from octavo.bench.schema import Run
 from octavo.bench.sources import Source
 from octavo.bench.workloads import Cell, Effort
-from octavo.gpt.weights import INT8
+from octavo.gpt.loading.loader import INT8
 from octavo.kernels.ops import Ops
 
 Entry = tuple[Ops | str, str]  # a backend or a peer's name, and a dtype

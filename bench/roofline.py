@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 
 from octavo.bench.timing import Stopwatch, median
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.weights import DTYPES
+from octavo.gpt.loading.loader import DTYPES
+from octavo.gpt.models.config import ModelConfig
 
 
 class Peaks(NamedTuple):

@@ -22,7 +22,7 @@ from octavo.bench.records import Writer
 from octavo.bench.schema import Decode, Run
 from octavo.bench.timing import Probe
 from octavo.bench.workloads import CHECK, Cell, Effort, prompts
-from octavo.gpt.weights import DTYPES
+from octavo.gpt.loading.loader import DTYPES
 
 STEP_WORTH = 25  # prompt tokens that take about as long as one decode step, for the progress bar
 

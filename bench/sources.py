@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from octavo.gpt import hub
-from octavo.gpt.config import KNOWN_SHAPES, ModelConfig
-from octavo.gpt.gguf_checkpoint import open_gguf_checkpoint
-from octavo.gpt.hf_config import read_config
-from octavo.gpt.model import Model
-from octavo.gpt.weights import DUMMY, load_model
+from octavo.gpt.loading import hub
+from octavo.gpt.loading.gguf import open_gguf_checkpoint
+from octavo.gpt.loading.hf_config import read_config
+from octavo.gpt.loading.loader import DUMMY, load_model
+from octavo.gpt.models.base import Model
+from octavo.gpt.models.config import KNOWN_SHAPES, ModelConfig
 from octavo.kernels.ops import REFERENCE
 
 

@@ -22,7 +22,7 @@ from octavo.bench.launch_patch import Place, current, diff
 from octavo.bench.op_cases import Case, Shapes, cases
 from octavo.bench.sources import open_source
 from octavo.bench.timing import measure, median
-from octavo.gpt.weights import DTYPES
+from octavo.gpt.loading.loader import DTYPES
 from octavo.kernels import ops
 from octavo.kernels.ops import REFERENCE, Ops
 from octavo.kernels.triton import launch

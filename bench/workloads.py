@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 from octavo.bench.loads import ordinary
-from octavo.gpt.config import ModelConfig
+from octavo.gpt.models.config import ModelConfig
 
 PREFILL_STEP = 2048  # prompt tokens of one step; who is prefilled first decodes while the others are prefilled
 

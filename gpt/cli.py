@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from octavo.gpt import show
+from octavo.gpt import terminal
 from octavo.gpt.llm import LLM
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.sampling_params import SamplingParams
@@ -41,7 +41,7 @@ def generate(arguments: argparse.Namespace) -> None:
     if arguments.json or params.n > 1:
         _print_request(llm.generate([arguments.prompt], params)[0], arguments.json)
     else:
-        show.stream(llm, llm.encode(arguments.prompt), params, arguments.stats)
+        terminal.stream(llm, llm.encode(arguments.prompt), params, arguments.stats)
 
 
 def chat(arguments: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ def chat(arguments: argparse.Namespace) -> None:
         raise ValueError(f"chat gives one answer, n is {params.n}")
     llm = _llm(arguments)
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    question = arguments.question if arguments.question is not None else show.ask(llm)
+    question = arguments.question if arguments.question is not None else terminal.ask(llm)
     while question is not None:
         messages.append({"role": "user", "content": question})
         if arguments.json:
@@ -59,15 +59,15 @@ def chat(arguments: argparse.Namespace) -> None:
             _print_request(request, as_json=True)
             answer = request.outputs[0].text
         else:
-            answer = show.stream(llm, llm.encode_chat(messages), params, arguments.stats)
+            answer = terminal.stream(llm, llm.encode_chat(messages), params, arguments.stats)
         messages.append({"role": "assistant", "content": answer})
-        question = None if arguments.question is not None else show.ask(llm)
+        question = None if arguments.question is not None else terminal.ask(llm)
 
 
 def next_tokens(arguments: argparse.Namespace) -> None:
     """The most likely next tokens, with bars."""
     entries = _llm(arguments).next_tokens(arguments.prompt, arguments.number)
-    show.json_line([entry._asdict() for entry in entries]) if arguments.json else show.probabilities(entries)
+    terminal.json_line([entry._asdict() for entry in entries]) if arguments.json else terminal.probabilities(entries)
 
 
 def score(arguments: argparse.Namespace) -> None:
@@ -79,24 +79,24 @@ def score(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
     result = _llm(arguments).score(text)
     if arguments.json:
-        show.json_line(result._asdict())
+        terminal.json_line(result._asdict())
     else:
         print(f"nll {result.nll:.6f} nats/token   perplexity {result.perplexity:.4f}   tokens {result.num_tokens}")
 
 
 def models(arguments: argparse.Namespace) -> None:
     """The names that LLM knows."""
-    show.json_line(show.model_rows()) if arguments.json else show.models()
+    terminal.json_line(terminal.model_rows()) if arguments.json else terminal.models()
 
 
 def tokens(arguments: argparse.Namespace) -> None:
     """How a text splits into tokens."""
-    from octavo.gpt.weights import load_tokenizer
+    from octavo.gpt.loading.loader import load_tokenizer
 
     tokenizer = load_tokenizer(arguments.model)
     ids = tokenizer.encode(arguments.text)
     pieces = [(token_id, tokenizer.decode([token_id])) for token_id in ids]
-    show.json_line([{"token_id": i, "text": text} for i, text in pieces]) if arguments.json else show.tokens(pieces)
+    terminal.json_line([{"token_id": i, "text": text} for i, text in pieces]) if arguments.json else terminal.tokens(pieces)
 
 
 def _llm(arguments: argparse.Namespace) -> LLM:
@@ -111,7 +111,7 @@ def _llm(arguments: argparse.Namespace) -> LLM:
 
 
 def _params(arguments: argparse.Namespace) -> SamplingParams:
-    given = {name: getattr(arguments, name) for name in show.SAMPLING_OPTIONS if getattr(arguments, name) is not None}
+    given = {name: getattr(arguments, name) for name in terminal.SAMPLING_OPTIONS if getattr(arguments, name) is not None}
     if arguments.logit_bias:
         given["logit_bias"] = dict(map(_bias, arguments.logit_bias))
     given.setdefault("max_tokens", COMMAND_LINE_TOKENS)
@@ -128,7 +128,7 @@ def _bias(text: str) -> tuple[int, float]:
 
 def _print_request(request: RequestOutput, as_json: bool) -> None:
     if as_json:
-        show.json_line(show.request_dict(request))
+        terminal.json_line(terminal.request_dict(request))
         return
     for output in request.outputs:
         Console(stderr=True).print(f"[dim]--- {output.index}: {output.finish_reason}[/dim]")
@@ -172,7 +172,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, (kind, text) in show.SAMPLING_OPTIONS.items():
+    for name, (kind, text) in terminal.SAMPLING_OPTIONS.items():
         flag = "--" + name.replace("_", "-")
         if kind is bool:
             parser.add_argument(flag, action="store_true", default=None, help=text)

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from octavo.gpt.admission import check_request, checked_ids
-from octavo.gpt.config import EngineConfig, ModelConfig
+from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
-from octavo.gpt.runner import Launched, Runner
-from octavo.gpt.sampler import TopLogprobs
+from octavo.gpt.runner.model_runner import Launched, Runner
+from octavo.gpt.runner.sampler import TopLogprobs
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.scheduler import Plan, Scheduler
-from octavo.gpt.sequence import Sequence, State
+from octavo.gpt.scheduler.config import EngineConfig
+from octavo.gpt.scheduler.scheduler import Plan, Scheduler
+from octavo.gpt.scheduler.sequence import Sequence, State
+from octavo.gpt.scheduler.validation import check_request, checked_ids
 from octavo.gpt.stats import Clock, Stats
-from octavo.gpt.text import TextStream
-from octavo.gpt.tokenizer import Tokenizer
+from octavo.gpt.tokenizer.detokenizer import TextStream
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 NOT_NUMBERS = "the logits were not finite"
 

@@ -10,16 +10,16 @@ from rich.progress import track
 
 from octavo.gpt.beam_search import Beam, BeamSearch, Continuations, check_options
 from octavo.gpt.beam_search import run as run_searches
-from octavo.gpt.cache import PagedCache
-from octavo.gpt.decode_step import cuda_capture
 from octavo.gpt.engine import Engine
-from octavo.gpt.memory import plan_memory
-from octavo.gpt.model import Model
+from octavo.gpt.loading.loader import load_model, resolve_device
+from octavo.gpt.models.base import Model
 from octavo.gpt.outputs import RequestOutput, TokenProbability, raise_if_failed
-from octavo.gpt.runner import Runner
+from octavo.gpt.runner.decode_graph import cuda_capture
+from octavo.gpt.runner.kv_cache import PagedCache
+from octavo.gpt.runner.memory import plan_memory
+from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.gpt.scoring import Score, score
-from octavo.gpt.weights import load_model, resolve_device
 from octavo.kernels import ops
 from octavo.kernels.ops import Ops
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from octavo.gpt.text import TextStream
+from octavo.gpt.tokenizer.detokenizer import TextStream
 
 
 @dataclass(frozen=True, slots=True)

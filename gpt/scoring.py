@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.gpt.batch import dense_batch
-from octavo.gpt.model import Model
+from octavo.gpt.models.base import Model
+from octavo.gpt.models.batch import dense_batch
 
 LOGIT_ROWS = 256  # positions whose logits are held at once
 

@@ -69,7 +69,7 @@ def fetched(fetch: Callable[[], Path]) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file; OCTAVO_TEST_GGUF names one that is at hand."""
-    from octavo.gpt import hub  # after the interpreter is set up
+    from octavo.gpt.loading import hub
 
     at_hand = os.environ.get("OCTAVO_TEST_GGUF")
     return Path(at_hand) if at_hand else fetched(lambda: hub.resolve("smollm2"))
@@ -78,7 +78,7 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def gpt2_vocabulary_path() -> Path:
     """GPT-2's vocabulary as a `.tiktoken` file."""
-    from octavo.gpt import hub
+    from octavo.gpt.loading import hub
 
     return fetched(hub.gpt2_vocabulary)
 

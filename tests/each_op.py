@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 
 from octavo.bench.accuracy import verdict
 from octavo.bench.op_cases import Shapes, cases
-from octavo.gpt.config import ModelConfig
+from octavo.gpt.models.config import ModelConfig
 from octavo.kernels.ops import REFERENCE, load
 
 GPT2 = ModelConfig(

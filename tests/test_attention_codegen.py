@@ -82,7 +82,7 @@ for head_dim in (64, 128, 256):
 def test_all_programs_of_decode_are_resident_at_once(arch: str) -> None:
     """One that waited for a place would begin its share of the work when the others have ended theirs."""
     script = f"""
-from octavo.kernels import launch
+from octavo.kernels.triton import launch
 from octavo.kernels.codegen.sass import inspect
 for dtype in (torch.float16, torch.float32):
     for head_dim in (64, 128, 256):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from octavo.gpt import LLM
-from octavo.gpt.batch import dense_batch
 from octavo.gpt.beam_search import BeamSearch, check_options, run
+from octavo.gpt.models.batch import dense_batch
 
 from tiny import TINY, tiny_model
 

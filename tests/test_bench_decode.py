@@ -275,7 +275,7 @@ def test_a_peer_without_the_dtype_says_so_where_its_own_dtype_runs_too(gpt2, tmp
 
 
 def test_dummy_weights_are_labelled(tmp_path, capsys, monkeypatch):
-    from octavo.gpt import config
+    from octavo.gpt.models import config
 
     from tiny import TINY_GPT2
 

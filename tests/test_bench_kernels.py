@@ -12,7 +12,7 @@ from octavo.bench.accuracy import verdict
 from octavo.bench.op_cases import Case, Shapes, cases
 from octavo.bench.ops import SIZES, judge, packed
 from octavo.bench.timing import ColdCaches
-from octavo.gpt.config import KNOWN_SHAPES, ModelConfig
+from octavo.gpt.models.config import KNOWN_SHAPES, ModelConfig
 from octavo.kernels.ops import REFERENCE, best_for, load
 
 from tiny import TINY

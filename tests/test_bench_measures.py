@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from octavo.bench import machine, roofline, timing, workloads
 from octavo.bench.memory import PeakMemory
 from octavo.bench.workloads import EFFORTS, GRIDS, Cell
-from octavo.gpt.config import KNOWN_SHAPES
+from octavo.gpt.models.config import KNOWN_SHAPES
 
 from tiny import TINY, tiny_model
 

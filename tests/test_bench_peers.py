@@ -12,8 +12,8 @@ from octavo.bench.export_gguf import write_gguf
 from octavo.bench.export_transformers import network
 from octavo.bench.sources import interleave, open_source, plain_model, turn_halves
 from octavo.gpt import LLM, SamplingParams
-from octavo.gpt.config import RopeScaling
-from octavo.gpt.gguf_checkpoint import open_gguf_checkpoint
+from octavo.gpt.loading.gguf import open_gguf_checkpoint
+from octavo.gpt.models.config import RopeScaling
 
 from bench_tiny import checkpoint
 from tiny import TINY, tiny_model

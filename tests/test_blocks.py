@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.gpt.blocks import BlockPool, chain_key, root_key
+from octavo.gpt.scheduler.block_pool import BlockPool, chain_key, root_key
 
 
 def test_a_full_pool_says_so():

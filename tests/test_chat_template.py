@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from octavo.gpt.chat_template import StandIns, render
-from octavo.gpt.gguf_file import open_gguf
-from octavo.gpt.tokenizer import Tokenizer
-from octavo.gpt.tokenizer_files import from_gguf_metadata
-from octavo.gpt.tokenizer_folder import from_folder
+from octavo.gpt.loading.gguf_file import open_gguf
+from octavo.gpt.tokenizer.chat_template import StandIns, render
+from octavo.gpt.tokenizer.gguf import from_gguf_metadata
+from octavo.gpt.tokenizer.hf import from_folder
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 from hard_text import CORPUS, TEXTS
 from made_tokenizers import RULES, as_gguf, save, smollm2_oracle, train

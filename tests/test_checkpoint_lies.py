@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from octavo.gpt.weights import LoadedModel, load_model
+from octavo.gpt.loading.loader import LoadedModel, load_model
 from octavo.kernels.ops import REFERENCE
 
 from checkpoints import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octavo.gpt.decode_step import RECORDED_ROWS
+from octavo.gpt.runner.decode_graph import RECORDED_ROWS
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.cpu import norm
 from octavo.kernels.cpu.graph import record
@@ -65,7 +65,7 @@ def test_recorded_steps_are_the_steps(family, dtype, monkeypatch):
     prompts = [[7 * i % 97 + 1] * (i % 5 + 1) for i in range(RECORDED_ROWS + 1)]
     params = [SamplingParams(temperature=0, max_tokens=3 + 2 * i, ignore_eos=True) for i in range(len(prompts))]
     recorded = run(tiny_engine(model), prompts, params)
-    monkeypatch.setattr("octavo.gpt.runner.recorder", lambda ops: None)
+    monkeypatch.setattr("octavo.gpt.runner.model_runner.recorder", lambda ops: None)
     assert recorded == run(tiny_engine(model), prompts, params)
 
 

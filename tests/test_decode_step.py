@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from octavo.gpt.decode_step import capture_sizes
-from octavo.gpt.rows import DRAW, LOGITS, SAMPLE, ending_of
-from octavo.gpt.runner import Launched
+from octavo.gpt.runner.decode_graph import capture_sizes
+from octavo.gpt.runner.input_batch import DRAW, LOGITS, SAMPLE, ending_of
+from octavo.gpt.runner.model_runner import Launched
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.ops import REFERENCE, WAITING_OPS, can_be_captured
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from octavo.gpt.batch import dense_batch
+from octavo.gpt.models.batch import dense_batch
 from octavo.gpt.sampling_params import SamplingParams
 
 from tiny import TINY, run, tiny_engine, tiny_model

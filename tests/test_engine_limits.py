@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from octavo.gpt import LLM
-from octavo.gpt.config import KNOWN_SHAPES, PREEMPTIONS
+from octavo.gpt.models.config import KNOWN_SHAPES
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.sequence import State
+from octavo.gpt.scheduler.config import PREEMPTIONS
+from octavo.gpt.scheduler.sequence import State
 
 from tiny import TINY, run, tiny_engine, tiny_model
 from watched import check_idle, finish, outputs_of, poison, prompts

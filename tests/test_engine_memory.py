@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from octavo.gpt.config import PREEMPTIONS
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler.config import PREEMPTIONS
 
 from tiny import TINY, run, tiny_engine, tiny_model
 from watched import VOCAB, outputs_of, poison, prompts

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.gpt.cache import PagedCache
-from octavo.gpt.config import EngineConfig
-from octavo.gpt.decode_step import cuda_capture
 from octavo.gpt.engine import Engine
-from octavo.gpt.model import Model
-from octavo.gpt.runner import Runner
+from octavo.gpt.loading.loader import load_model
+from octavo.gpt.models.base import Model
+from octavo.gpt.runner.decode_graph import cuda_capture
+from octavo.gpt.runner.kv_cache import PagedCache
+from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.weights import load_model
+from octavo.gpt.scheduler.config import EngineConfig
 from octavo.kernels import ops
 from octavo.kernels.ops import REFERENCE, Ops
 

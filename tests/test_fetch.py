@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from octavo.gpt import fetch, hub
+from octavo.gpt.loading import fetch, hub
 
 CONTENT = os.urandom(1000) * 300
 WANTED = fetch.Fetchable(

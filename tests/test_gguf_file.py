@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.gpt.gguf_file import open_gguf
+from octavo.gpt.loading.gguf_file import open_gguf
 
 from checkpoints import save_gguf
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from octavo.gpt import hub
+from octavo.gpt.loading import hub
 
 
 def test_paths_stand_for_themselves(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from checkpoints import LLAMA, LLAMA_GGUF, llama_gguf_tensors, llama_shapes, sav
 LOADING = """
 import re, sys
 from pathlib import Path
-from octavo.gpt.weights import load_model
+from octavo.gpt.loading.loader import load_model
 from octavo.kernels.ops import REFERENCE
 
 def peak(field):

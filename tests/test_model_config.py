@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.gpt.config import ModelConfig, RopeScaling
-from octavo.gpt.gguf_checkpoint import open_gguf_checkpoint
-from octavo.gpt.hf_config import read_config
+from octavo.gpt.loading.gguf import open_gguf_checkpoint
+from octavo.gpt.loading.hf_config import read_config
+from octavo.gpt.models.config import ModelConfig, RopeScaling
 
 from checkpoints import GPT2, LLAMA, LLAMA_GGUF, llama_gguf_tensors, llama_tensors, save_gguf
 

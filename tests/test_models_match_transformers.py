@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.gpt.weights import load_model
+from octavo.gpt.loading.loader import load_model
 from octavo.kernels.ops import REFERENCE
 
 from checkpoints import gpt2_gguf_tensors, llama_gguf_tensors, save_gguf

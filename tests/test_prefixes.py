@@ -5,11 +5,12 @@ import random
 import pytest
 
 from octavo.gpt import LLM
-from octavo.gpt.blocks import chain_key, root_key
-from octavo.gpt.config import KNOWN_SHAPES, EngineConfig
+from octavo.gpt.models.config import KNOWN_SHAPES
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.scheduler import Scheduler
-from octavo.gpt.sequence import Sequence
+from octavo.gpt.scheduler.block_pool import chain_key, root_key
+from octavo.gpt.scheduler.config import EngineConfig
+from octavo.gpt.scheduler.scheduler import Scheduler
+from octavo.gpt.scheduler.sequence import Sequence
 
 from tiny import TINY, tiny_engine, tiny_model
 from watched import finish, outputs_of

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from octavo.gpt.batch import dense_batch
+from octavo.gpt.models.batch import dense_batch
 from octavo.gpt.sampling_params import SamplingParams
 
 from tiny import TINY, tiny_engine, tiny_model

@@ -3,8 +3,9 @@
 import pytest
 
 from octavo.gpt import LLM, QueueFullError
-from octavo.gpt.config import KNOWN_SHAPES, EngineConfig
+from octavo.gpt.models.config import KNOWN_SHAPES
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler.config import EngineConfig
 
 from tiny import TINY, run, tiny_engine, tiny_model
 from watched import finish, outputs_of, poison, prompts

@@ -8,10 +8,10 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from octavo.gpt.config import PREEMPTIONS, EngineConfig
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.scheduler import Plan, Scheduler
-from octavo.gpt.sequence import Sequence, State
+from octavo.gpt.scheduler.config import PREEMPTIONS, EngineConfig
+from octavo.gpt.scheduler.scheduler import Plan, Scheduler
+from octavo.gpt.scheduler.sequence import Sequence, State
 
 from counted import count
 

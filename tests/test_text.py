@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.gpt.text import TextStream
+from octavo.gpt.tokenizer.detokenizer import TextStream
 
 
 class Letters:

@@ -8,9 +8,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.gpt.gguf_file import open_gguf
-from octavo.gpt.tokenizer import StreamDecoder, Tokenizer
-from octavo.gpt.tokenizer_files import from_gguf_metadata
+from octavo.gpt.loading.gguf_file import open_gguf
+from octavo.gpt.tokenizer.gguf import from_gguf_metadata
+from octavo.gpt.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 from hard_text import CORPUS, FRAGMENTS, TEXTS
 from made_tokenizers import smollm2_oracle

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
-from octavo.gpt.tokenizer_folder import from_folder
+from octavo.gpt.tokenizer.hf import from_folder
 
 from made_tokenizers import RULES, WITH_BOS, save, train
 

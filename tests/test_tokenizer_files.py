@@ -13,10 +13,10 @@ from tokenizers import decoders, models, normalizers
 from transformers import GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from octavo.gpt.pretokenizer import split
-from octavo.gpt.tokenizer import Tokenizer
-from octavo.gpt.tokenizer_files import PRE, from_gguf_metadata, gpt2
-from octavo.gpt.tokenizer_folder import from_folder
+from octavo.gpt.tokenizer.gguf import PRE, from_gguf_metadata, gpt2
+from octavo.gpt.tokenizer.hf import from_folder
+from octavo.gpt.tokenizer.pretokenizer import split
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 from hard_text import CORPUS, TEXTS
 from made_tokenizers import RULES, as_gguf, save, train

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from octavo.gpt.tokenizer_files import from_gguf_metadata
-from octavo.gpt.tokenizer_folder import from_folder
+from octavo.gpt.tokenizer.gguf import from_gguf_metadata
+from octavo.gpt.tokenizer.hf import from_folder
 
 from made_tokenizers import RULES, as_gguf, save, train
 

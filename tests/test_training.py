@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.gpt2 import GPT2
-from octavo.gpt.llama import Llama
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.gpt2 import GPT2
+from octavo.gpt.models.llama import Llama
 from octavo.gpt.sampling_params import SamplingParams
 
 from tiny import TINY, tiny_engine

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.gpt import config as configs
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.weights import LoadedModel, load_model, load_tokenizer, resolve_device, resolve_dtype
+from octavo.gpt.loading.loader import LoadedModel, load_model, load_tokenizer, resolve_device, resolve_dtype
+from octavo.gpt.models import config as configs
+from octavo.gpt.models.config import ModelConfig
 from octavo.kernels.ops import REFERENCE
 
 from checkpoints import (

@@ -5,15 +5,16 @@ from typing import Any
 
 import torch
 
-from octavo.gpt.cache import PagedCache
-from octavo.gpt.config import EngineConfig, ModelConfig
-from octavo.gpt.decode_step import Capture
 from octavo.gpt.engine import Engine
-from octavo.gpt.gpt2 import GPT2
-from octavo.gpt.llama import Llama
-from octavo.gpt.model import Model
-from octavo.gpt.runner import Runner
+from octavo.gpt.models.base import Model
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.gpt2 import GPT2
+from octavo.gpt.models.llama import Llama
+from octavo.gpt.runner.decode_graph import Capture
+from octavo.gpt.runner.kv_cache import PagedCache
+from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler.config import EngineConfig
 from octavo.kernels.ops import REFERENCE, Ops
 
 TINY_GPT2 = ModelConfig(

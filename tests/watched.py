@@ -8,8 +8,8 @@ import torch
 from octavo.gpt.engine import Engine
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.sequence import Sequence, State
-from octavo.gpt.tokenizer import Tokenizer, Vocabulary
+from octavo.gpt.scheduler.sequence import Sequence, State
+from octavo.gpt.tokenizer.tokenizer import Tokenizer, Vocabulary
 
 VOCAB = 97
 

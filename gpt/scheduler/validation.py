@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from octavo.gpt.config import EngineConfig
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler.config import EngineConfig
 
 
 def checked_ids(prompt_token_ids: Sequence[int], vocab_size: int) -> list[int]:

@@ -9,9 +9,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from octavo.gpt.batch import Batch
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.model import LayerCache, LayerNorm, Linear, Model, attend, embedding, initialise
+from octavo.gpt.models.base import LayerCache, LayerNorm, Linear, Model, attend, embedding, initialise
+from octavo.gpt.models.batch import Batch
+from octavo.gpt.models.config import ModelConfig
 from octavo.kernels.ops import REFERENCE, Ops
 
 

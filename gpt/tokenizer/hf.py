@@ -12,9 +12,9 @@ from typing import Any
 
 import regex
 
-from octavo.gpt.pretokenizer import DIGIT, DIGITS, GPT2, AddedToken
-from octavo.gpt.tokenizer import Tokenizer
-from octavo.gpt.tokenizer_files import END_OF_TEXT, make_tokenizer, split_merge
+from octavo.gpt.tokenizer.gguf import END_OF_TEXT, make_tokenizer, split_merge
+from octavo.gpt.tokenizer.pretokenizer import DIGIT, DIGITS, GPT2, AddedToken
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 # Fields of tokenizer.json's "model" and the values that leave byte-level BPE as it is.
 _PLAIN_BPE = {

@@ -10,9 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from octavo.gpt.batch import Batch
-from octavo.gpt.config import ModelConfig, RopeScaling
-from octavo.gpt.model import LayerCache, Linear, Model, RMSNorm, attend, embedding, initialise
+from octavo.gpt.models.base import LayerCache, Linear, Model, RMSNorm, attend, embedding, initialise
+from octavo.gpt.models.batch import Batch
+from octavo.gpt.models.config import ModelConfig, RopeScaling
 from octavo.kernels.ops import REFERENCE, Ops
 
 RopeTables = tuple[Tensor, Tensor]  # cos, sin: [context_size, head_dim / 2] float32

@@ -2,7 +2,7 @@
 
 from collections.abc import Set
 
-from octavo.gpt.tokenizer import StreamDecoder, Tokenizer
+from octavo.gpt.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 
 class TextStream:

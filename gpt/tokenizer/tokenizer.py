@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import tiktoken
 
-from octavo.gpt.chat_template import StandIns, plain_messages, render
-from octavo.gpt.pretokenizer import ONE_PATTERN, AddedToken, Cutter, split
+from octavo.gpt.tokenizer.chat_template import StandIns, plain_messages, render
+from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, Cutter, split
 
 # tiktoken's regular expressions keep a state for each character of whitespace before a word, a million at most.
 _LONG_BLANK = re.compile(r"(?<!\s)\s{100000}")

@@ -10,17 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from octavo.gpt import hub
-from octavo.gpt.checkpoint import Checkpoint, Piece
-from octavo.gpt.config import KNOWN_SHAPES, ModelConfig
-from octavo.gpt.gguf_checkpoint import open_gguf_checkpoint
-from octavo.gpt.gpt2 import GPT2
-from octavo.gpt.hf_checkpoint import open_folder
-from octavo.gpt.llama import Llama
-from octavo.gpt.model import Model, initialise
-from octavo.gpt.tokenizer import Tokenizer
-from octavo.gpt.tokenizer_files import from_gguf_metadata, gpt2
-from octavo.gpt.tokenizer_folder import from_folder
+from octavo.gpt.loading import hub
+from octavo.gpt.loading.checkpoint import Checkpoint, Piece
+from octavo.gpt.loading.gguf import open_gguf_checkpoint
+from octavo.gpt.loading.hf import open_folder
+from octavo.gpt.models.base import Model, initialise
+from octavo.gpt.models.config import KNOWN_SHAPES, ModelConfig
+from octavo.gpt.models.gpt2 import GPT2
+from octavo.gpt.models.llama import Llama
+from octavo.gpt.tokenizer.gguf import from_gguf_metadata, gpt2
+from octavo.gpt.tokenizer.hf import from_folder
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels.ops import Ops, with_int8_weights
 
 FAMILIES: dict[str, type[GPT2] | type[Llama]] = {"gpt2": GPT2, "llama": Llama}

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.gpt.batch import Batch, dense_batch
-from octavo.gpt.config import ModelConfig
+from octavo.gpt.models.batch import Batch, dense_batch
+from octavo.gpt.models.config import ModelConfig
 from octavo.kernels.ops import Ops
 
 LayerCache = tuple[Tensor, Tensor]  # k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim]

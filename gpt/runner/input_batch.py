@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.gpt.batch import Batch
+from octavo.gpt.models.batch import Batch
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.sequence import Sequence
+from octavo.gpt.scheduler.sequence import Sequence
 
 COLUMNS = {
     "seed": "int64",  # first, where 8 bytes are aligned

@@ -4,8 +4,8 @@ import importlib
 import re
 from pathlib import Path
 
-from octavo.gpt.fetch import GPT2_VOCABULARY, SMOLLM2, cache_dir, fetch, is_whole
-from octavo.gpt.hf_checkpoint import PICKLES
+from octavo.gpt.loading.fetch import GPT2_VOCABULARY, SMOLLM2, cache_dir, fetch, is_whole
+from octavo.gpt.loading.hf import PICKLES
 
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 

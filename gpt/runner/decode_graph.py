@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from octavo.gpt.cache import PagedCache
-from octavo.gpt.model import Model
-from octavo.gpt.rows import DRAW, LOGITS, SAMPLE, Rows
+from octavo.gpt.models.base import Model
+from octavo.gpt.runner.input_batch import DRAW, LOGITS, SAMPLE, Rows
+from octavo.gpt.runner.kv_cache import PagedCache
 
 RECORDED_ROWS = 8  # beyond, Python is little beside the arithmetic, and a recording keeps all that lies between the ops
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from octavo.gpt.config import KNOWN_SHAPES
 from octavo.gpt.llm import LLM
+from octavo.gpt.models.config import KNOWN_SHAPES
 from octavo.gpt.outputs import RequestOutput, TokenProbability
 from octavo.gpt.sampling_params import SamplingParams
 

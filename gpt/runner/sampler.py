@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.gpt.sequence import Sequence
+from octavo.gpt.scheduler.sequence import Sequence
 from octavo.kernels.ops import Ops
 
 

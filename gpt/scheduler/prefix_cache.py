@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from octavo.gpt.blocks import BlockPool, chain_key, root_key
-from octavo.gpt.sequence import Sequence
+from octavo.gpt.scheduler.block_pool import BlockPool, chain_key, root_key
+from octavo.gpt.scheduler.sequence import Sequence
 
 
 class Prefixes:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from octavo.gpt.pretokenizer import DIGIT, GPT2, LLAMA3, QWEN2, TEKKEN, AddedToken
-from octavo.gpt.tokenizer import Tokenizer, Vocabulary
+from octavo.gpt.tokenizer.pretokenizer import DIGIT, GPT2, LLAMA3, QWEN2, TEKKEN, AddedToken
+from octavo.gpt.tokenizer.tokenizer import Tokenizer, Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type

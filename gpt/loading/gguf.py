@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from octavo.gpt.checkpoint import Checkpoint, Names
-from octavo.gpt.config import ModelConfig, RopeScaling
-from octavo.gpt.gguf_file import GGUFFile, open_gguf
-from octavo.gpt.options import Options
+from octavo.gpt.loading.checkpoint import Checkpoint, Names
+from octavo.gpt.loading.gguf_file import GGUFFile, open_gguf
+from octavo.gpt.models.config import ModelConfig, RopeScaling
+from octavo.gpt.models.config_reader import Options
 
 NAMES: dict[str, Names] = {
     "gpt2": {

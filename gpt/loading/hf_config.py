@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from octavo.gpt.config import ModelConfig, RopeScaling
-from octavo.gpt.options import Options, as_list
+from octavo.gpt.models.config import ModelConfig, RopeScaling
+from octavo.gpt.models.config_reader import Options, as_list
 
 ARCHITECTURES = {
     "GPT2LMHeadModel": "gpt2",

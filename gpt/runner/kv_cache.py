@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from octavo.gpt.config import ModelConfig
+from octavo.gpt.models.config import ModelConfig
 
 
 class PagedCache:

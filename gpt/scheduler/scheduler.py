@@ -11,10 +11,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
 
-from octavo.gpt.blocks import BlockPool
-from octavo.gpt.config import EngineConfig
-from octavo.gpt.prefixes import Prefixes
-from octavo.gpt.sequence import Sequence, State
+from octavo.gpt.scheduler.block_pool import BlockPool
+from octavo.gpt.scheduler.config import EngineConfig
+from octavo.gpt.scheduler.prefix_cache import Prefixes
+from octavo.gpt.scheduler.sequence import Sequence, State
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from itertools import accumulate, takewhile
 import torch
 from torch import Tensor
 
-from octavo.gpt.batch import Batch
-from octavo.gpt.cache import PagedCache
-from octavo.gpt.config import EngineConfig
-from octavo.gpt.decode_step import Capture, DecodeStep, Graphs
-from octavo.gpt.model import Model
-from octavo.gpt.rows import LOGITS, Rows
-from octavo.gpt.sampler import Ranking, Sampler, TopLogprobs
-from octavo.gpt.scheduler import Chunk, Plan
-from octavo.gpt.sequence import Sequence
+from octavo.gpt.models.base import Model
+from octavo.gpt.models.batch import Batch
+from octavo.gpt.runner.decode_graph import Capture, DecodeStep, Graphs
+from octavo.gpt.runner.input_batch import LOGITS, Rows
+from octavo.gpt.runner.kv_cache import PagedCache
+from octavo.gpt.runner.sampler import Ranking, Sampler, TopLogprobs
+from octavo.gpt.scheduler.config import EngineConfig
+from octavo.gpt.scheduler.scheduler import Chunk, Plan
+from octavo.gpt.scheduler.sequence import Sequence
 from octavo.kernels.ops import recorder
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from octavo.gpt.cache import bytes_per_block
-from octavo.gpt.config import EngineConfig, ModelConfig
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.runner.kv_cache import bytes_per_block
+from octavo.gpt.scheduler.config import EngineConfig
 
 CPU_CACHE_LIMIT = 4 * 2**30  # bytes; a quarter of the free memory if that is less
 CUDA_SHARE = 0.85  # of the memory that is free once the weights are in

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.model import Model
-from octavo.gpt.tensor_file import TensorFile
+from octavo.gpt.loading.tensor_file import TensorFile
+from octavo.gpt.models.base import Model
+from octavo.gpt.models.config import ModelConfig
 
 Names = dict[str, tuple[str, ...]]  # our module -> the checkpoint's, whose rows it stacks; {} is the layer
 

@@ -1,10 +1,8 @@
-"""ModelConfig: what a network is. EngineConfig: what we give it. Both refuse nonsense when they are made."""
+"""ModelConfig: the shape of a network, refused where it makes no sense."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 FAMILIES = ("gpt2", "llama")
-
-PREEMPTIONS = ("swap", "recompute")
 
 MAX_CONTEXT = 2**20  # the rotary tables of a longer window would outweigh the model
 
@@ -70,29 +68,6 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_context: int = 8192
     factors: tuple[float, ...] = ()  # one a frequency, as GGUF files store llama3's stretch
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Memory and batching limits of one engine."""
-
-    max_model_len: int  # tokens of one request, prompt and output together
-    block_size: int = 16  # tokens in one cache block
-    num_blocks: int = 1024
-    max_num_seqs: int = 64  # requests that run together
-    max_num_batched_tokens: int = 2048  # prompt tokens in one forward step
-    max_num_waiting: int = 4096  # completions in the queue
-    preemption: str = "swap"  # what was computed goes to host memory and back, exactly; or "recompute", as prefill
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "preemption" and (type(value) is not int or value < 1):
-                raise ValueError(f"{field.name} must be a positive integer, not {value!r}")
-        if self.preemption not in PREEMPTIONS:
-            raise ValueError(f"preemption must be one of {', '.join(PREEMPTIONS)}, not {self.preemption!r}")
-        if self.block_size & (self.block_size - 1) or self.block_size > 256:
-            raise ValueError(f"block_size must be a power of two up to 256, not {self.block_size}")
 
 
 def _gpt2(num_layers: int, dim: int, num_heads: int) -> ModelConfig:

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from octavo.gpt.checkpoint import Checkpoint, Names
-from octavo.gpt.config import ModelConfig
-from octavo.gpt.hf_config import read_config, read_json
-from octavo.gpt.safetensors_file import open_safetensors
-from octavo.gpt.tensor_file import TensorFile
+from octavo.gpt.loading.checkpoint import Checkpoint, Names
+from octavo.gpt.loading.hf_config import read_config, read_json
+from octavo.gpt.loading.safetensors_file import open_safetensors
+from octavo.gpt.loading.tensor_file import TensorFile
+from octavo.gpt.models.config import ModelConfig
 
 NAMES: dict[str, Names] = {  # where ours differ from the checkpoint's
     "gpt2": {},
