@@ -20,13 +20,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from octavo.bench import records
-from octavo.bench.contenders import OWN
-from octavo.bench.peer_ops import PEER_OPS
-from octavo.bench.records import Results
-from octavo.bench.schema import Decode, Op, Scene, Serve
-from octavo.bench.serve_table import load_of
-from octavo.bench.timing import median
+from octavo.bench.measuring.timing import median
+from octavo.bench.peers.base import OWN
+from octavo.bench.peers.kernels import PEER_OPS
+from octavo.bench.reporting import records
+from octavo.bench.reporting.records import Results
+from octavo.bench.reporting.schema import Decode, Op, Scene, Serve
+from octavo.bench.reporting.serve_table import load_of
 
 EXAMPLE = "python -m octavo.bench compare build/bench/before build/bench/after"
 LEAST = 0.08  # a smaller change is never reported

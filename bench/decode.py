@@ -9,15 +9,17 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from octavo.bench import options, peers, tables
-from octavo.bench.machine import describe
-from octavo.bench.plan import Plan
-from octavo.bench.records import Writer
-from octavo.bench.roofline import measure_peaks
-from octavo.bench.schema import Decode
-from octavo.bench.session import Session
-from octavo.bench.sources import open_source
-from octavo.bench.workloads import EFFORTS, GRIDS, cell
+from octavo.bench import options
+from octavo.bench.measuring.machine import describe
+from octavo.bench.measuring.plan import Plan
+from octavo.bench.measuring.roofline import measure_peaks
+from octavo.bench.measuring.session import Session
+from octavo.bench.measuring.workloads import EFFORTS, GRIDS, cell
+from octavo.bench.peers import registry
+from octavo.bench.peers.sources import open_source
+from octavo.bench.reporting import tables
+from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting.schema import Decode
 from octavo.gpt.loading.loader import INT8
 
 EXAMPLE = "python -m octavo.bench decode --model smollm2 --batch 1,8 --context 128 --peers transformers"
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--peers", default="none", metavar="NAME,...",
-        help=f"none, installed, {', '.join(peers.PEERS)}, or a variant such as llama.cpp:q8_0 (none)",
+        help=f"none, installed, {', '.join(registry.PEERS)}, or a variant such as llama.cpp:q8_0 (none)",
     )  # fmt: skip
     parser.add_argument("--new-tokens", type=int, metavar="N", help="generated for each prompt")
     effort = parser.add_mutually_exclusive_group()
@@ -91,8 +93,8 @@ def _peers(text: str, device_type: str) -> tuple[tuple[str, ...], list[str]]:
         return (), []
     names: list[str] = []
     for name in options.words(text, "peers"):
-        names += peers.installed(device_type) if name == "installed" else [name]
+        names += registry.installed(device_type) if name == "installed" else [name]
     for name in names:
-        peers.check_name(name)
-    reasons = {name: peers.missing(name, device_type) for name in names}
+        registry.check_name(name)
+    reasons = {name: registry.missing(name, device_type) for name in names}
     return tuple(name for name in names if not reasons[name]), [reason for reason in reasons.values() if reason]

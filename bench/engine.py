@@ -16,14 +16,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from octavo.bench import engine_table, loads, machine, options, tables
-from octavo.bench.check import Verdict, Verifier
-from octavo.bench.loads import Request
-from octavo.bench.records import Writer
-from octavo.bench.roofline import measure_peaks
-from octavo.bench.schema import Run, Scene
-from octavo.bench.sources import Source, open_source
-from octavo.bench.timing import median, spread
+from octavo.bench import options
+from octavo.bench.measuring import loads, machine
+from octavo.bench.measuring.check import Verdict, Verifier
+from octavo.bench.measuring.loads import Request
+from octavo.bench.measuring.roofline import measure_peaks
+from octavo.bench.measuring.timing import median, spread
+from octavo.bench.peers.sources import Source, open_source
+from octavo.bench.reporting import engine_table, tables
+from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting.schema import Run, Scene
 from octavo.gpt import LLM, SamplingParams
 from octavo.kernels.ops import Ops
 

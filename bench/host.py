@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from octavo.bench import machine, options, tables
-from octavo.bench.records import Writer
-from octavo.bench.roofline import measure_peaks
-from octavo.bench.schema import Host, Run
-from octavo.bench.timing import median, percentile
+from octavo.bench import options
+from octavo.bench.measuring import machine
+from octavo.bench.measuring.roofline import measure_peaks
+from octavo.bench.measuring.timing import median, percentile
+from octavo.bench.reporting import tables
+from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting.schema import Host, Run
 from octavo.gpt import SamplingParams
 from octavo.gpt.engine import Engine
 from octavo.gpt.loading.loader import load_tokenizer

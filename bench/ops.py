@@ -15,15 +15,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from octavo.bench import machine, options, tables
-from octavo.bench.accuracy import verdict
-from octavo.bench.op_cases import Arguments, Case, Shapes, cases
-from octavo.bench.peer_ops import PEER_OPS
-from octavo.bench.records import Writer
-from octavo.bench.roofline import measure_peaks
-from octavo.bench.schema import Op, Run
-from octavo.bench.sources import open_source
-from octavo.bench.timing import measure, median, percentile
+from octavo.bench import options
+from octavo.bench.measuring import machine
+from octavo.bench.measuring.accuracy import verdict
+from octavo.bench.measuring.op_cases import Arguments, Case, Shapes, cases
+from octavo.bench.measuring.roofline import measure_peaks
+from octavo.bench.measuring.timing import measure, median, percentile
+from octavo.bench.peers.kernels import PEER_OPS
+from octavo.bench.peers.sources import open_source
+from octavo.bench.reporting import tables
+from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting.schema import Op, Run
 from octavo.gpt.loading.loader import DTYPES
 from octavo.kernels.ops import REFERENCE, Ops
 

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from octavo.bench import records
-from octavo.bench.contenders import backend
-from octavo.bench.records import Results
+from octavo.bench.peers.base import backend
+from octavo.bench.reporting import records
+from octavo.bench.reporting.records import Results
 from octavo.gpt.loading.loader import resolve_device, resolve_dtype
 from octavo.kernels.ops import Ops, best_for
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from octavo.bench import records
-from octavo.bench.markdown import VIEWS, render
-from octavo.bench.records import Results
+from octavo.bench.reporting import records
+from octavo.bench.reporting.markdown import VIEWS, render
+from octavo.bench.reporting.records import Results
 
 EXAMPLE = "python -m octavo.bench report build/bench/20260101-120000"
 COMMITTED = Path(__file__).parent / "results"
@@ -67,7 +67,7 @@ def write_page(runs: list[Results], folder: Path, console: Console) -> Path:
         parts.append(f"## {results.path.stem}: {results.run.command} on {results.run.machine}")
         parts.append(render(results))
         if able:
-            from octavo.bench.plots import draw
+            from octavo.bench.reporting.plots import draw
 
             parts += [f"![{picture.stem}]({picture.name})" for picture in draw(results, folder)]
     page = folder / "report.md"

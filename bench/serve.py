@@ -18,14 +18,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from octavo.bench import loads, machine, options, serve_table, tables
-from octavo.bench.check import Verdict, Verifier, spread_rows
-from octavo.bench.loads import Load, Request
-from octavo.bench.records import Writer
-from octavo.bench.roofline import measure_peaks
-from octavo.bench.schema import Run, Serve
-from octavo.bench.serving import Served, ask, serve
-from octavo.bench.sources import Source, open_source
+from octavo.bench import options
+from octavo.bench.measuring import loads, machine
+from octavo.bench.measuring.check import Verdict, Verifier, spread_rows
+from octavo.bench.measuring.load_generator import Served, ask, serve
+from octavo.bench.measuring.loads import Load, Request
+from octavo.bench.measuring.roofline import measure_peaks
+from octavo.bench.peers.sources import Source, open_source
+from octavo.bench.reporting import serve_table, tables
+from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting.schema import Run, Serve
 from octavo.gpt import AsyncLLM
 from octavo.kernels.ops import Ops
 

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import track
 
 from octavo.bench import options
-from octavo.bench.accuracy import verdict
 from octavo.bench.launch_patch import Place, current, diff
-from octavo.bench.op_cases import Case, Shapes, cases
-from octavo.bench.sources import open_source
-from octavo.bench.timing import measure, median
+from octavo.bench.measuring.accuracy import verdict
+from octavo.bench.measuring.op_cases import Case, Shapes, cases
+from octavo.bench.measuring.timing import measure, median
+from octavo.bench.peers.sources import open_source
 from octavo.gpt.loading.loader import DTYPES
 from octavo.kernels import ops
 from octavo.kernels.ops import REFERENCE, Ops

@@ -96,7 +96,9 @@ def tokens(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(arguments.model)
     ids = tokenizer.encode(arguments.text)
     pieces = [(token_id, tokenizer.decode([token_id])) for token_id in ids]
-    terminal.json_line([{"token_id": i, "text": text} for i, text in pieces]) if arguments.json else terminal.tokens(pieces)
+    terminal.json_line([{"token_id": i, "text": text} for i, text in pieces]) if arguments.json else terminal.tokens(
+        pieces
+    )
 
 
 def _llm(arguments: argparse.Namespace) -> LLM:
@@ -111,7 +113,9 @@ def _llm(arguments: argparse.Namespace) -> LLM:
 
 
 def _params(arguments: argparse.Namespace) -> SamplingParams:
-    given = {name: getattr(arguments, name) for name in terminal.SAMPLING_OPTIONS if getattr(arguments, name) is not None}
+    given = {
+        name: getattr(arguments, name) for name in terminal.SAMPLING_OPTIONS if getattr(arguments, name) is not None
+    }
     if arguments.logit_bias:
         given["logit_bias"] = dict(map(_bias, arguments.logit_bias))
     given.setdefault("max_tokens", COMMAND_LINE_TOKENS)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from octavo.bench.__main__ import main
-from octavo.bench.records import Writer
-from octavo.bench.schema import Decode, Run, Scene, Serve
-from octavo.bench.serve_table import figures
-from octavo.bench.serving import Served
+from octavo.bench.measuring.load_generator import Served
+from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting.schema import Decode, Run, Scene, Serve
+from octavo.bench.reporting.serve_table import figures
 
 from tiny import TINY, tiny_model
 
@@ -58,7 +58,7 @@ def write(path: Path, run: Run, *cells: Any) -> Path:
 
 def checkpoint(folder: Path, family: str) -> Path:
     """A tiny network as a Hugging Face folder without a tokenizer."""
-    from octavo.bench.export_transformers import network
+    from octavo.bench.peers.export_hf import network
 
     network(tiny_model(TINY[family])).save_pretrained(folder)
     return folder

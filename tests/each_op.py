@@ -13,8 +13,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from octavo.bench.accuracy import verdict
-from octavo.bench.op_cases import Shapes, cases
+from octavo.bench.measuring.accuracy import verdict
+from octavo.bench.measuring.op_cases import Shapes, cases
 from octavo.gpt.models.config import ModelConfig
 from octavo.kernels.ops import REFERENCE, load
 

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from octavo.bench.check import Verifier, spread_rows
-from octavo.bench.sources import open_source
+from octavo.bench.measuring.check import Verifier, spread_rows
+from octavo.bench.peers.sources import open_source
 from octavo.gpt import LLM, SamplingParams
 
 from bench_tiny import checkpoint

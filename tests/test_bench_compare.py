@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from octavo.bench.compare import compare, together
-from octavo.bench.schema import Host, Op
-from octavo.bench.timing import median
+from octavo.bench.measuring.timing import median
+from octavo.bench.reporting.schema import Host, Op
 
 from bench_tiny import RUN, bench, record, scene, served, write
 

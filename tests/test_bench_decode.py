@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from octavo.bench import peers, records, session
-from octavo.bench.contenders import Octavo
-from octavo.bench.plan import Plan
-from octavo.bench.roofline import Peaks
-from octavo.bench.workloads import EFFORTS, Effort
+from octavo.bench.measuring import session
+from octavo.bench.measuring.plan import Plan
+from octavo.bench.measuring.roofline import Peaks
+from octavo.bench.measuring.workloads import EFFORTS, Effort
+from octavo.bench.peers import registry
+from octavo.bench.peers.base import Octavo
+from octavo.bench.reporting import records
 from octavo.kernels.ops import REFERENCE
 
 from bench_tiny import bench, checkpoint
@@ -238,7 +240,7 @@ def test_the_interpreter_is_not_timed(gpt2, tmp_path, capsys):
 
 
 def test_an_ablation_takes_an_op_back_to_the_reference():
-    from octavo.bench.contenders import backend
+    from octavo.bench.peers.base import backend
     from octavo.kernels.ops import load
 
     found = backend("cpu-rope-linear")
@@ -249,7 +251,7 @@ def test_an_ablation_takes_an_op_back_to_the_reference():
 
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "rope", "write_kv", "paged_attention", "sample"])
 def test_an_ablation_differs_from_the_backend_in_its_op_alone(op):
-    from octavo.bench.contenders import backend
+    from octavo.bench.peers.base import backend
     from octavo.kernels.ops import OP_NAMES, load
 
     whole, without = load("cpu"), backend(f"cpu-{op}")
@@ -262,7 +264,7 @@ def test_a_peer_without_the_dtype_says_so_where_its_own_dtype_runs_too(gpt2, tmp
             super().__init__(replace(setting, dtype="float32"), REFERENCE)
             self.name = "transformers"
 
-    monkeypatch.setattr(peers, "open_peer", lambda name, setting: Float32Only(setting))
+    monkeypatch.setattr(registry, "open_peer", lambda name, setting: Float32Only(setting))
     command = ("decode", "--model", gpt2, *GRID, "--backend", "reference", "--peers", "transformers")
     for number, (dtypes, words) in enumerate((("bfloat16,float32", ["unsupported", "same"]), ("bfloat16", ["same"]))):
         out = tmp_path / str(number)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from octavo.bench import engine, records
-from octavo.bench.engine_table import rows
-from octavo.bench.roofline import Peaks
+from octavo.bench import engine
+from octavo.bench.measuring.roofline import Peaks
+from octavo.bench.reporting import records
+from octavo.bench.reporting.engine_table import rows
 
 from bench_tiny import bench, checkpoint
 

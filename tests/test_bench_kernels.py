@@ -8,10 +8,10 @@ from itertools import takewhile
 import pytest
 import torch
 
-from octavo.bench.accuracy import verdict
-from octavo.bench.op_cases import Case, Shapes, cases
+from octavo.bench.measuring.accuracy import verdict
+from octavo.bench.measuring.op_cases import Case, Shapes, cases
+from octavo.bench.measuring.timing import ColdCaches
 from octavo.bench.ops import SIZES, judge, packed
-from octavo.bench.timing import ColdCaches
 from octavo.gpt.models.config import KNOWN_SHAPES, ModelConfig
 from octavo.kernels.ops import REFERENCE, best_for, load
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from octavo.bench import machine, roofline, timing, workloads
-from octavo.bench.memory import PeakMemory
-from octavo.bench.workloads import EFFORTS, GRIDS, Cell
+from octavo.bench.measuring import machine, roofline, timing, workloads
+from octavo.bench.measuring.memory import PeakMemory
+from octavo.bench.measuring.workloads import EFFORTS, GRIDS, Cell
 from octavo.gpt.models.config import KNOWN_SHAPES
 
 from tiny import TINY, tiny_model

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from octavo.bench import records
 from octavo.bench.host import TARGETS, Instant, instant_engine, measure
-from octavo.bench.op_cases import Shapes, cases, skewed
-from octavo.bench.peer_ops import flashinfer_op, torch_op
-from octavo.bench.roofline import Peaks
+from octavo.bench.measuring.op_cases import Shapes, cases, skewed
+from octavo.bench.measuring.roofline import Peaks
+from octavo.bench.peers.kernels import flashinfer_op, torch_op
+from octavo.bench.reporting import records
 from octavo.gpt import SamplingParams
 from octavo.kernels.ops import OP_NAMES, REFERENCE, load
 
@@ -98,7 +98,7 @@ def test_bad_arguments_of_ops(bad, model, tmp_path, capsys):
 
 
 def test_flashinfer_is_optional(monkeypatch):
-    monkeypatch.setattr("octavo.bench.peer_ops.find_spec", lambda name: None)
+    monkeypatch.setattr("octavo.bench.peers.kernels.find_spec", lambda name: None)
     assert flashinfer_op(None, ()) is None
 
 

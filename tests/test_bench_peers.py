@@ -6,11 +6,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from octavo.bench import peers
-from octavo.bench.contenders import Setting, UnsupportedError
-from octavo.bench.export_gguf import write_gguf
-from octavo.bench.export_transformers import network
-from octavo.bench.sources import interleave, open_source, plain_model, turn_halves
+from octavo.bench.peers import registry
+from octavo.bench.peers.base import Setting, UnsupportedError
+from octavo.bench.peers.export_gguf import write_gguf
+from octavo.bench.peers.export_hf import network
+from octavo.bench.peers.sources import interleave, open_source, plain_model, turn_halves
 from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
 from octavo.gpt.models.config import RopeScaling
@@ -82,9 +82,9 @@ def test_a_gguf_file_cannot_say_everything(tmp_path):
 @pytest.mark.parametrize("form", ["folder", "gguf"])
 @pytest.mark.parametrize("name", ["transformers", "transformers:static", "ctranslate2", "llama.cpp"])
 def test_a_peer_says_the_same_tokens(name, form, folder, gguf, expected):
-    if reason := peers.missing(name, "cpu"):
+    if reason := registry.missing(name, "cpu"):
         pytest.skip(reason)
-    contender = peers.open_peer(name, setting(folder if form == "folder" else gguf))
+    contender = registry.open_peer(name, setting(folder if form == "folder" else gguf))
     batch = PROMPTS[:1] if name == "llama.cpp" else PROMPTS
     answer = contender.generate(batch, NEW_TOKENS)
     assert answer.tokens == expected[: len(batch)]
@@ -96,9 +96,9 @@ def test_a_peer_says_the_same_tokens(name, form, folder, gguf, expected):
 
 @pytest.mark.parametrize("name", ["llama.cpp:q8_0", "llama.cpp:file", "ctranslate2:int8"])
 def test_quantised_peers_say_that_they_are(name, gguf):
-    if reason := peers.missing(name, "cpu"):
+    if reason := registry.missing(name, "cpu"):
         pytest.skip(reason)
-    contender = peers.open_peer(name, setting(gguf))
+    contender = registry.open_peer(name, setting(gguf))
     assert not contender.same_weights
     assert contender.name == name
     assert 0 < contender.weight_bytes < (5 if name == "llama.cpp:file" else 2)  # the file is float32 here
@@ -108,22 +108,22 @@ def test_quantised_peers_say_that_they_are(name, gguf):
 
 def test_what_a_peer_was_not_made_for(folder):
     with pytest.raises(UnsupportedError, match="for CUDA devices"):
-        peers.open_peer("transformers:continuous", setting(folder))
-    if peers.missing("llama.cpp", "cpu") is None:
-        contender = peers.open_peer("llama.cpp", setting(folder))
+        registry.open_peer("transformers:continuous", setting(folder))
+    if registry.missing("llama.cpp", "cpu") is None:
+        contender = registry.open_peer("llama.cpp", setting(folder))
         with pytest.raises(UnsupportedError, match="one sequence at a time"):
             contender.generate(PROMPTS, 4)
         with pytest.raises(UnsupportedError, match="is no GGUF file"):
-            peers.open_peer("llama.cpp:file", setting(folder))
+            registry.open_peer("llama.cpp:file", setting(folder))
 
 
 def test_what_is_not_installed_is_one_plain_line(monkeypatch):
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    assert peers.installed("cpu") == []
-    assert peers.missing("llama.cpp:q8_0", "cpu") == "llama.cpp is not installed: pip install llama-cpp-python"
-    monkeypatch.setattr(peers, "find_spec", lambda name: object())
-    assert peers.missing("vllm", "cpu") == "vllm needs a CUDA device"
-    assert peers.installed("cpu") == ["transformers", "llama.cpp", "ctranslate2"]
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    assert registry.installed("cpu") == []
+    assert registry.missing("llama.cpp:q8_0", "cpu") == "llama.cpp is not installed: pip install llama-cpp-python"
+    monkeypatch.setattr(registry, "find_spec", lambda name: object())
+    assert registry.missing("vllm", "cpu") == "vllm needs a CUDA device"
+    assert registry.installed("cpu") == ["transformers", "llama.cpp", "ctranslate2"]
 
 
 class Told:
@@ -175,10 +175,10 @@ def fake_sglang():
 def test_offline_engines_are_asked_in_their_own_words(name, engine, fake, folder, expected, monkeypatch):
     """Neither runs on a CPU: an engine that takes exactly their arguments stands in, and reads the real checkpoint."""
     monkeypatch.setitem(sys.modules, name, fake())
-    monkeypatch.setattr("octavo.bench.peer_servers.version", lambda name: "0")
+    monkeypatch.setattr("octavo.bench.peers.servers.version", lambda name: "0")
     ticks = iter([0.0, 1.0, 10.0])  # the first token takes 1 s, all of them 9
-    monkeypatch.setattr("octavo.bench.contenders.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    contender = peers.open_peer(name, setting(folder))
+    monkeypatch.setattr("octavo.bench.peers.base.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    contender = registry.open_peer(name, setting(folder))
     answer = contender.generate(PROMPTS, NEW_TOKENS)
     assert answer.tokens == expected
     assert (answer.ttft_s, answer.step_s, answer.steps_are_means) == (1.0, [1.0], True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from octavo.bench import records
-from octavo.bench.schema import KIND_OF, KINDS, Decode, Host, Op, Scene, Serve
+from octavo.bench.reporting import records
+from octavo.bench.reporting.schema import KIND_OF, KINDS, Decode, Host, Op, Scene, Serve
 
 from bench_tiny import RUN, record, write
 

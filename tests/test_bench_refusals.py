@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from octavo.bench.__main__ import COMMANDS
-from octavo.bench.roofline import Peaks
+from octavo.bench.measuring.roofline import Peaks
 
 from bench_tiny import RUN, bench, checkpoint, record, write
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from octavo.bench import report
-from octavo.bench.markdown import render
-from octavo.bench.records import Results
-from octavo.bench.schema import Host, Op
+from octavo.bench.reporting.markdown import render
+from octavo.bench.reporting.records import Results
+from octavo.bench.reporting.schema import Host, Op
 
 from bench_tiny import RUN, bench, record, scene, served, write
 

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from octavo.bench import loads, records, serve, serving
-from octavo.bench.loads import MIXES, Load, Mix, Request, arrivals
-from octavo.bench.roofline import Peaks
-from octavo.bench.serve_table import figures
-from octavo.bench.serving import Served
+from octavo.bench import serve
+from octavo.bench.measuring import load_generator, loads
+from octavo.bench.measuring.load_generator import Served
+from octavo.bench.measuring.loads import MIXES, Load, Mix, Request, arrivals
+from octavo.bench.measuring.roofline import Peaks
+from octavo.bench.reporting import records
+from octavo.bench.reporting.serve_table import figures
 from octavo.gpt import QueueFullError
 
 from bench_tiny import bench, checkpoint
@@ -68,7 +70,7 @@ def test_open_and_closed_loads_are_checked_and_measured(model, tmp_path, capsys)
 
 
 def test_what_is_said_otherwise_under_load_gets_no_figure(gpt2, tmp_path, capsys, monkeypatch):
-    drive = serving.serve
+    drive = load_generator.serve
 
     async def spoiled(*arguments):
         served = await drive(*arguments)
@@ -99,7 +101,7 @@ def test_a_model_that_is_wrong_alone_is_not_loaded(gpt2, tmp_path, monkeypatch):
 
 
 def test_a_load_that_fails_is_written_down_and_the_next_goes_on(gpt2, tmp_path, monkeypatch):
-    drive = serving.serve
+    drive = load_generator.serve
 
     async def failing(llm, requests, load, *rest):
         if load.kind == "closed":
@@ -113,7 +115,7 @@ def test_a_load_that_fails_is_written_down_and_the_next_goes_on(gpt2, tmp_path, 
 
 
 def test_ctrl_c_keeps_the_loads_that_are_done(gpt2, tmp_path, capsys, monkeypatch):
-    drive = serving.serve
+    drive = load_generator.serve
 
     async def interrupted(llm, requests, load, *rest):
         if load.kind == "open":
@@ -212,7 +214,7 @@ class Slow:
 @pytest.mark.parametrize(("load", "most"), [(Load("closed", 2), 2), (Load("open", 1e6), 8)])
 def test_a_closed_loop_waits_and_an_open_one_does_not(load, most):
     llm = Slow(8)
-    served = asyncio.run(serving.serve(llm, [Request([i], 3) for i in range(8)], load, 0))
+    served = asyncio.run(load_generator.serve(llm, [Request([i], 3) for i in range(8)], load, 0))
     assert llm.most == most
     for request in served:
         assert request.tokens == [7, 7, 7]
@@ -231,7 +233,7 @@ def test_what_waits_for_a_late_generator_is_counted():
             time.sleep(0.2)
 
         task = asyncio.create_task(held_up())
-        served = await serving.serve(llm, [Request([i], 2) for i in range(4)], Load("open", 100.0), 0)
+        served = await load_generator.serve(llm, [Request([i], 2) for i in range(4)], Load("open", 100.0), 0)
         await task
         return served
 
@@ -241,7 +243,7 @@ def test_what_waits_for_a_late_generator_is_counted():
 
 
 def test_a_refused_request_is_counted_and_not_timed():
-    served = asyncio.run(serving.serve(Slow(8), [Request([12], 2), Request([13], 2)], Load("closed", 2), 0))
+    served = asyncio.run(load_generator.serve(Slow(8), [Request([12], 2), Request([13], 2)], Load("closed", 2), 0))
     found = figures(served, 1.0, 1.0)
     assert (found["num_refused"], len(found["ttft_s"]), found["output_tokens"]) == (1, 1, 2)
     assert figures(served[1:], 1.0, 1.0) == {"num_refused": 1}

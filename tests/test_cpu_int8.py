@@ -73,15 +73,14 @@ def test_only_the_cpu_backend_has_them():
 @pytest.mark.parametrize("model", ["dummy:gpt2", "dummy:smollm2"])
 def test_a_model_of_each_family_runs_on_half_the_bytes(model, monkeypatch):
     """Tied heads, biases: a whole network, its weights of layers and head in one byte each."""
-    from octavo.gpt.loading import loader
 
     small = {"num_layers": 2, "vocab_size": 500, "context_size": 64, "dim": 64, "head_dim": 16, "hidden_dim": 96}
     heads = {"num_heads": 4, "num_kv_heads": 4 if model == "dummy:gpt2" else 2}
     shape = model.removeprefix("dummy:")
-    config = weights.KNOWN_SHAPES[shape].__class__(
-        **{**vars(weights.KNOWN_SHAPES[shape]), **small, **heads, "eos_ids": ()}
+    config = loader.KNOWN_SHAPES[shape].__class__(
+        **{**vars(loader.KNOWN_SHAPES[shape]), **small, **heads, "eos_ids": ()}
     )
-    monkeypatch.setitem(weights.KNOWN_SHAPES, shape, config)
+    monkeypatch.setitem(loader.KNOWN_SHAPES, shape, config)
     params = SamplingParams(temperature=0, max_tokens=5)
     prompts = [[1, 2, 3], list(range(20)), [7]]
     int8 = LLM(model, dtype="int8", num_blocks=64)

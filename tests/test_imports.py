@@ -71,7 +71,7 @@ def test_the_engine_reaches_kernels_only_through_ops(path):
 def test_a_forbidden_import_is_found_however_deep_it_lies(check, tmp_path):
     deep = tmp_path / "kernels" / "cpu" / "bad.py"
     deep.parent.mkdir(parents=True)
-    deep.write_text("def late():\n    from octavo.bench.records import read\n")
+    deep.write_text("def late():\n    from octavo.bench.reporting.records import read\n")
     assert [check(path) for path in modules("kernels", tmp_path)] != [[]]
 
 

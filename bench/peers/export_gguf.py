@@ -8,7 +8,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Format
 from torch import Tensor
 
-from octavo.bench.sources import interleave, separate
+from octavo.bench.peers.sources import interleave, separate
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.config import ModelConfig
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.bench.op_cases import Arguments, Case
+from octavo.bench.measuring.op_cases import Arguments, Case
 
 WIDTH = 4  # times the twin's error
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from octavo.bench.op_cases import Arguments, Case
+from octavo.bench.measuring.op_cases import Arguments, Case
 
 Prepared = Callable[[], Any]  # the op, ready to be called and timed
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from octavo.bench import engine_table, host, ops, serve_table, tables
-from octavo.bench.records import Results
-from octavo.bench.schema import Decode, Host, Op, Scene, Serve
+from octavo.bench import host, ops
+from octavo.bench.reporting import engine_table, serve_table, tables
+from octavo.bench.reporting.records import Results
+from octavo.bench.reporting.schema import Decode, Host, Op, Scene, Serve
 
 VIEWS = ("full", "summary")
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from octavo.bench.schema import Scene
-from octavo.bench.tables import MARKS, noise, number
+from octavo.bench.reporting.schema import Scene
+from octavo.bench.reporting.tables import MARKS, noise, number
 
 COLUMNS = (
     "scene",

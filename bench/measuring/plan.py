@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from octavo.bench import contenders, machine, peers
-from octavo.bench.contenders import Contender, Octavo, Setting
-from octavo.bench.roofline import Peaks
-from octavo.bench.schema import Run
-from octavo.bench.sources import Source
-from octavo.bench.workloads import Cell, Effort
+from octavo.bench.measuring import machine
+from octavo.bench.measuring.roofline import Peaks
+from octavo.bench.measuring.workloads import Cell, Effort
+from octavo.bench.peers import base, registry
+from octavo.bench.peers.base import Contender, Octavo, Setting
+from octavo.bench.peers.sources import Source
+from octavo.bench.reporting.schema import Run
 from octavo.gpt.loading.loader import INT8
 from octavo.kernels.ops import Ops
 
@@ -35,10 +36,10 @@ class Plan:
         """Who runs, a backend or a peer's name, and in which dtype; a peer's own format is run once."""
         pairs: list[Entry] = []
         for dtype in self.dtypes:
-            names = [peers.in_int8(name) if dtype == INT8 else name for name in self.peers]
+            names = [registry.in_int8(name) if dtype == INT8 else name for name in self.peers]
             pairs += [(who, dtype) for who in (*self.backends, *names) if who is not None]
         first: dict[Any, str] = {
-            who: dtype for who, dtype in reversed(pairs) if isinstance(who, str) and peers.has_own_format(who)
+            who: dtype for who, dtype in reversed(pairs) if isinstance(who, str) and registry.has_own_format(who)
         }
         return [(who, dtype) for who, dtype in dict.fromkeys(pairs) if first.get(who, dtype) == dtype]
 
@@ -49,7 +50,7 @@ class Plan:
         """
         found: dict[str, list[Entry]] = {}
         for who, dtype in self.entries:
-            alone = self.device.type != "cpu" or (isinstance(who, str) and peers.disturbs(who))
+            alone = self.device.type != "cpu" or (isinstance(who, str) and registry.disturbs(who))
             found.setdefault(f"{label(who)} {dtype}" if alone else dtype, []).append((who, dtype))
         return found
 
@@ -57,10 +58,10 @@ class Plan:
         batch = max(cell.batch for cell in self.cells)
         context = max(cell.prompt_tokens + cell.new_tokens for cell in self.cells)
         setting = Setting(self.source, dtype, self.device, torch.get_num_threads(), batch, context)
-        return peers.open_peer(who, setting) if isinstance(who, str) else Octavo(setting, who)
+        return registry.open_peer(who, setting) if isinstance(who, str) else Octavo(setting, who)
 
     def describe(self, peaks: Peaks) -> Run:
-        packages = [peers.PEERS[name.partition(":")[0]].distribution for name in self.peers]
+        packages = [registry.PEERS[name.partition(":")[0]].distribution for name in self.peers]
         planned = len(self.entries) * len(self.cells)
         about = machine.describe(self.device, packages)
         return Run(command="decode", seed=self.seed, planned=planned, **peaks._asdict(), **about)
@@ -71,4 +72,4 @@ def named(entry: Entry) -> tuple[str, str]:
 
 
 def label(who: Ops | str) -> str:
-    return who if isinstance(who, str) else contenders.OWN + who.name
+    return who if isinstance(who, str) else base.OWN + who.name

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from octavo.bench.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Measured, Run
+from octavo.bench.reporting.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Measured, Run
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from octavo.bench.schema import Decode, Run
-from octavo.bench.timing import NOISY
+from octavo.bench.measuring.timing import NOISY
+from octavo.bench.reporting.schema import Decode, Run
 
 MARKS = {"same": "=", "rounding": "≈", "quantised": "≠", "wrong": "✗", "failed": "✗", "unsupported": "-"}
 LEGEND = (

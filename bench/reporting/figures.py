@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from octavo.bench.contenders import Contender, Generation
-from octavo.bench.roofline import prefill_flops, step_bytes, step_flops
-from octavo.bench.schema import Run
-from octavo.bench.sources import Source
-from octavo.bench.timing import median, percentile, spread
-from octavo.bench.workloads import Cell
+from octavo.bench.measuring.roofline import prefill_flops, step_bytes, step_flops
+from octavo.bench.measuring.timing import median, percentile, spread
+from octavo.bench.measuring.workloads import Cell
+from octavo.bench.peers.base import Contender, Generation
+from octavo.bench.peers.sources import Source
+from octavo.bench.reporting.schema import Run
 
 
 def identity(source: Source, cell: Cell, name: str, version: str, dtype: str) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import gguf
 import llama_cpp
 
-from octavo.bench.contenders import Contender, Generation, Setting, UnsupportedError
-from octavo.bench.export_gguf import write_gguf
-from octavo.bench.roofline import step_weights
-from octavo.bench.sources import plain_model
+from octavo.bench.measuring.roofline import step_weights
+from octavo.bench.peers.base import Contender, Generation, Setting, UnsupportedError
+from octavo.bench.peers.export_gguf import write_gguf
+from octavo.bench.peers.sources import plain_model
 from octavo.gpt.loading.loader import DTYPES
 
 UNREAD = ("position_embd.weight",)  # a step reads one row of it

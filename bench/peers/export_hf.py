@@ -5,7 +5,7 @@ from typing import Any
 import transformers
 from torch import Tensor
 
-from octavo.bench.sources import separate, turn_halves
+from octavo.bench.peers.sources import separate, turn_halves
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.config import ModelConfig
 

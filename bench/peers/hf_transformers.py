@@ -8,10 +8,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from octavo.bench.contenders import Contender, EndOnly, Generation, Setting, UnsupportedError
-from octavo.bench.export_transformers import network
-from octavo.bench.sources import Source, plain_model
-from octavo.bench.timing import Stopwatch
+from octavo.bench.measuring.timing import Stopwatch
+from octavo.bench.peers.base import Contender, EndOnly, Generation, Setting, UnsupportedError
+from octavo.bench.peers.export_hf import network
+from octavo.bench.peers.sources import Source, plain_model
 from octavo.gpt.loading.loader import DTYPES
 
 

@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from octavo.bench.contenders import Contender, Setting
+from octavo.bench.peers.base import Contender, Setting
 
 
 class Peer(NamedTuple):
@@ -14,7 +14,7 @@ class Peer(NamedTuple):
     module: str
     install: str
     distribution: str
-    adapter: str  # module of octavo.bench whose `open_peer(setting, name, variant)` makes the contender
+    adapter: str  # module of octavo.bench.peers whose `open_peer(setting, name, variant)` makes the contender
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
     int8: str | None = None  # the variant whose weights have one byte
     needs_cuda: bool = False
@@ -23,19 +23,19 @@ class Peer(NamedTuple):
 
 PEERS = {
     "transformers": Peer(
-        "transformers", "pip install 'transformers>=5.0' accelerate", "transformers", "peer_transformers",
+        "transformers", "pip install 'transformers>=5.0' accelerate", "transformers", "hf_transformers",
         ("static", "compile", "continuous"),
     ),
     "llama.cpp": Peer(
-        "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "peer_llama_cpp", ("q8_0", "file"),
+        "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "llamacpp", ("q8_0", "file"),
         int8="q8_0",
     ),
     "ctranslate2": Peer(
-        "ctranslate2", "pip install ctranslate2", "ctranslate2", "peer_ctranslate2", ("int8",), int8="int8",
+        "ctranslate2", "pip install ctranslate2", "ctranslate2", "ct2", ("int8",), int8="int8",
         disturbs=True,
     ),
-    "vllm": Peer("vllm", "pip install vllm", "vllm", "peer_servers", needs_cuda=True),
-    "sglang": Peer("sglang", "pip install sglang", "sglang", "peer_servers", needs_cuda=True),
+    "vllm": Peer("vllm", "pip install vllm", "vllm", "servers", needs_cuda=True),
+    "sglang": Peer("sglang", "pip install sglang", "sglang", "servers", needs_cuda=True),
 }  # fmt: skip
 
 OWN_FORMATS = ("q8_0", "int8", "file")
@@ -87,6 +87,6 @@ def installed(device_type: str) -> list[str]:
 def open_peer(name: str, setting: Setting) -> Contender:
     """The peer with the run's weights loaded; ValueError where it cannot take them."""
     base, _, variant = name.partition(":")
-    module = import_module(f"octavo.bench.{PEERS[base].adapter}")
+    module = import_module(f"octavo.bench.peers.{PEERS[base].adapter}")
     opener: Callable[[Setting, str, str], Contender] = module.open_peer
     return opener(setting, base, variant)

@@ -7,11 +7,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from octavo.bench.loads import Load
-from octavo.bench.schema import Serve
-from octavo.bench.serving import Served
-from octavo.bench.tables import MARKS, milliseconds, number
-from octavo.bench.timing import median, percentile
+from octavo.bench.measuring.load_generator import Served
+from octavo.bench.measuring.loads import Load
+from octavo.bench.measuring.timing import median, percentile
+from octavo.bench.reporting.schema import Serve
+from octavo.bench.reporting.tables import MARKS, milliseconds, number
 
 COLUMNS = (
     "load", "check", "requests/s", "tokens/s", "TTFT ms", "TTFT p90", "TTFT p99", "ITL ms", "ITL p90", "ITL p99",

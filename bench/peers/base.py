@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from octavo.bench.sources import Source
-from octavo.bench.timing import Stopwatch
+from octavo.bench.measuring.timing import Stopwatch
+from octavo.bench.peers.sources import Source
 from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.loading.loader import INT8
 from octavo.kernels import ops

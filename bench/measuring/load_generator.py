@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from octavo.bench.loads import Load, Request, arrivals
+from octavo.bench.measuring.loads import Load, Request, arrivals
 from octavo.gpt import AsyncLLM, QueueFullError, SamplingParams
 
 

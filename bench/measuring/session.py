@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from octavo.bench import tables
-from octavo.bench.check import Verdict, Verifier
-from octavo.bench.contenders import Contender, Generation, UnsupportedError
-from octavo.bench.figures import figures, identity
-from octavo.bench.memory import PeakMemory
-from octavo.bench.plan import Entry, Plan, label, named
-from octavo.bench.records import Writer
-from octavo.bench.schema import Decode, Run
-from octavo.bench.timing import Probe
-from octavo.bench.workloads import CHECK, Cell, Effort, prompts
+from octavo.bench.measuring.check import Verdict, Verifier
+from octavo.bench.measuring.memory import PeakMemory
+from octavo.bench.measuring.plan import Entry, Plan, label, named
+from octavo.bench.measuring.timing import Probe
+from octavo.bench.measuring.workloads import CHECK, Cell, Effort, prompts
+from octavo.bench.peers.base import Contender, Generation, UnsupportedError
+from octavo.bench.reporting import tables
+from octavo.bench.reporting.figures import figures, identity
+from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting.schema import Decode, Run
 from octavo.gpt.loading.loader import DTYPES
 
 STEP_WORTH = 25  # prompt tokens that take about as long as one decode step, for the progress bar

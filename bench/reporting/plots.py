@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from octavo.bench.axes import MARKERS, fit, legend, logarithmic, panels
-from octavo.bench.contenders import OWN
-from octavo.bench.records import Results
-from octavo.bench.schema import Decode, Serve
-from octavo.bench.serve_plots import load_curve
+from octavo.bench.peers.base import OWN
+from octavo.bench.reporting.axes import MARKERS, fit, legend, logarithmic, panels
+from octavo.bench.reporting.records import Results
+from octavo.bench.reporting.schema import Decode, Serve
+from octavo.bench.reporting.serve_plots import load_curve
 
 FORMATS = ("png", "svg")
 

@@ -5,9 +5,9 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from octavo.bench.contenders import Contender, EndOnly, Setting
-from octavo.bench.export_transformers import network
-from octavo.bench.sources import plain_model
+from octavo.bench.peers.base import Contender, EndOnly, Setting
+from octavo.bench.peers.export_hf import network
+from octavo.bench.peers.sources import plain_model
 from octavo.gpt.loading.loader import DTYPES
 
 

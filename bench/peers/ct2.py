@@ -9,9 +9,9 @@ from typing import Any
 import ctranslate2
 from ctranslate2.converters import TransformersConverter
 
-from octavo.bench.contenders import Contender, Generation, Setting
-from octavo.bench.export_transformers import network
-from octavo.bench.sources import plain_model
+from octavo.bench.peers.base import Contender, Generation, Setting
+from octavo.bench.peers.export_hf import network
+from octavo.bench.peers.sources import plain_model
 
 INT8 = "int8"
 

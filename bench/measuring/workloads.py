@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from octavo.bench.loads import ordinary
+from octavo.bench.measuring.loads import ordinary
 from octavo.gpt.models.config import ModelConfig
 
 PREFILL_STEP = 2048  # prompt tokens of one step; who is prefilled first decodes while the others are prefilled

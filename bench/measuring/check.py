@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.bench.sources import Source, plain_model
+from octavo.bench.peers.sources import Source, plain_model
 from octavo.gpt.models.batch import Batch
 from octavo.gpt.runner.kv_cache import PagedCache
 

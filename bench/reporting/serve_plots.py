@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from octavo.bench.axes import MARKERS, fit, legend, logarithmic, panels
-from octavo.bench.schema import Serve
+from octavo.bench.reporting.axes import MARKERS, fit, legend, logarithmic, panels
+from octavo.bench.reporting.schema import Serve
 
 KINDS = ("open", "closed")
 SHARES = {"median": "-", "p90": ":"}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from octavo.bench.timing import Stopwatch, median
+from octavo.bench.measuring.timing import Stopwatch, median
 from octavo.gpt.loading.loader import DTYPES
 from octavo.gpt.models.config import ModelConfig
 

@@ -23,7 +23,7 @@ PACKAGES = ("octavo", "torch", "triton", "numba", "transformers", "numpy")
 
 def describe(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of `records.Run` that describe machine, software and moment."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     commit = _output("git", "-C", str(here), "rev-parse", "HEAD")
     return {
         "command_line": shlex.join(["python", "-m", "octavo.bench", *sys.argv[1:]]),
