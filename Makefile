@@ -16,12 +16,9 @@ test: $(READY)  ## the whole test suite, on the CPU
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 \
 	  --dist loadfile -m "not codegen and not gpu"
 
-KERNEL_TESTS := activation attention each_op exactness kv_cache linear lm_head_sample norm paged_attention \
-  paged_attention_limits penalties rope sampling sampling_statistics signatures top_logprobs triton_model
-
 test-kernels: $(READY)  ## the kernels alone, in Triton's interpreter, or on the GPU at hand
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
-	  $(KERNEL_TESTS:%=tests/test_%.py)
+	  -m "not codegen" tests/ops tests/sampling tests/models/test_exactness.py tests/models/test_triton_model.py
 
 check: $(READY) build/types  ## ruff, format, mypy
 	@$(BIN)/ruff check .
@@ -35,7 +32,7 @@ codegen: $(READY)  ## compile every row of the launch table for named GPUs, with
 # On a machine with a GPU, in whatever environment holds torch, triton, pytest and an editable install: no set-up, no network.
 gpu:  ## on a CUDA device: the tests marked gpu, then every op timed beside PyTorch's
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu needs a CUDA device: torch sees none")'
-	@$(PYTHON) -m pytest -q -m gpu $$(grep -l 'mark.gpu' tests/test_*.py)
+	@$(PYTHON) -m pytest -q -m gpu $$(grep -rl --include='test_*.py' 'mark.gpu' tests)
 	@$(PYTHON) -m octavo.bench ops --output bench/results/gpu
 
 bench: $(READY)  ## a laptop's grid beside the peers that are installed: tables, pictures, JSON lines
@@ -62,7 +59,7 @@ results: $(READY)  ## measure bench/results/cpu anew, make its page and pictures
 
 bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run; ARGS="-k rope"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@$(BIN)/python -m pytest tests/test_bench_kernels.py -q --benchmark-enable --benchmark-only --benchmark-autosave \
+	@$(BIN)/python -m pytest tests/measuring/test_with_pytest.py -q --benchmark-enable --benchmark-only --benchmark-autosave \
 	  --benchmark-columns=median,iqr,min,max,rounds $(ARGS) \
 	  $$(ls -d .benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare)
 

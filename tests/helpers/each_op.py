@@ -1,6 +1,6 @@
 """Every op of the Triton backend called once at small shapes, checked against the reference: a program for memcheck.
 
-    python tests/each_op.py
+    python tests/helpers/each_op.py
 
 On a CUDA device if there is one, else in the interpreter. Prints how many calls were right.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = [sys.executable, str(Path(__file__).parent / "each_op.py")]
+PROGRAM = [sys.executable, str(Path(__file__).parent.parent / "helpers" / "each_op.py")]
 NO_CACHING = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
