@@ -46,6 +46,7 @@ class LLM:
         model: str | Path = "smollm2",
         backend: str | Ops = "auto",
         dtype: str = "auto",
+        weights: str = "auto",
         device: str = "auto",
         max_model_len: int | None = None,
         block_size: int = 16,
@@ -63,8 +64,8 @@ class LLM:
         self.device = resolve_device(device)
         if isinstance(backend, str):
             backend = ops.load(ops.best_for(self.device.type) if backend == "auto" else backend)
-        loaded = load_model(model, backend, dtype, self.device.type)
-        self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.dummy
+        loaded = load_model(model, backend, dtype, self.device.type, weights)
+        self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
         self.model: Model = loaded.model
         self.dtype = loaded.dtype
         self.config = plan_memory(

@@ -48,7 +48,7 @@ class DecodeStep:
         return self._recorded[size]()
 
     def _forward(self, size: int) -> Tensor:
-        return self.model.forward(self.rows.batch(size), self.cache.layers)
+        return self.model(self.rows.batch(size), self.cache.layers)
 
     def finish(self, hidden: Tensor, first: int, last: int, ending: int) -> Tensor:
         """From these rows' hidden states to their tokens, or to logits where the sampler has to go on."""

@@ -102,7 +102,7 @@ class Runner:
         """Compile what prefill of different lengths needs, and capture every decode step. Nothing is stored."""
         for num_tokens in takewhile(lambda n: n <= max_num_batched_tokens, (4**i for i in range(1, 10))):
             padding = [0] * num_tokens
-            self.model.forward(
+            self.model(
                 Batch(
                     token_ids=self._ints(padding),
                     positions=self._ints(padding),
@@ -145,7 +145,7 @@ class Runner:
     def _prefill(self, chunks: list[Chunk]) -> list[Drawn]:
         """Compute the chunks; sequences that are complete get a row each, in order, and their tokens."""
         batch = self._batch(chunks)
-        hidden = self.model.forward(batch, self.cache.layers)
+        hidden = self.model(batch, self.cache.layers)
         ends = list(accumulate(chunk.end - chunk.start for chunk in chunks))
         for chunk, end in zip(chunks, ends, strict=True):
             if chunk.sequence.params.prompt_logprobs is not None:
