@@ -190,7 +190,7 @@ class Way:
         """Greedy tokens of each request, from an engine that remembers nothing."""
         scheduler = self.llm.engine.scheduler
         scheduler.pool.reset()
-        scheduler.prefixes.enabled = self.name != "caching off"
+        scheduler.prefix_cache.enabled = self.name != "caching off"
         groups = [[request] for request in requests] if self.name == "one by one" else [requests]
         return [tokens for group in groups for tokens in self._generate(group)]
 

@@ -103,7 +103,7 @@ class Instant(Model):
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None = None) -> Tensor:
         return self._row.expand(batch.token_ids.shape[0], 1)
 
-    def draw(self, hidden: Tensor, *columns: Tensor) -> Tensor:
+    def sample(self, hidden: Tensor, *columns: Tensor) -> Tensor:
         num_seqs = hidden.shape[0]
         self._calls += 1
         start = self._calls * 61 % (self._ids.shape[0] - num_seqs)

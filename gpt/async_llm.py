@@ -1,24 +1,35 @@
 """AsyncLLM: the engine for many callers at once. A task drives it; callers wait for what their request yields."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 from octavo.gpt.llm import LLM, Prompt
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.sampling_params import SamplingParams
 
+P = ParamSpec("P")
+
+
+def _takes_the_arguments_of(
+    function: Callable[Concatenate[Any, P], None],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+    """Give a method another's signature, to `inspect` and to type checkers, without saying the defaults twice."""
+    return wraps(function, assigned=(), updated=())
+
 
 class AsyncLLM:
-    """`LLM` behind asyncio: the same arguments. Steps run in a thread, all else between them in the event loop."""
+    """`LLM` behind asyncio: the same arguments. Steps run in a thread; all else runs between them in the event loop."""
 
+    @_takes_the_arguments_of(LLM.__init__)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-step")
-        # OpenMP keeps a team of threads for each thread that computes, and lets them sleep between products once the
-        # teams outnumber the cores: so the thread that steps is the only one that computes.
+        # One thread does all computing: OpenMP keeps a team of threads for each thread that computes, and once the
+        # teams outnumber the cores, their threads sleep between products.
         self.llm = self._thread.submit(LLM, *args, **kwargs).result()
         self._changed = asyncio.Condition()  # the engine took a step, or stopped
         self._stepping = False

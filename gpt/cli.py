@@ -4,21 +4,22 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any, get_args, get_type_hints
 
 from octavo.gpt import terminal
 from octavo.gpt.llm import LLM
-from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.ops import BACKENDS
 
-COMMAND_LINE_TOKENS = 256  # what a command generates unless told otherwise
+SAMPLING_OPTIONS = {field.name: field for field in fields(SamplingParams) if "help" in field.metadata}
+DEFAULTS = {"max_tokens": 256}  # of the command line, where they are not SamplingParams' own
+METAVARS: dict[type, str] = {int: "N", float: "X", str: "RULE"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command, and return the exit code."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: say no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away
         return 0
     return 0
 
@@ -39,7 +40,8 @@ def generate(arguments: argparse.Namespace) -> None:
     """Stream one completion, or print several."""
     params, llm = _params(arguments), _llm(arguments)
     if arguments.json or params.n > 1:
-        _print_request(llm.generate([arguments.prompt], params)[0], arguments.json)
+        request = llm.generate([arguments.prompt], params)[0]
+        terminal.json_line(terminal.request_dict(request)) if arguments.json else terminal.completions(request)
     else:
         terminal.stream(llm, llm.encode(arguments.prompt), params, arguments.stats)
 
@@ -56,7 +58,7 @@ def chat(arguments: argparse.Namespace) -> None:
         messages.append({"role": "user", "content": question})
         if arguments.json:
             request = llm.chat(messages, params)[0]
-            _print_request(request, as_json=True)
+            terminal.json_line(terminal.request_dict(request))
             answer = request.outputs[0].text
         else:
             answer = terminal.stream(llm, llm.encode_chat(messages), params, arguments.stats)
@@ -65,13 +67,13 @@ def chat(arguments: argparse.Namespace) -> None:
 
 
 def next_tokens(arguments: argparse.Namespace) -> None:
-    """The most likely next tokens, with bars."""
+    """Show the most likely next tokens, with bars."""
     entries = _llm(arguments).next_tokens(arguments.prompt, arguments.number)
     terminal.json_line([entry._asdict() for entry in entries]) if arguments.json else terminal.probabilities(entries)
 
 
 def score(arguments: argparse.Namespace) -> None:
-    """Negative log-likelihood and perplexity of a file."""
+    """Compute negative log-likelihood and perplexity of a file."""
     path = Path(arguments.file)
     try:
         text = sys.stdin.read() if arguments.file == "-" else path.read_text(encoding="utf-8")
@@ -85,20 +87,21 @@ def score(arguments: argparse.Namespace) -> None:
 
 
 def models(arguments: argparse.Namespace) -> None:
-    """The names that LLM knows."""
+    """List the names that `--model` knows."""
     terminal.json_line(terminal.model_rows()) if arguments.json else terminal.models()
 
 
 def tokens(arguments: argparse.Namespace) -> None:
-    """How a text splits into tokens."""
+    """Show how a text splits into tokens."""
     from octavo.gpt.loading.loader import load_tokenizer
 
     tokenizer = load_tokenizer(arguments.model)
     ids = tokenizer.encode(arguments.text)
     pieces = [(token_id, tokenizer.decode([token_id])) for token_id in ids]
-    terminal.json_line([{"token_id": i, "text": text} for i, text in pieces]) if arguments.json else terminal.tokens(
-        pieces
-    )
+    if arguments.json:
+        terminal.json_line([{"token_id": token_id, "text": text} for token_id, text in pieces])
+    else:
+        terminal.tokens(pieces)
 
 
 def _llm(arguments: argparse.Namespace) -> LLM:
@@ -113,13 +116,10 @@ def _llm(arguments: argparse.Namespace) -> LLM:
 
 
 def _params(arguments: argparse.Namespace) -> SamplingParams:
-    given = {
-        name: getattr(arguments, name) for name in terminal.SAMPLING_OPTIONS if getattr(arguments, name) is not None
-    }
+    given = {name: value for name in SAMPLING_OPTIONS if (value := getattr(arguments, name)) is not None}
     if arguments.logit_bias:
         given["logit_bias"] = dict(map(_bias, arguments.logit_bias))
-    given.setdefault("max_tokens", COMMAND_LINE_TOKENS)
-    return SamplingParams(**given)
+    return SamplingParams(**DEFAULTS | given)
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -128,15 +128,6 @@ def _bias(text: str) -> tuple[int, float]:
         return int(token_id), float(bias)
     except ValueError:
         raise ValueError(f"logit_bias must be ID=NUMBER, not {text!r}") from None
-
-
-def _print_request(request: RequestOutput, as_json: bool) -> None:
-    if as_json:
-        terminal.json_line(terminal.request_dict(request))
-        return
-    for output in request.outputs:
-        Console(stderr=True).print(f"[dim]--- {output.index}: {output.finish_reason}[/dim]")
-        print(output.text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,23 +167,28 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, (kind, text) in terminal.SAMPLING_OPTIONS.items():
-        flag = "--" + name.replace("_", "-")
-        if kind is bool:
-            parser.add_argument(flag, action="store_true", default=None, help=text)
-        elif kind is list:
-            parser.add_argument(flag, action="append", metavar="TEXT", help=text)
-        elif name == "stop_token_ids":
-            parser.add_argument(flag, type=int, nargs="+", metavar="ID", help=text)
-        else:
-            parser.add_argument(
-                flag, type=kind, metavar="X" if kind is float else "N" if kind is int else "RULE", help=text
-            )
+    types = get_type_hints(SamplingParams)
+    for name, option in SAMPLING_OPTIONS.items():
+        parser.add_argument("--" + name.replace("_", "-"), **_option(name, types[name], option))
     parser.add_argument(
         "--logit-bias", action="append", metavar="ID=X", help="add X to the logit of this id; repeatable"
     )
     parser.add_argument("--stats", action="store_true", help="close with times and the most likely first tokens")
     _model_arguments(parser)
+
+
+def _option(name: str, hint: Any, option: Field) -> dict[str, Any]:
+    """Return how argparse reads an option that is a field of SamplingParams; None where it is not given."""
+    text, default = option.metadata["help"], DEFAULTS.get(name, option.default)
+    if hint is bool:
+        return {"action": "store_true", "default": None, "help": text}
+    if name == "stop":
+        return {"action": "append", "metavar": "TEXT", "help": text}
+    if name == "stop_token_ids":
+        return {"type": int, "nargs": "+", "metavar": "ID", "help": text}
+    kind = next(kind for kind in METAVARS if kind is hint or kind in get_args(hint))
+    shown = text if default is None else f"{text} ({default:g})" if kind is not str else f"{text} ({default})"
+    return {"type": kind, "metavar": METAVARS[kind], "help": shown}
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,9 @@
-"""Engine: token ids in, token ids and text out, many requests at once. It knows nothing of prompts as text."""
+"""Engine: token ids in, token ids and text out, many requests at once. Prompts as text are the front doors' matter."""
 
 import random
 import time
 from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import count
@@ -10,18 +11,18 @@ from typing import Any
 
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
-from octavo.gpt.runner.model_runner import Launched, Runner
-from octavo.gpt.runner.sampler import TopLogprobs
+from octavo.gpt.runner.model_runner import PendingStep, Runner
+from octavo.gpt.runner.sampler import TokenLogprobs
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
-from octavo.gpt.scheduler.sequence import Sequence, State
+from octavo.gpt.scheduler.sequence import Sequence
 from octavo.gpt.scheduler.validation import check_request, checked_ids
 from octavo.gpt.stats import Clock, Stats
 from octavo.gpt.tokenizer.detokenizer import TextStream
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
-NOT_NUMBERS = "the logits were not finite"
+NOT_FINITE = "the logits were not finite"
 
 
 class QueueFullError(RuntimeError):
@@ -29,18 +30,31 @@ class QueueFullError(RuntimeError):
 
 
 @dataclass(eq=False, slots=True)
-class Track:
-    """A sequence on its way, with what it writes to."""
+class RequestState:
+    """An unfinished completion: its sequence, and the outputs that it writes to."""
 
     sequence: Sequence
     output: CompletionOutput
     request: RequestOutput
     stop_ids: frozenset[int]
     clock: Clock
+    prompt_logprobs: list[dict[int, Logprob] | None]  # one a prompt token, where asked for; complete at the first token
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A step that was started and not processed yet."""
+
+    step: PendingStep
+    ending_sequences: list[Sequence]  # as `Scheduler.advance` returns them
 
 
 class Engine:
-    """Runs requests together; what a request yields depends on it alone, not on its company."""
+    """Runs requests together; what a request yields depends on it alone, not on its company.
+
+    async_scheduling: a step is processed by the call of `step` after the one that started it, when the next step has
+    been started too, so host work overlaps device work. Tokens sampled for a sequence after it ended are dropped.
+    """
 
     def __init__(
         self,
@@ -50,7 +64,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         seed: int,
         enable_prefix_caching: bool = True,
-        read_late: bool = False,
+        async_scheduling: bool = False,
     ) -> None:
         self.runner = runner
         self.model_config = model_config
@@ -58,17 +72,17 @@ class Engine:
         self.tokenizer = tokenizer
         self.scheduler = Scheduler(config, enable_prefix_caching)
         self.counts = Stats()
-        self._late = int(read_late)  # steps that may be under way when `step` returns
-        self._under_way: deque[Launched] = deque()
+        self._depth = int(async_scheduling)  # steps that may be in flight when `step` returns
+        self._in_flight: deque[InFlight] = deque()
         self._random = random.Random(seed)
         self._request_ids = count()
         self._seq_ids = count()
-        self._tracks: dict[int, Track] = {}  # unfinished, by seq_id
-        self._requests: dict[int, list[Track]] = {}  # unfinished, by request_id
+        self._states: dict[int, RequestState] = {}  # unfinished, by seq_id
+        self._requests: dict[int, list[RequestState]] = {}  # unfinished, by request_id
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._tracks)
+        return bool(self._states)
 
     @property
     def is_full(self) -> bool:
@@ -76,84 +90,97 @@ class Engine:
         return len(self.scheduler.waiting) >= self.config.max_num_waiting
 
     def add(self, prompt_token_ids: Seq[int], params: SamplingParams, prompt: str | None = None) -> RequestOutput:
-        """Queue a request; its live output. ValueError if it could never be served, QueueFullError if not now."""
+        """Queue a request and return its live output.
+
+        ValueError if the request could never be served, QueueFullError if it cannot be taken now.
+        """
         prompt_ids = self.checked_ids(prompt_token_ids)
         check_request(prompt_ids, params, self.config, self.model_config.vocab_size, self.tokenizer is not None)
         if self.is_full:
             raise QueueFullError(f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)")
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
-        tracks: list[Track] = []
+        states: list[RequestState] = []
         for index in range(params.n):
             sequence = Sequence(
                 seq_id=next(self._seq_ids),
                 prompt=prompt_ids,
                 params=params,
                 seed=(seed + index + 2**63) % 2**64 - 2**63,
-                window=self.config.max_model_len,
+                max_len=self.config.max_model_len,
                 eos_ids=self.model_config.eos_ids,
             )
-            tracks.append(self._track(sequence, request, index))
-        self._requests[request.request_id] = tracks
-        for track in tracks:
-            self._tracks[track.sequence.seq_id] = track
-            self.scheduler.add(track.sequence)
+            states.append(self._new_state(sequence, request, index))
+        self._requests[request.request_id] = states
+        for state in states:
+            self._states[state.sequence.seq_id] = state
+            self.scheduler.add(state.sequence)
         return request
 
     def step(self) -> list[RequestOutput]:
-        """One forward step for everyone who can run; the requests that got something new.
-
-        With `read_late` the step started here is read by the next call, after that has started its own: the host's
-        work then hides behind the device's. What a sequence that ended drew meanwhile is dropped.
-        """
+        """Run one forward step for everyone who can run; return the requests that got something new."""
         plan = self.scheduler.schedule()
-        if plan.prefill:
-            self._note_prefill(plan)
         if not plan.is_empty:
-            launched = self.runner.launch(plan)
-            self.scheduler.advance(plan)
-            self._under_way.append(launched)
-        must_read = plan.is_empty or self._part_with(launched.last)
+            self._launch(plan)
         touched: dict[int, RequestOutput] = {}
-        while len(self._under_way) > (0 if must_read else self._late):
-            self._read(self._under_way.popleft(), touched)
-        if not self._tracks:
+        for done in self._due(must_wait=plan.is_empty):
+            self._process(done, touched)
+        if not self._states:
             self.scheduler.pool.check([])
         return list(touched.values())
 
-    def _part_with(self, sequences: list[Sequence]) -> bool:
-        """Free what those hold whose last token is being drawn. Whether one of them slides: that needs its tokens."""
-        full = [sequence for sequence in sequences if sequence.is_full]
-        for sequence in full:
-            self.scheduler.finish(sequence)
-            self.runner.rows.leave(sequence.seq_id)
-        return len(full) < len(sequences)
+    def _launch(self, plan: Plan) -> None:
+        """Start a step, and let go of the sequences that it completes: their last token is in flight."""
+        self._count_prefill(plan)
+        step = self.runner.launch(plan)
+        ending_sequences = self.scheduler.advance(plan)
+        self._in_flight.append(InFlight(step, ending_sequences))
+        for sequence in ending_sequences:
+            if sequence.reached_limit:
+                self._retire(sequence)
 
-    def _read(self, launched: Launched, touched: dict[int, RequestOutput]) -> None:
-        """Hand out what a step drew."""
-        token_ids, top = launched.read()
+    def _retire(self, sequence: Sequence) -> None:
+        """Free what a sequence holds. Steps already in flight use it before any later step can overwrite it."""
+        self.scheduler.finish(sequence)
+        self.runner.free(sequence.seq_id)
+
+    def _due(self, must_wait: bool) -> Iterator[InFlight]:
+        """Yield the steps to be processed now, oldest first: all of them if a context has to be shifted before it can
+        go on, or if there was nothing to start."""
+        if self._in_flight:
+            must_wait |= any(not sequence.reached_limit for sequence in self._in_flight[-1].ending_sequences)
+        while len(self._in_flight) > (0 if must_wait else self._depth):
+            yield self._in_flight.popleft()
+
+    def _process(self, done: InFlight, touched: dict[int, RequestOutput]) -> None:
+        """Hand out what a step computed, end the sequences that are complete, and shift those that are not."""
+        result = done.step.result()
         now = time.perf_counter()
-        self.counts.num_decoded += launched.num_decoded
-        for row, (sequence, token_id) in enumerate(zip(launched.sequences, token_ids, strict=True)):
-            track = self._tracks.get(sequence.seq_id)
-            if track is None:  # it ended while this step was under way
-                self.counts.num_decoded -= row < launched.num_decoded
-                continue
-            if track.clock.first_token is None:
-                track.clock.first_token = now
-            self._take(track, token_id, top.get(row))
-            touched[track.request.request_id] = track.request
-        for sequence in launched.last:
-            if sequence.state is State.RUNNING:
-                sequence.slide()
-                self.scheduler.slide(sequence)
-                self.runner.rows.leave(sequence.seq_id)
+        for sequence, first, entries in result.prompt_logprobs:
+            if sequence.seq_id in self._states:
+                self._set_prompt_logprobs(self._states[sequence.seq_id], first, entries)
+        for row, (sequence, tokens) in enumerate(result.rows()):
+            for token_id, logprobs in tokens:
+                state = self._states.get(sequence.seq_id)
+                if state is None:
+                    break  # it ended while this step was in flight
+                self.counts.num_decoded += row < done.step.num_decoded
+                state.clock.first_token = state.clock.first_token or now
+                self._append(state, token_id, logprobs)
+                touched[state.request.request_id] = state.request
+        for sequence in done.ending_sequences:
+            state = self._states.get(sequence.seq_id)
+            if state is not None and sequence.reached_limit:
+                self._finish(state, "length")
+            elif state is not None:
+                self.scheduler.shift(sequence)
+                self.runner.remove_row(sequence.seq_id)
 
     def abort(self, request_id: int) -> None:
-        """End a request in whatever state it is; one that ended already, or never was, is left alone."""
-        for track in self._requests.get(request_id, []):
-            if not track.output.finished:
-                self._finish(track, "abort")
+        """End a request in whatever state it is; one that ended already, or is unknown, is left alone."""
+        for state in self._requests.get(request_id, []):
+            if not state.output.finished:
+                self._finish(state, "abort")
 
     @property
     def unfinished_requests(self) -> list[int]:
@@ -161,12 +188,12 @@ class Engine:
 
     def fail_all(self, message: str) -> None:
         """End every request with an error: a step could not be computed."""
-        self._under_way.clear()
-        for track in list(self._tracks.values()):
-            self._finish(track, "error", message)
+        self._in_flight.clear()
+        for state in list(self._states.values()):
+            self._finish(state, "error", message)
 
     def stats(self) -> dict[str, Any]:
-        """What the engine is doing and did: counts, blocks, and percentiles of times in seconds."""
+        """Return what the engine does and did: counts, blocks, and percentiles of times in seconds."""
         scheduler, pool, counts = self.scheduler, self.scheduler.pool, self.counts
         return {
             "requests_running": scheduler.num_running,
@@ -184,10 +211,10 @@ class Engine:
         }
 
     def checked_ids(self, prompt_token_ids: Seq[int]) -> list[int]:
-        """The ids as a list; ValueError naming one that is no integer or not in the vocabulary."""
+        """Return the ids as a list; ValueError naming one that is no integer or not in the vocabulary."""
         return checked_ids(prompt_token_ids, self.model_config.vocab_size)
 
-    def _track(self, sequence: Sequence, request: RequestOutput, index: int) -> Track:
+    def _new_state(self, sequence: Sequence, request: RequestOutput, index: int) -> RequestState:
         params, stop_ids = sequence.params, sequence.stop_ids
         output = CompletionOutput(index, sequence.output, logprobs=None if params.logprobs is None else [])
         if self.tokenizer is not None:
@@ -195,46 +222,43 @@ class Engine:
                 self.tokenizer, params.stop_strings, params.skip_special_tokens, stop_ids, params.min_tokens
             )
         request.outputs.append(output)
-        return Track(sequence, output, request, stop_ids, Clock())
+        num_prompt_logprobs = 0 if params.prompt_logprobs is None else len(sequence.prompt)
+        return RequestState(sequence, output, request, stop_ids, Clock(), [None] * num_prompt_logprobs)
 
-    def _note_prefill(self, plan: Plan) -> None:
+    def _count_prefill(self, plan: Plan) -> None:
         now = time.perf_counter()
         for chunk in plan.prefill:
             self.counts.num_prefilled += chunk.end - chunk.start
-            clock = self._tracks[chunk.sequence.seq_id].clock
+            clock = self._states[chunk.sequence.seq_id].clock
             clock.started = clock.started or now
 
-    def _take(self, track: Track, token_id: int, top: TopLogprobs | None) -> None:
-        """A sequence got its next token: note it, and see whether it ends."""
-        sequence, output = track.sequence, track.output
+    def _append(self, state: RequestState, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """Take a sequence's next token, and end the sequence if the token says so."""
+        sequence, output = state.sequence, state.output
         if token_id < 0:
-            return self._finish(track, "error", NOT_NUMBERS)
-        output.token_ids.append(token_id)
-        if top is not None and output.logprobs is not None:
-            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + top.logprob
-            output.logprobs.append(self._logprobs(token_id, top))
-        if sequence.params.prompt_logprobs is not None and len(output.token_ids) == 1:
-            self._note_prompt(track)
-        if token_id in track.stop_ids:
+            return self._finish(state, "error", NOT_FINITE)
+        sequence.append(token_id)
+        if logprobs is not None and output.logprobs is not None:
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + logprobs.logprob
+            output.logprobs.append(self._logprobs(token_id, logprobs))
+        if sequence.params.prompt_logprobs is not None:
+            state.request.prompt_logprobs = state.request.prompt_logprobs or state.prompt_logprobs
+        if token_id in state.stop_ids:
             named = token_id in sequence.params.stop_token_ids
-            return self._finish(track, "stop", token_id if named else None)
+            return self._finish(state, "stop", token_id if named else None)
         if sequence.params.stop_strings and output.stream is not None:
             output.pieces()
             if output.stream.stopped_by is not None:
-                return self._finish(track, "stop", output.stream.stopped_by)
-        if len(output.token_ids) >= sequence.limit:
-            return self._finish(track, "length")
+                return self._finish(state, "stop", output.stream.stopped_by)
 
-    def _note_prompt(self, track: Track) -> None:
-        """Hand the prompt's log-probabilities over: none for its first token, nor for those that no step saw."""
-        entries = [self._logprobs(*entry) for entry in track.sequence.prompt_logprobs]
-        num_others = len(track.sequence.prompt) - len(entries)
-        track.request.prompt_logprobs = [*[None] * num_others, *entries]
-        track.sequence.prompt_logprobs = []
+    def _set_prompt_logprobs(self, state: RequestState, first: int, logprobs: list[TokenLogprobs]) -> None:
+        """Note the log-probabilities of the prompt tokens from index `first` on."""
+        last = first + len(logprobs)
+        state.prompt_logprobs[first:last] = map(self._logprobs, state.sequence.prompt[first:last], logprobs)
 
-    def _logprobs(self, token_id: int, top: TopLogprobs) -> dict[int, Logprob]:
-        entries = {token_id: self._logprob(token_id, top.logprob, top.rank)}
-        for rank, (other, value) in enumerate(top.entries, start=1):
+    def _logprobs(self, token_id: int, logprobs: TokenLogprobs) -> dict[int, Logprob]:
+        entries = {token_id: self._logprob(token_id, logprobs.logprob, logprobs.rank)}
+        for rank, (other, value) in enumerate(logprobs.entries, start=1):
             entries.setdefault(other, self._logprob(other, value, rank))
         return entries
 
@@ -242,17 +266,16 @@ class Engine:
         return Logprob(value, rank, self.text_of(token_id))
 
     def text_of(self, token_id: int) -> str | None:
-        """What one id stands for; None without a tokenizer that knows it."""
+        """Return the text of one id; None without a tokenizer that knows it."""
         if self.tokenizer is None or token_id >= self.tokenizer.vocab_size:
             return None
         return self.tokenizer.decode([token_id])
 
-    def _finish(self, track: Track, finish_reason: str, stop_reason: int | str | None = None) -> None:
-        sequence, output = track.sequence, track.output
-        self.scheduler.finish(sequence)
-        self.runner.forget(sequence.seq_id)
-        del self._tracks[sequence.seq_id]
+    def _finish(self, state: RequestState, finish_reason: str, stop_reason: int | str | None = None) -> None:
+        sequence, output = state.sequence, state.output
+        self._retire(sequence)
+        del self._states[sequence.seq_id]
         output.finish_reason, output.stop_reason = finish_reason, stop_reason
-        self.counts.finish(track.clock, len(output.token_ids))
-        if track.request.finished:
-            del self._requests[track.request.request_id]
+        self.counts.finish(state.clock, len(output.token_ids))
+        if state.request.finished:
+            del self._requests[state.request.request_id]

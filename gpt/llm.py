@@ -15,8 +15,7 @@ from octavo.gpt.loading.loader import load_model, resolve_device
 from octavo.gpt.models.base import Model
 from octavo.gpt.outputs import RequestOutput, TokenProbability, raise_if_failed
 from octavo.gpt.runner.decode_graph import cuda_capture
-from octavo.gpt.runner.kv_cache import PagedCache
-from octavo.gpt.runner.memory import plan_memory
+from octavo.gpt.runner.kv_cache import PagedCache, plan_memory
 from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.gpt.scoring import Score, score
@@ -80,7 +79,13 @@ class LLM:
         if graphs and cuda_graphs == "startup":
             runner.warm_up(max_num_batched_tokens)
         self.engine = Engine(
-            runner, self.model.config, self.config, self.tokenizer, seed, enable_prefix_caching, read_late=on_cuda
+            runner,
+            self.model.config,
+            self.config,
+            self.tokenizer,
+            seed,
+            enable_prefix_caching,
+            async_scheduling=on_cuda,
         )
 
     @property

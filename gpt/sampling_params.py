@@ -1,6 +1,7 @@
-"""SamplingParams: how one request is decoded. vLLM's words and meanings; nonsense is refused when it is made."""
+"""SamplingParams: how one request is decoded, in vLLM's words and meanings. Bad values are refused when it is made."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,33 +10,37 @@ MAX_LOGPROBS = 1000
 MAX_N = 1024
 
 
+def _option(default: Any, help: str) -> Any:
+    """Declare a field that is also an option of the command line; `help` describes it in both places."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class SamplingParams:
-    """Per-request decoding options; every field is checked and a bad one is a ValueError that names it."""
+    """Per-request decoding options; every field is checked, and a bad one is a ValueError that names it."""
 
-    n: int = 1  # completions of the same prompt
-    temperature: float = 1.0  # 0: the most likely token, always
-    top_k: int = 0  # keep the k most likely ids; 0 or -1: all
-    top_p: float = 1.0  # then the fewest of those that reach this probability
-    min_p: float = 0.0  # then those at least this likely, relative to the best
-    repetition_penalty: float = 1.0  # above 1 discourages ids of prompt and output
-    presence_penalty: float = 0.0  # subtracted once from the logits of ids already generated
-    frequency_penalty: float = 0.0  # subtracted for each time an id was generated
+    n: int = _option(1, "completions of the same prompt")
+    temperature: float = _option(1.0, "0 takes the most likely token, always")
+    top_k: int = _option(0, "keep the k most likely tokens; 0 or -1 keeps all")
+    top_p: float = _option(1.0, "of those keep the fewest that reach this probability")
+    min_p: float = _option(0.0, "of those keep the ones at least this likely, relative to the best")
+    repetition_penalty: float = _option(1.0, "above 1 discourages tokens of prompt and output")
+    presence_penalty: float = _option(0.0, "subtracted once from the logits of tokens already generated")
+    frequency_penalty: float = _option(0.0, "subtracted each time that a token was generated")
     logit_bias: Mapping[int, float] | None = None  # added to the logits of these ids
-    seed: int | None = None  # None: drawn from the engine's own seed
-    max_tokens: int | None = 16  # None: as far as the window goes
-    min_tokens: int = 0  # before these, no end-of-text and no stop id can be drawn
-    stop: str | Sequence[str] = ()  # strings that end the text and are cut off
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None  # also report this many most likely ids a step
+    seed: int | None = _option(None, "the same seed gives the same text; left out, the engine's own seed chooses one")
+    max_tokens: int | None = _option(16, "most tokens to generate")  # None: as many as the context holds
+    min_tokens: int = _option(0, "before these, no end-of-text and no stop id can be sampled")
+    stop: str | Sequence[str] = _option((), "end before this text; repeatable")
+    stop_token_ids: Sequence[int] = _option((), "end at these token ids")
+    ignore_eos: bool = _option(False, "go on past the end-of-text token")
+    logprobs: int | None = _option(None, "also report this many most likely tokens of each step")
     prompt_logprobs: int | None = None  # the same for every prompt position
     skip_special_tokens: bool = True  # leave control tokens out of the text
-    overflow: str = "stop"  # at the end of the window: "stop", or "slide" and forget the oldest tokens
-    cache_salt: str = ""  # cached prompts are shared among requests of one salt: a tenant's own is its own
+    overflow: str = _option("stop", "when the context is full: stop, or shift it and forget the oldest tokens")
+    cache_salt: str = ""  # requests share cached prefixes only with requests of the same salt (one per tenant)
     stop_strings: tuple[str, ...] = field(init=False, repr=False, default=())
-    has_penalties: bool = field(init=False, repr=False, default=False)  # the logits depend on what was said
-    changes_logits: bool = field(init=False, repr=False, default=False)
+    has_penalties: bool = field(init=False, repr=False, default=False)  # the logits depend on earlier tokens
 
     def __post_init__(self) -> None:
         _integer("n", self.n, 1, MAX_N)
@@ -53,8 +58,11 @@ class SamplingParams:
         _optional_integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
-        if self.overflow not in ("stop", "slide"):
-            raise ValueError(f"overflow must be 'stop' or 'slide', not {self.overflow!r}")
+        if self.overflow == "slide":
+            warnings.warn("overflow='slide' is now overflow='shift'", DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "overflow", "shift")
+        if self.overflow not in ("stop", "shift"):
+            raise ValueError(f"overflow must be 'stop' or 'shift', not {self.overflow!r}")
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
@@ -66,7 +74,6 @@ class SamplingParams:
         self._collect_stop_strings()
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         object.__setattr__(self, "has_penalties", penalties != (1.0, 0.0, 0.0))
-        object.__setattr__(self, "changes_logits", self.has_penalties or bool(self.logit_bias))
 
     def _check_logit_bias(self) -> None:
         if self.logit_bias is None:
@@ -102,7 +109,7 @@ def _optional_integer(name: str, value: Any, low: int, high: int) -> None:
 
 
 def _number(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
-    """Refuses what is no finite number in [low, high], or in (low, high]."""
+    """Raise ValueError unless the value is a finite number in [low, high], or in (low, high]."""
     real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not real or not low <= value <= high or (open_low and value == low):
         above = f"[{low:g}" if not open_low else f"({low:g}"

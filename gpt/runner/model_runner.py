@@ -1,7 +1,8 @@
-"""Runner: a plan's sequences become batches, batches become tokens. It starts a step; what was drawn is read later."""
+"""Runner: a plan's sequences become batches, batches become tokens. It starts a step; the result is read later."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import accumulate, islice, takewhile
 
 import torch
 from torch import Tensor
@@ -9,9 +10,10 @@ from torch import Tensor
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.batch import Batch
 from octavo.gpt.runner.decode_graph import Capture, DecodeStep, Graphs
-from octavo.gpt.runner.input_batch import LOGITS, Rows
+from octavo.gpt.runner.input_batch import InputBatch
 from octavo.gpt.runner.kv_cache import PagedCache
-from octavo.gpt.runner.sampler import Ranking, Sampler, TopLogprobs
+from octavo.gpt.runner.sampler import LogprobTensors, SampledRows, SampledToken, Sampler, TokenLogprobs
+from octavo.gpt.runner.transfer import to_device
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Chunk, Plan
 from octavo.gpt.scheduler.sequence import Sequence
@@ -19,43 +21,54 @@ from octavo.kernels.ops import recorder
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """Tokens of some sequences, a row each, perhaps still being computed; -1 where the logits were not numbers."""
+class PromptRows:
+    """Log-probabilities of a sequence's prompt tokens from index `first` on, perhaps still being computed."""
+
+    sequence: Sequence
+    first: int
+    logprobs: LogprobTensors
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step computed. Decoding sequences come first, then those whose prefill is complete."""
 
     sequences: list[Sequence]
-    token_ids: Tensor
-    wanted: dict[int, int]  # rows that asked for log-probabilities, and for how many
-    ranking: Ranking | None  # theirs
+    num_tokens: list[int]  # tokens sampled for each sequence
+    tokens: list[SampledToken]  # sequence after sequence
+    prompt_logprobs: list[tuple[Sequence, int, list[TokenLogprobs]]]  # of prompt tokens from an index on
+
+    def rows(self) -> Iterator[tuple[Sequence, list[SampledToken]]]:
+        """Yield each sequence with the tokens sampled for it."""
+        tokens = iter(self.tokens)
+        for sequence, num_tokens in zip(self.sequences, self.num_tokens, strict=True):
+            yield sequence, list(islice(tokens, num_tokens))
 
 
-class Launched:
-    """A step under way. `read` waits for its results; `last` are the sequences that have to be read before they go on,
-    since they are full now or their window slides.
-    """
+class PendingStep:
+    """A step that was started. Its first `num_decoded` sequences were decoded, the others prefilled."""
 
-    def __init__(self, parts: list[Drawn], num_decoded: int, last: list[Sequence]) -> None:
-        self.last = last
+    def __init__(self, sampled: list[SampledRows], prompts: list[PromptRows], num_decoded: int) -> None:
         self.num_decoded = num_decoded
-        self.sequences = [sequence for part in parts for sequence in part.sequences]
-        self._token_ids = [part.token_ids.to("cpu", non_blocking=True) for part in parts]
-        self._wanted = [row + first for part, first in zip(parts, _firsts(parts), strict=True) for row in part.wanted]
-        self._rankings = [part.ranking.to_host() for part in parts if part.ranking is not None]
+        self._sampled = [part.to_host() for part in sampled]
+        self._prompts = [PromptRows(part.sequence, part.first, part.logprobs.to_host()) for part in prompts]
         self._done: torch.cuda.Event | None = None
-        if parts and parts[0].token_ids.is_cuda:
+        tensors = [part.token_ids for part in sampled] + [part.logprobs.ranks for part in prompts]
+        if any(tensor.is_cuda for tensor in tensors):
             self._done = torch.cuda.Event()
             self._done.record()
 
-    def read(self) -> tuple[list[int], dict[int, TopLogprobs]]:
-        """A token id for each of `sequences`, and log-probabilities by row, for those that asked."""
+    def result(self) -> StepResult:
+        """Wait until the device has computed the step, and return what it computed."""
         if self._done is not None:
             self._done.synchronize()
-        token_ids = [token_id for part in self._token_ids for token_id in part.tolist()]
-        top = [entry for ranking in self._rankings for entry in ranking.read()]
-        return token_ids, dict(zip(self._wanted, top, strict=True))
-
-
-def _firsts(parts: list[Drawn]) -> list[int]:
-    return list(accumulate((len(part.sequences) for part in parts[:-1]), initial=0)) if parts else []
+        sequences = [sequence for part in self._sampled for sequence in part.sequences]
+        return StepResult(
+            sequences,
+            num_tokens=[1] * len(sequences),
+            tokens=[token for part in self._sampled for token in part.read()],
+            prompt_logprobs=[(part.sequence, part.first, part.logprobs.read()) for part in self._prompts],
+        )
 
 
 class Runner:
@@ -78,24 +91,28 @@ class Runner:
         self.device = device
         self.block_size = config.block_size
         max_blocks = -(-config.max_model_len // config.block_size)
-        self.rows = Rows(config.max_num_seqs, max_blocks, config.block_size, device)
-        self.sampler = Sampler(model.ops, device)
-        self.step = DecodeStep(model, cache, self.rows, recorder(model.ops))
+        self.input_batch = InputBatch(config.max_num_seqs, max_blocks, config.block_size, device)
+        self.sampler = Sampler(model, device)
+        self.step = DecodeStep(model, cache, self.input_batch, self.sampler, recorder(model.ops))
         self.graphs = None if capture is None else Graphs(self.step, capture, config.max_num_seqs)
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> Launched:
-        """Start a step: a token for each decoding sequence and for each whose prefill is complete."""
+    def launch(self, plan: Plan) -> PendingStep:
+        """Start a step, which samples a token for each decoding sequence and for each whose prefill is complete.
+
+        On CUDA nothing here waits for the device.
+        """
         self._swap(plan)
-        for sequence in plan.grown:
-            self.rows.update_blocks(sequence)
-        self.rows.join_all(plan.decode)
-        parts, num_decoded = [], len(self.rows.sequences)
-        if num_decoded:
-            parts.append(self._decode())
+        for sequence in plan.new_blocks:
+            self.input_batch.update_blocks(sequence)
+        self.input_batch.add_missing(plan.decode)
+        sampled: list[SampledRows] = []
+        prompts: list[PromptRows] = []
+        if plan.decode:
+            sampled.append(self._decode())
         if plan.prefill:
-            parts += self._prefill(plan.prefill)
-        return Launched(parts, num_decoded, self.rows.advance())
+            self._prefill(plan.prefill, sampled, prompts)
+        return PendingStep(sampled, prompts, len(plan.decode))
 
     @torch.inference_mode()
     def warm_up(self, max_num_batched_tokens: int) -> None:
@@ -122,67 +139,51 @@ class Runner:
         cost = (0, 0.0, 0) if self.graphs is None else self.graphs.cost
         return dict(zip(("graphs_captured", "graph_seconds", "graph_bytes"), cost, strict=True))
 
-    def forget(self, seq_id: int) -> None:
-        """Drop what is kept for a sequence that ended."""
-        self.rows.leave(seq_id)
-        self.cache.discard(seq_id)
-        self.sampler.forget(seq_id)
+    def remove_row(self, seq_id: int) -> None:
+        """Decode the sequence no longer; what else is kept for it stays."""
+        self.input_batch.remove(seq_id)
+
+    def free(self, seq_id: int) -> None:
+        """Drop all that is kept for a sequence that ended."""
+        self.input_batch.remove(seq_id)
+        self.cache.free(seq_id)
+        self.sampler.free(seq_id)
 
     def _swap(self, plan: Plan) -> None:
         for swap in plan.swap_out:
-            self.rows.leave(swap.seq_id)
+            self.input_batch.remove(swap.seq_id)
             self.cache.swap_out(swap.seq_id, swap.blocks)
         for swap in plan.swap_in:
             self.cache.swap_in(swap.seq_id, swap.blocks)
 
-    def _decode(self) -> Drawn:
-        self.rows.upload()
-        num_rows = len(self.rows.sequences)
-        ending = self.rows.ending(0, num_rows)
-        step = self.step if self.graphs is None else self.graphs
-        return self._drawn(step(num_rows, ending), 0, ending)
+    def _decode(self) -> SampledRows:
+        self.input_batch.prepare_decode()
+        rows = self.input_batch.sampling_rows(0)
+        run = self.step.run if self.graphs is None else self.graphs.replay
+        return self.sampler.finish(run(len(rows.sequences), rows.mode), rows)
 
-    def _prefill(self, chunks: list[Chunk]) -> list[Drawn]:
-        """Compute the chunks; sequences that are complete get a row each, in order, and their tokens."""
-        batch = self._batch(chunks)
-        hidden = self.model(batch, self.cache.layers)
+    def _prefill(self, chunks: list[Chunk], sampled: list[SampledRows], prompts: list[PromptRows]) -> None:
+        """Compute the chunks, and sample a token for each sequence whose prefill is complete: it gets a row."""
+        hidden = self.model(self._batch(chunks), self.cache.layers)
         ends = list(accumulate(chunk.end - chunk.start for chunk in chunks))
         for chunk, end in zip(chunks, ends, strict=True):
-            if chunk.sequence.params.prompt_logprobs is not None:
-                self._note_prompt(chunk, hidden[end - (chunk.end - chunk.start) : end])
-        complete = [i for i, chunk in enumerate(chunks) if chunk.end == chunk.sequence.num_visible]
-        if not complete:
-            return []
-        first = len(self.rows.sequences)
-        for i in complete:
-            self.rows.join(chunks[i].sequence, drawn=True)
-        self.rows.upload()
-        last = len(self.rows.sequences)
-        ending = self.rows.ending(first, last)
-        newest = hidden[self._ints([ends[i] - 1 for i in complete])]
-        return [self._drawn(self.step.finish(newest, first, last, ending), first, ending)]
+            targets = _prompt_targets(chunk)
+            if targets:
+                first = end - (chunk.end - chunk.start)
+                prompts.append(self._prompt_logprobs(chunk, targets, hidden[first : first + len(targets)]))
+        complete = [(chunk.sequence, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.is_last]
+        if complete:
+            first_row = len(self.input_batch.sequences)
+            for sequence, _ in complete:
+                self.input_batch.add(sequence, sampling=True)
+            self.input_batch.upload()
+            newest = hidden[self._ints([index for _, index in complete])]
+            sampled.append(self.sampler.sample(newest, self.input_batch.sampling_rows(first_row)))
 
-    def _drawn(self, result: Tensor, first: int, ending: int) -> Drawn:
-        """A part of the step that ended in token ids, or in logits for the sampler."""
-        last = first + len(result)
-        sequences = self.rows.sequences[first:last]
-        if ending != LOGITS:
-            return Drawn(sequences, result, {}, None)
-        columns = self.rows.sampling(first, last)
-        token_ids, wanted, ranking = self.sampler(result, sequences, columns, self.rows.num_drawn(first, last))
-        self.step.keep(token_ids, first, last)
-        return Drawn(sequences, token_ids, wanted, ranking)
-
-    def _note_prompt(self, chunk: Chunk, hidden: Tensor) -> None:
-        """Log-probabilities of the prompt tokens that follow the chunk's positions."""
-        sequence = chunk.sequence
-        targets = sequence.prompt[sequence.start + chunk.start + 1 : sequence.start + chunk.end + 1]
-        if not targets or sequence.output:
-            return
-        logits = self.model.logits(hidden[: len(targets)])
-        numbers = [sequence.params.prompt_logprobs or 0] * len(targets)
-        ranking = self.sampler.rank(logits, self._ints(targets), numbers)
-        sequence.prompt_logprobs += zip(targets, ranking.read(), strict=True)
+    def _prompt_logprobs(self, chunk: Chunk, targets: list[int], hidden: Tensor) -> PromptRows:
+        numbers = [chunk.sequence.params.prompt_logprobs or 0] * len(targets)
+        logprobs = self.sampler.gather_logprobs(self.model.logits(hidden), self._ints(targets), numbers)
+        return PromptRows(chunk.sequence, chunk.sequence.context_start + chunk.start + 1, logprobs)
 
     def _batch(self, chunks: list[Chunk]) -> Batch:
         size = self.block_size
@@ -206,8 +207,17 @@ class Runner:
             cu_seqlens_q=self._ints(list(accumulate(lengths))),
             context_lens=self._ints(ends),
             block_table=self._ints([table + [-1] * (width - len(table)) for table in tables]),
-            max_seqlen_q=max(2, *lengths),  # prefill never claims a longest query of 1, which would mean decode
+            max_seqlen_q=max(2, *lengths),  # a longest query of 1 would mean decode
         )
 
     def _ints(self, values: list) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
+        return to_device(values, torch.int32, self.device)
+
+
+def _prompt_targets(chunk: Chunk) -> list[int]:
+    """Return the prompt tokens that follow the chunk's positions, if the request asked about them and has none yet."""
+    sequence = chunk.sequence
+    if sequence.params.prompt_logprobs is None or sequence.output:
+        return []
+    first = sequence.context_start + chunk.start + 1
+    return sequence.prompt[first : sequence.context_start + chunk.end + 1]

@@ -1,130 +1,233 @@
-"""Sampler: from logits to tokens for sequences that want more than a draw: penalties, biases, log-probabilities."""
+"""Sampler: from hidden states to token ids, and all that a request may ask for on the way.
 
-from dataclasses import dataclass
+The three ways to get there are `SampleMode`'s. The first two run on the device alone and can be captured; in the third
+the host takes part between logits and sample, with penalties, biases, bans and log-probabilities.
+"""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from octavo.gpt.models.base import Model
+from octavo.gpt.runner.transfer import to_device, to_host
+from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.sequence import Sequence
-from octavo.kernels.ops import Ops
+
+
+class SampleMode(IntEnum):
+    """How a step gets from hidden states to token ids; a higher mode also serves what a lower one does."""
+
+    FUSED = 0  # the LM head and the sample are one op
+    FILTERED = 1  # logits, then a sample that looks at top_k, top_p and min_p
+    LOGITS = 2  # logits, which the host changes or reports
+
+
+def changes_logits(params: SamplingParams, num_sampled: int) -> bool:
+    """Whether the token after the first `num_sampled` is sampled from other logits than the model's."""
+    return params.has_penalties or bool(params.logit_bias) or num_sampled < params.min_tokens
+
+
+def sample_mode(params: SamplingParams) -> SampleMode:
+    """Return the lowest mode that serves every token of a request; filters never remove a greedy row's choice."""
+    if changes_logits(params, 0) or params.logprobs is not None:
+        return SampleMode.LOGITS
+    filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    return SampleMode.FILTERED if filtered and params.temperature > 0 else SampleMode.FUSED
 
 
 @dataclass(frozen=True, slots=True)
-class TopLogprobs:
-    """The chosen id's log-probability and rank, 1 the best; the most likely ids with theirs, best first."""
+class TokenLogprobs:
+    """One token's log-probability, its rank (1 is the most likely id), and the most likely ids, best first."""
 
     logprob: float
     rank: int
-    entries: tuple[tuple[int, float], ...]
+    entries: tuple[tuple[int, float], ...]  # id, log-probability
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
-    """`TopLogprobs` of some rows, still as tensors; to the host they go without waiting."""
+class LogprobTensors:
+    """`TokenLogprobs` of some rows, still as tensors."""
 
-    numbers: list[int]  # ids wanted, a row each
-    logprobs: Tensor  # of the chosen ids, [num_rows]
-    ranks: Tensor  # [num_rows]
-    ids: Tensor  # [num_rows, most]
-    values: Tensor
+    numbers: list[int]  # ids wanted for each row
+    logprobs: Tensor  # [num_rows] float32, of the chosen ids
+    ranks: Tensor  # [num_rows] int64
+    ids: Tensor  # [num_rows, most] int32
+    values: Tensor  # [num_rows, most] float32
 
-    def to_host(self) -> "Ranking":
-        tensors = (self.logprobs, self.ranks, self.ids, self.values)
-        return Ranking(self.numbers, *(tensor.to("cpu", non_blocking=True) for tensor in tensors))
+    def to_host(self) -> "LogprobTensors":
+        """Start the copy to the host; it may be read once the device has come that far."""
+        return LogprobTensors(self.numbers, *map(to_host, (self.logprobs, self.ranks, self.ids, self.values)))
 
-    def read(self) -> list[TopLogprobs]:
+    def read(self) -> list[TokenLogprobs]:
         rows = zip(self.numbers, *(x.tolist() for x in (self.logprobs, self.ranks, self.ids, self.values)), strict=True)
-        return [TopLogprobs(x, rank, tuple(zip(i[:num], v[:num], strict=True))) for num, x, rank, i, v in rows]
+        return [TokenLogprobs(x, rank, tuple(zip(i[:num], v[:num], strict=True))) for num, x, rank, i, v in rows]
+
+
+class SamplingColumns(NamedTuple):
+    """What sampling reads and writes of some rows, each `[num_rows]`: the arguments of `ops.sample`, and its result."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seeds: Tensor
+    positions: Tensor
+    newest: Tensor  # int32, written: the token from which each row's next step goes on
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """The sequences that get a token, a row each."""
+
+    sequences: list[Sequence]
+    columns: SamplingColumns
+    mode: SampleMode  # one that serves them all
+
+
+SampledToken = tuple[int, TokenLogprobs | None]  # id, -1 where the logits were not finite; what was asked about it
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """A token for each of some sequences, perhaps still being computed."""
+
+    sequences: list[Sequence]
+    token_ids: Tensor  # [num_rows] int32; -1 where the logits were not finite
+    logprob_rows: Seq[int] = ()  # the rows that asked for log-probabilities
+    logprobs: LogprobTensors | None = None  # the log-probabilities of those rows
+
+    def to_host(self) -> "SampledRows":
+        """Start the copy to the host; it may be read once the device has come that far."""
+        logprobs = None if self.logprobs is None else self.logprobs.to_host()
+        return replace(self, token_ids=to_host(self.token_ids), logprobs=logprobs)
+
+    def read(self) -> list[SampledToken]:
+        """Return each row's token."""
+        logprobs = () if self.logprobs is None else self.logprobs.read()
+        by_row = dict(zip(self.logprob_rows, logprobs, strict=True))
+        return [(token_id, by_row.get(row)) for row, token_id in enumerate(self.token_ids.tolist())]
 
 
 class Sampler:
-    """Draws one token a sequence; holds the token counts of those with penalties."""
+    """Samples one token for each row; holds the token counts of sequences with penalties."""
 
-    def __init__(self, ops: Ops, device: torch.device) -> None:
-        self.ops = ops
+    def __init__(self, model: Model, device: torch.device) -> None:
+        self.model = model
+        self.ops = model.ops
         self.device = device
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}  # seq_id -> (counts int32, in_prompt bool), [vocab_size]
 
-    def __call__(
-        self, raw: Tensor, sequences: list[Sequence], columns: tuple[Tensor, ...], num_drawn: list[int]
-    ) -> tuple[Tensor, dict[int, int], Ranking | None]:
-        """Token ids `[num_seqs]`; which rows asked for log-probabilities and for how many; these log-probabilities.
+    def sample(self, hidden: Tensor, rows: SamplingRows) -> SampledRows:
+        """Sample a token from each row's hidden state `[num_rows, dim]`."""
+        return self.finish(self.start(hidden, rows.columns, rows.mode), rows)
 
-        raw `[num_seqs, vocab_size]` are the model's logits, columns `sample`'s other arguments, num_drawn the tokens
-        that each sequence drew before.
-        """
-        logits = self._changed(raw, sequences, num_drawn)
-        token_ids, _ = self.ops.sample(logits, *columns)
-        self._count(token_ids, sequences)
-        wanted = {row: s.params.logprobs for row, s in enumerate(sequences) if s.params.logprobs is not None}
+    def start(self, hidden: Tensor, columns: SamplingColumns, mode: SampleMode) -> Tensor:
+        """Run the part of `sample` that can be captured: token ids `[num_rows]`, or in mode LOGITS the logits."""
+        if mode is SampleMode.LOGITS:
+            return self.model.logits(hidden)
+        if mode is SampleMode.FILTERED:
+            return self._sample_logits(self.model.logits(hidden), columns)
+        token_ids = self.model.sample(hidden, columns.temperature, columns.seeds, columns.positions)
+        return self._keep(token_ids, columns)
+
+    def finish(self, started: Tensor, rows: SamplingRows) -> SampledRows:
+        """Run the rest of `sample` on what `start` returned."""
+        if rows.mode is not SampleMode.LOGITS:
+            return SampledRows(rows.sequences, started)
+        token_ids = self._sample_logits(self._changed(started, rows.sequences), rows.columns)
+        self._count(token_ids, rows.sequences)
+        wanted = {row: s.params.logprobs for row, s in enumerate(rows.sequences) if s.params.logprobs is not None}
         if not wanted:
-            return token_ids, wanted, None
-        rows = list(wanted)
-        return token_ids, wanted, self.rank(raw[rows], token_ids[rows], list(wanted.values()))
+            return SampledRows(rows.sequences, token_ids)
+        where = self._indices(list(wanted))
+        logprobs = self.gather_logprobs(started[where], token_ids[where], list(wanted.values()))
+        return SampledRows(rows.sequences, token_ids, list(wanted), logprobs)
 
-    def rank(self, logits: Tensor, token_ids: Tensor, numbers: list[int]) -> Ranking:
-        """Log-probability and rank of each row's token, and as many of the most likely ids as its number says."""
+    def gather_logprobs(self, logits: Tensor, token_ids: Tensor, numbers: list[int]) -> LogprobTensors:
+        """Gather log-probability and rank of each row's token, and as many of the most likely ids as its number says.
+
+        logits `[num_rows, vocab_size]` are the model's own, token_ids `[num_rows]`.
+        """
         chosen = token_ids.clamp(min=0).long().unsqueeze(1)
         logprobs = torch.log_softmax(logits.float(), -1).gather(1, chosen).squeeze(1)
         ranks = (logits > logits.gather(1, chosen)).sum(-1) + 1
-        return Ranking(numbers, logprobs, ranks, *self.ops.top_logprobs(logits, min(max(1, *numbers), logits.shape[1])))
+        top = self.ops.top_logprobs(logits, min(max(1, *numbers), logits.shape[1]))
+        return LogprobTensors(numbers, logprobs, ranks, *top)
 
-    def forget(self, seq_id: int) -> None:
+    def free(self, seq_id: int) -> None:
+        """Drop the token counts of a sequence, if there are any."""
         self._counts.pop(seq_id, None)
 
-    @property
-    def num_remembered(self) -> int:
-        """Sequences whose counts are held."""
-        return len(self._counts)
+    def _sample_logits(self, logits: Tensor, columns: SamplingColumns) -> Tensor:
+        token_ids, _ = self.ops.sample(logits, *columns[:-1])
+        return self._keep(token_ids, columns)
+
+    def _keep(self, token_ids: Tensor, columns: SamplingColumns) -> Tensor:
+        """Let the rows go on from these ids; a row of -1 ends, but its next step may have started, with a legal id."""
+        torch.clamp(token_ids, min=0, out=columns.newest)
+        return token_ids
 
     def _count(self, token_ids: Tensor, sequences: list[Sequence]) -> None:
-        """Note what was drawn, without looking at it."""
+        """Count the sampled tokens of sequences with penalties, on the device."""
         for row, sequence in enumerate(sequences):
             if sequence.seq_id in self._counts:
                 token_id = token_ids[row : row + 1]
                 self._counts[sequence.seq_id][0].index_add_(0, token_id.clamp(min=0).long(), (token_id >= 0).int())
 
-    def _changed(self, logits: Tensor, sequences: list[Sequence], num_drawn: list[int]) -> Tensor:
-        """The logits after penalties, biases and bans; the model's own where nobody has any."""
-        rows = [row for row, (s, drawn) in enumerate(zip(sequences, num_drawn, strict=True)) if s.changes_logits(drawn)]
+    def _changed(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+        """Return the logits after penalties, biases and bans; the same tensor where no row has any."""
+        rows = [row for row, s in enumerate(sequences) if changes_logits(s.params, s.num_sampled)]
         if not rows:
             return logits
-        changed = logits[rows]
-        self._change(changed, [sequences[row] for row in rows], [num_drawn[row] for row in rows])
-        if len(rows) == len(sequences):
-            return changed
-        logits = logits.clone()
-        logits[rows] = changed
-        return logits
+        where = self._indices(rows)
+        changed = logits[where]
+        self._change(changed, [sequences[row] for row in rows])
+        return logits.index_copy(0, where, changed)
 
-    def _change(self, logits: Tensor, sequences: list[Sequence], num_drawn: list[int]) -> None:
-        """Penalties, biases and bans, in place."""
-        counts, in_prompt = zip(*(self._said(sequence, logits.shape[1]) for sequence in sequences), strict=True)
-        biases = [s.biases(drawn) for s, drawn in zip(sequences, num_drawn, strict=True)]
+    def _change(self, logits: Tensor, sequences: list[Sequence]) -> None:
+        """Apply penalties, biases and bans, in place."""
+        counts, in_prompt = zip(*(self._history(sequence, logits.shape[1]) for sequence in sequences), strict=True)
+        biases = [_biases(sequence) for sequence in sequences]
         width = max(map(len, biases))
         padded = [[*bias.items(), *[(-1, 0.0)] * (width - len(bias))] for bias in biases]
+        params = [sequence.params for sequence in sequences]
         self.ops.apply_penalties(
             logits,
             torch.stack(counts),
             torch.stack(in_prompt),
-            self._floats([sequence.params.repetition_penalty for sequence in sequences]),
-            self._floats([sequence.params.presence_penalty for sequence in sequences]),
-            self._floats([sequence.params.frequency_penalty for sequence in sequences]),
-            torch.tensor([[i for i, _ in row] for row in padded], dtype=torch.int32, device=self.device),
+            self._floats([p.repetition_penalty for p in params]),
+            self._floats([p.presence_penalty for p in params]),
+            self._floats([p.frequency_penalty for p in params]),
+            to_device([[i for i, _ in row] for row in padded], torch.int32, self.device),
             self._floats([[value for _, value in row] for row in padded]),
         )
 
-    def _floats(self, values: list) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
-
-    def _said(self, sequence: Sequence, vocab_size: int) -> tuple[Tensor, Tensor]:
-        """How often the sequence generated each id, and which ids stand in its prompt."""
+    def _history(self, sequence: Sequence, vocab_size: int) -> tuple[Tensor, Tensor]:
+        """Return how often each id was generated, int32, and which ids the prompt holds, bool: both `[vocab_size]`."""
         if not sequence.params.has_penalties:
             nothing = torch.zeros(1, dtype=torch.int32, device=self.device).expand(vocab_size)
             return nothing, nothing.bool()
         if sequence.seq_id not in self._counts:
             counts = torch.zeros(vocab_size, dtype=torch.int32, device=self.device)
             in_prompt = torch.zeros(vocab_size, dtype=torch.bool, device=self.device)
-            in_prompt[torch.tensor(sequence.prompt, device=self.device)] = True
+            in_prompt.index_fill_(0, self._indices(sequence.prompt), True)
             self._counts[sequence.seq_id] = counts, in_prompt
         return self._counts[sequence.seq_id]
+
+    def _floats(self, values: list) -> Tensor:
+        return to_device(values, torch.float32, self.device)
+
+    def _indices(self, values: list[int]) -> Tensor:
+        return to_device(values, torch.int64, self.device)
+
+
+def _biases(sequence: Sequence) -> dict[int, float]:
+    """Return what is added to the logits of the sequence's next token, by id: biases, and bans on ending too early."""
+    biases = dict(sequence.params.logit_bias or {})
+    if sequence.num_sampled < sequence.params.min_tokens:
+        biases.update(dict.fromkeys(sequence.stop_ids, float("-inf")))
+    return biases

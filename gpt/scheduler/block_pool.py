@@ -1,6 +1,6 @@
-"""BlockPool: which cache blocks are whose. Integers only.
+"""BlockPool: which cache blocks are in use, and which prefixes they hold. Integers only.
 
-A block is used (someone counts on it), cached (nobody does, but its content is a known prefix and may be asked for
+A block is used (a block table holds it), cached (no table does, but its content is a prefix that may be asked for
 again) or free. Cached blocks are given away last, the least recently used first.
 """
 
@@ -10,24 +10,24 @@ from hashlib import sha256
 
 
 def root_key(salt: str = "") -> bytes:
-    """The key before the first block: texts with different salts share nothing."""
+    """Return the key before the first block: texts with different salts share nothing."""
     return sha256(b"octavo" + salt.encode("utf-8", "surrogatepass")).digest()
 
 
 def chain_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """The key of a full block: SHA-256 over the key before it and its own token ids."""
+    """Return the key of a full block: SHA-256 over the key before it and its own token ids."""
     return sha256(parent + b"".join(token_id.to_bytes(4, "little") for token_id in token_ids)).digest()
 
 
 class BlockPool:
-    """Reference-counted blocks 0 .. num_blocks - 1, some of them findable by the prefix they hold."""
+    """Reference-counted blocks 0 .. num_blocks - 1, some of them found by the prefix that they hold."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._free = list(reversed(range(num_blocks)))  # the last given back is the next given out: it is warm
-        self._cached: OrderedDict[int, None] = OrderedDict()  # unused but findable, oldest first
+        self._free = list(reversed(range(num_blocks)))  # a stack: the block given back last is still in the caches
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._counts = [0] * num_blocks
-        self._found: dict[bytes, int] = {}
+        self._by_key: dict[bytes, int] = {}
         self._content: dict[int, tuple[bytes, tuple[int, ...]]] = {}
 
     @property
@@ -44,26 +44,25 @@ class BlockPool:
         return self.num_blocks - self.num_available
 
     def allocate(self) -> int:
-        """A block of one's own; IndexError when none is available."""
+        """Take a block for one table alone; IndexError when none is available."""
         if self._free:
             block = self._free.pop()
         elif self._cached:
             block = next(iter(self._cached))
-            self._forget(block)
+            self._uncache(block)
         else:
             raise IndexError(f"all {self.num_blocks} cache blocks are in use")
         self._counts[block] = 1
         return block
 
-    def share(self, block: int) -> int:
-        """Count on a block that holds something already."""
+    def touch(self, block: int) -> None:
+        """Take a block that holds a cached prefix into one more table."""
         if self._counts[block] == 0:
             del self._cached[block]
         self._counts[block] += 1
-        return block
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Count on these no longer. The last blocks of a prefix are given away before the first."""
+        """Give back one table's blocks. The last blocks of a prefix are given away before its first."""
         for block in reversed(blocks):
             self._counts[block] -= 1
             if self._counts[block] == 0:
@@ -72,35 +71,35 @@ class BlockPool:
                 else:
                     self._free.append(block)
 
-    def publish(self, block: int, key: bytes, token_ids: Sequence[int]) -> None:
-        """Make a full block findable; the first one with a key stays the one."""
-        if key not in self._found and block not in self._content:
-            self._found[key] = block
+    def cache(self, block: int, key: bytes, token_ids: Sequence[int]) -> None:
+        """Let `lookup` find a full block; of several blocks with one key, the first stays."""
+        if key not in self._by_key and block not in self._content:
+            self._by_key[key] = block
             self._content[block] = (key, tuple(token_ids))
 
-    def find(self, key: bytes, token_ids: Sequence[int]) -> int | None:
-        """The block with this key, if its token ids are really these."""
-        block = self._found.get(key)
+    def lookup(self, key: bytes, token_ids: Sequence[int]) -> int | None:
+        """Return the block with this key; None if there is none, or if the keys collide and its token ids differ."""
+        block = self._by_key.get(key)
         return block if block is not None and self._content[block][1] == tuple(token_ids) else None
 
     def reset(self) -> None:
-        """Forget every prefix that nobody uses."""
+        """Free the cached blocks: no unused prefix is found any more."""
         while self._cached:
             block = next(iter(self._cached))
-            self._forget(block)
+            self._uncache(block)
             self._free.append(block)
 
-    def _forget(self, block: int) -> None:
+    def _uncache(self, block: int) -> None:
         del self._cached[block]
-        del self._found[self._content.pop(block)[0]]
+        del self._by_key[self._content.pop(block)[0]]
 
     def check(self, tables: Sequence[Sequence[int]]) -> None:
-        """RuntimeError unless the counts are exactly those of the given block tables and no block is lost or double."""
+        """Raise RuntimeError unless the counts are those of the given block tables and no block is lost or double."""
         counts = [0] * self.num_blocks
         for block in (block for table in tables for block in table):
             counts[block] += 1
         unused = sorted([*self._free, *self._cached])
         if counts != self._counts or unused != [block for block, count in enumerate(counts) if count == 0]:
             raise RuntimeError("cache blocks were lost or counted twice")
-        if {block for block, _ in self._content.items()} != set(self._found.values()):
+        if set(self._content) != set(self._by_key.values()):
             raise RuntimeError("the prefix index and the blocks' contents disagree")

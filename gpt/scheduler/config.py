@@ -1,4 +1,4 @@
-"""EngineConfig: memory and batching limits of one engine, refused where they make no sense."""
+"""EngineConfig: memory and batching limits of one engine, checked."""
 
 from dataclasses import dataclass, fields
 
@@ -7,15 +7,15 @@ PREEMPTIONS = ("swap", "recompute")
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Memory and batching limits of one engine."""
+    """Memory and batching limits of one engine; ValueError naming the field that makes no sense."""
 
     max_model_len: int  # tokens of one request, prompt and output together
     block_size: int = 16  # tokens in one cache block
     num_blocks: int = 1024
-    max_num_seqs: int = 64  # requests that run together
+    max_num_seqs: int = 64  # completions that run together
     max_num_batched_tokens: int = 2048  # prompt tokens in one forward step
     max_num_waiting: int = 4096  # completions in the queue
-    preemption: str = "swap"  # what was computed goes to host memory and back, exactly; or "recompute", as prefill
+    preemption: str = "swap"  # keys and values go to host memory and back; "recompute": prefill computes them again
 
     def __post_init__(self) -> None:
         for field in fields(self):

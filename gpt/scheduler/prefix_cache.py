@@ -1,4 +1,4 @@
-"""Prefixes: which blocks of a prompt hold what an earlier prompt computed. Integers only."""
+"""PrefixCache: which blocks of a prompt hold what an earlier prompt computed. Integers only."""
 
 from collections.abc import Iterable
 
@@ -6,44 +6,46 @@ from octavo.gpt.scheduler.block_pool import BlockPool, chain_key, root_key
 from octavo.gpt.scheduler.sequence import Sequence
 
 
-class Prefixes:
-    """Finds full blocks of a text in the pool, and makes them findable: a key stands for all tokens up to their end."""
+class PrefixCache:
+    """Finds full blocks of a text in the pool; a block's key stands for all tokens up to the block's end."""
 
     def __init__(self, pool: BlockPool, block_size: int, enabled: bool = True) -> None:
         self.pool = pool
         self.block_size = block_size
         self.enabled = enabled
 
-    def known(self, sequence: Sequence) -> list[int]:
-        """Blocks that already hold the sequence's first tokens; its last token is always computed."""
+    def match(self, sequence: Sequence) -> list[int]:
+        """Return the blocks that already hold the sequence's first tokens; the last token is always computed."""
         blocks: list[int] = []
         for index in range(self._num_shareable(sequence)):
-            block = self.pool.find(self._key(sequence, index), self._tokens(sequence, index))
+            block = self.pool.lookup(self._key(sequence, index), self._tokens(sequence, index))
             if block is None:
                 break
             blocks.append(block)
         return blocks
 
-    def is_coming(self, sequence: Sequence, num_known: int, prefilling: Iterable[Sequence]) -> bool:
-        """Whether the block after the known ones is about to be computed for another prompt."""
-        if num_known >= self._num_shareable(sequence):
+    def is_pending(self, sequence: Sequence, num_matched: int, prefilling: Iterable[Sequence]) -> bool:
+        """Whether the block after the matched ones is about to be computed for another prompt."""
+        if num_matched >= self._num_shareable(sequence):
             return False
-        key, end = self._key(sequence, num_known), (num_known + 1) * self.block_size
+        key, end = self._key(sequence, num_matched), (num_matched + 1) * self.block_size
         return any(
-            other.num_computed < end <= other.num_prefill and not other.start and self._key(other, num_known) == key
+            other.num_computed < end <= other.num_prefill
+            and not other.context_start
+            and self._key(other, num_matched) == key
             for other in prefilling
         )
 
-    def publish(self, sequence: Sequence, start: int, end: int) -> None:
-        """Make findable the blocks that were filled by computing the tokens `start` to `end` - 1 as prefill."""
-        if not self.enabled or sequence.start:
+    def insert(self, sequence: Sequence, start: int, end: int) -> None:
+        """Cache the blocks that were filled by computing the tokens `start` to `end` - 1 as prefill."""
+        if not self.enabled or sequence.context_start:
             return
         for index in range(start // self.block_size, end // self.block_size):
-            self.pool.publish(sequence.block_table[index], self._key(sequence, index), self._tokens(sequence, index))
+            self.pool.cache(sequence.block_table[index], self._key(sequence, index), self._tokens(sequence, index))
 
     def _num_shareable(self, sequence: Sequence) -> int:
-        """Full blocks before the last token; none where positions have moved or every token's logits are wanted."""
-        if not self.enabled or sequence.start or sequence.params.prompt_logprobs is not None:
+        """Full blocks before the last token; 0 where positions have shifted or every token's logits are wanted."""
+        if not self.enabled or sequence.context_start or sequence.params.prompt_logprobs is not None:
             return 0
         return (sequence.num_prefill - 1) // self.block_size
 
@@ -51,7 +53,7 @@ class Prefixes:
         return sequence.tokens(index * self.block_size, (index + 1) * self.block_size)
 
     def _key(self, sequence: Sequence, index: int) -> bytes:
-        """The key of a full block; each is hashed once a sequence."""
+        """Return the key of a full block; a sequence hashes each block once."""
         keys = sequence.block_keys
         while len(keys) <= index:
             parent = keys[-1] if keys else root_key(sequence.params.cache_salt)

@@ -1,9 +1,9 @@
-"""Scheduler: who runs next, who waits, who is evicted. Integers only; it never sees a tensor.
+"""Scheduler: who runs next, who waits, who is preempted. Integers only; it never sees a tensor.
 
 First come, first served. A step decodes every running sequence whose prompt is computed and prefills chunks of others.
 Chunks are cut at absolute multiples of `max_num_batched_tokens`, so they do not depend on the neighbours. When blocks
-run out the youngest sequence gives way: its blocks go to host memory and come back bit for bit, or, by the choice of
-`preemption="recompute"`, it waits again, and what it said is computed as if it were prompt.
+run out the youngest sequence is preempted: its blocks go to host memory and come back bit for bit, or, with
+`preemption="recompute"`, it waits again, and its prompt and output are computed anew as if all were prompt.
 """
 
 from bisect import insort
@@ -13,22 +13,27 @@ from itertools import count
 
 from octavo.gpt.scheduler.block_pool import BlockPool
 from octavo.gpt.scheduler.config import EngineConfig
-from octavo.gpt.scheduler.prefix_cache import Prefixes
+from octavo.gpt.scheduler.prefix_cache import PrefixCache
 from octavo.gpt.scheduler.sequence import Sequence, State
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Visible tokens `start` to `end` - 1 of a sequence, to be computed as prefill."""
+    """Tokens `start` to `end` - 1 of a sequence's context, to be computed as prefill."""
 
     sequence: Sequence
     start: int
     end: int
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the sequence's prefill is complete after it, so that the step samples a token."""
+        return self.end == self.sequence.num_prefill
+
 
 @dataclass(frozen=True)
 class Swap:
-    """The content of a sequence's blocks, on its way to host memory or back; no blocks where nothing is kept."""
+    """A sequence's blocks, whose content goes to host memory or comes back; no blocks where nothing is kept."""
 
     seq_id: int
     blocks: list[int]
@@ -40,7 +45,7 @@ class Plan:
 
     swap_out: list[Swap] = field(default_factory=list)
     swap_in: list[Swap] = field(default_factory=list)
-    grown: list[Sequence] = field(default_factory=list)  # decoding sequences with a new block
+    new_blocks: list[Sequence] = field(default_factory=list)  # decoding sequences whose block table grew
     prefill: list[Chunk] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
 
@@ -50,17 +55,17 @@ class Plan:
 
 
 class Scheduler:
-    """Owns the block pool and the queues; `schedule` plans a step, `advance` takes note that it was computed."""
+    """Owns the block pool and the queues; `schedule` plans a step, `advance` notes that it was started."""
 
     def __init__(self, config: EngineConfig, enable_prefix_caching: bool = True) -> None:
         self.config = config
         self.pool = BlockPool(config.num_blocks)
-        self.prefixes = Prefixes(self.pool, config.block_size, enable_prefix_caching)
+        self.prefix_cache = PrefixCache(self.pool, config.block_size, enable_prefix_caching)
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []  # running, some of the prompt still to be computed; oldest first
         self.decoding: list[Sequence] = []  # running, one token a step
         self.swapped: deque[Sequence] = deque()  # oldest first
-        self._ages = count(1)
+        self._arrivals = count(1)
         self.num_preempted = 0
         self.num_prompt_tokens = 0
         self.num_hit_tokens = 0
@@ -69,10 +74,6 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self.prefilling) + len(self.decoding)
 
-    @property
-    def has_unfinished(self) -> bool:
-        return bool(self.waiting or self.prefilling or self.decoding or self.swapped)
-
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
@@ -80,12 +81,12 @@ class Scheduler:
         return -(-num_tokens // self.config.block_size)
 
     def schedule(self) -> Plan:
-        """The next step; empty when there is nothing to do."""
+        """Plan the next step; an empty plan when there is nothing to do."""
         plan = Plan()
-        needy = [s for s in self.prefilling if not s.block_table]
-        needy += [s for s in self.decoding if s.num_computed >= s.capacity]
-        if needy:
-            self._grow(sorted(needy, key=_age), plan)
+        short_of_blocks = [s for s in self.prefilling if not s.block_table]
+        short_of_blocks += [s for s in self.decoding if s.num_computed >= s.capacity]
+        if short_of_blocks:
+            self._allocate_slots(sorted(short_of_blocks, key=_arrival), plan)
         if self.swapped and not plan.swap_out:
             self._resume(plan)
         plan.decode.extend(self.decoding)
@@ -96,26 +97,34 @@ class Scheduler:
             self._admit(plan, budget)
         return plan
 
-    def advance(self, plan: Plan) -> None:
-        """Take note of computed tokens, and make full prompt blocks findable."""
+    def advance(self, plan: Plan) -> list[Sequence]:
+        """Count the plan's tokens as computed, and cache full prompt blocks.
+
+        Return the sequences that cannot go on as they are: each samples its last token in this step, or its context
+        has to be shifted once the token is known.
+        """
+        sampled = list(plan.decode)
         for sequence in plan.decode:
             sequence.num_computed += 1
         for chunk in plan.prefill:
             sequence = chunk.sequence
             sequence.num_computed = chunk.end
-            self.prefixes.publish(sequence, chunk.start, chunk.end)
-            if not sequence.is_prefilling:
+            self.prefix_cache.insert(sequence, chunk.start, chunk.end)
+            if chunk.is_last:
                 self.prefilling.remove(sequence)
                 self.decoding.append(sequence)
+                sampled.append(sequence)
+        return [sequence for sequence in sampled if sequence.num_computed >= sequence.max_computed]
 
-    def slide(self, sequence: Sequence) -> None:
-        """Compute the sequence's window anew, in blocks of its own: others may share what it would overwrite."""
+    def shift(self, sequence: Sequence) -> None:
+        """Shift the sequence's context; it is computed anew in blocks of its own, since the old ones may be shared."""
+        sequence.shift()
         self.decoding.remove(sequence)
         self._release(sequence)
-        insort(self.prefilling, sequence, key=_age)
+        insort(self.prefilling, sequence, key=_arrival)
 
     def finish(self, sequence: Sequence) -> None:
-        """Give everything back, whatever the sequence was doing; again is harmless."""
+        """Give everything back, whatever the sequence was doing; a second call changes nothing."""
         if sequence.state is State.WAITING:
             self.waiting.remove(sequence)
         elif sequence.state is State.SWAPPED:
@@ -129,8 +138,8 @@ class Scheduler:
         (self.prefilling if sequence in self.prefilling else self.decoding).remove(sequence)
 
     def _blocks_needed(self, sequence: Sequence) -> int:
-        """For the tokens of its next step; the newest may be known only to the device yet."""
-        return self.blocks_for(max(sequence.num_visible, sequence.num_computed + 1))
+        """Blocks for the tokens of the sequence's next step; its newest token may be known only to the device yet."""
+        return self.blocks_for(max(sequence.num_in_context, sequence.num_computed + 1))
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
@@ -141,20 +150,20 @@ class Scheduler:
         sequence.block_table += blocks
         sequence.capacity = len(sequence.block_table) * self.config.block_size
 
-    def _grow(self, needy: list[Sequence], plan: Plan) -> None:
-        """Room for each one's next tokens, oldest first; the youngest of all give way where there is none."""
-        for sequence in needy:
+    def _allocate_slots(self, short_of_blocks: list[Sequence], plan: Plan) -> None:
+        """Give each sequence room for its next tokens, oldest first; where there is none, preempt the youngest."""
+        for sequence in short_of_blocks:
             needed = self._blocks_needed(sequence)
             while sequence.state is State.RUNNING and len(sequence.block_table) < needed:
                 if self.pool.num_available:
                     self._hold(sequence, [self.pool.allocate()])
                 else:
-                    self._preempt(max((*self.prefilling, *self.decoding), key=_age), plan)
+                    self._preempt(max((*self.prefilling, *self.decoding), key=_arrival), plan)
             if sequence.state is State.RUNNING and not sequence.is_prefilling:
-                plan.grown.append(sequence)
+                plan.new_blocks.append(sequence)
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
-        """The youngest gives way: what it computed is kept in host memory, an unfinished prompt is computed again."""
+        """Take the sequence's blocks: their content is kept in host memory, an unfinished prompt is computed again."""
         self.num_preempted += 1
         self._stop(sequence)
         swaps = self.config.preemption == "swap"
@@ -165,17 +174,12 @@ class Scheduler:
             sequence.state = State.SWAPPED
             self.swapped.appendleft(sequence)
         else:
-            self._wait_again(sequence)
-        if sequence in plan.grown:
-            plan.grown.remove(sequence)
+            sequence.num_computed = 0
+            sequence.state = State.WAITING
+            self.waiting.appendleft(sequence)
+        if sequence in plan.new_blocks:
+            plan.new_blocks.remove(sequence)
         self._release(sequence)
-
-    def _wait_again(self, sequence: Sequence) -> None:
-        """Back to the head of the queue, to be computed from its first token."""
-        sequence.num_computed = 0
-        sequence.prompt_logprobs = []  # they come again with the prompt
-        sequence.state = State.WAITING
-        self.waiting.appendleft(sequence)
 
     def _resume(self, plan: Plan) -> None:
         """Bring preempted sequences back, oldest first, each with room for its next token."""
@@ -194,42 +198,42 @@ class Scheduler:
         """Start waiting sequences in order, as long as their prompts have blocks and the step has room."""
         while self.waiting and budget > 0 and self.num_running < self.config.max_num_seqs:
             sequence = self.waiting[0]
-            sequence.num_prefill = sequence.num_visible
-            shared = self.prefixes.known(sequence)
-            if self.prefixes.is_coming(sequence, len(shared), self.prefilling):
-                return  # computed once, then shared
-            if not self._allocate_prompt(sequence, shared):
+            sequence.num_prefill = sequence.num_in_context
+            matched = self.prefix_cache.match(sequence)
+            if self.prefix_cache.is_pending(sequence, len(matched), self.prefilling):
+                return  # the next block is computed once, then shared
+            if not self._allocate_prompt(sequence, matched):
                 return
             sequence.state = State.RUNNING
-            sequence.age = sequence.age or next(self._ages)
+            sequence.arrival = sequence.arrival or next(self._arrivals)
             self.prefilling.append(self.waiting.popleft())
             budget = self._add_chunk(plan, sequence, budget)
 
     def _add_chunk(self, plan: Plan, sequence: Sequence, budget: int) -> int:
-        """Plan the sequence's next chunk if the budget holds it whole; returns what is left."""
+        """Plan the sequence's next chunk if the budget holds all of it; return what is left."""
         size = self.config.max_num_batched_tokens
         start = sequence.num_computed
         end = min((start // size + 1) * size, sequence.num_prefill)
         if end - start > budget:
-            return 0  # who came later does not overtake
+            return 0  # a later arrival must not overtake
         plan.prefill.append(Chunk(sequence, start, end))
         return budget - (end - start)
 
-    def _allocate_prompt(self, sequence: Sequence, shared: list[int]) -> bool:
-        """Blocks for the visible tokens, the first of them shared; False if there are too few."""
-        for block in shared:
-            self.pool.share(block)
-        needed = self.blocks_for(sequence.num_prefill) - len(shared)
+    def _allocate_prompt(self, sequence: Sequence, matched: list[int]) -> bool:
+        """Give the sequence blocks for its context, the first of them shared; False if there are too few."""
+        for block in matched:
+            self.pool.touch(block)
+        needed = self.blocks_for(sequence.num_prefill) - len(matched)
         if needed > self.pool.num_available:
-            self.pool.release(shared)
+            self.pool.release(matched)
             return False
-        self._hold(sequence, shared + [self.pool.allocate() for _ in range(needed)])
-        sequence.num_computed = len(shared) * self.config.block_size
-        if not sequence.age:  # what a preempted sequence finds of its own is no hit
+        self._hold(sequence, matched + [self.pool.allocate() for _ in range(needed)])
+        sequence.num_computed = len(matched) * self.config.block_size
+        if not sequence.arrival:  # a preempted sequence that rereads its own blocks does not count as a prefix hit
             self.num_prompt_tokens += sequence.num_prefill
             self.num_hit_tokens += sequence.num_computed
         return True
 
 
-def _age(sequence: Sequence) -> int:
-    return sequence.age
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival

@@ -17,61 +17,66 @@ class State(Enum):
 class Sequence:
     """A prompt and what was generated from it.
 
-    The engine sees the tokens from `start` on (0 unless the window slid) and calls their positions 0, 1, 2 ...;
-    `num_computed` of them have keys and values in the cache, the blocks `block_table`. The first `num_prefill` are
-    computed as prefill, later ones one by one: which way a token is computed never depends on the batch.
+    The model sees the tokens from `context_start` on (0 unless the context was shifted) and calls their positions
+    0, 1, 2 ...; `num_computed` of them have keys and values in the cache, in the blocks `block_table`. The first
+    `num_prefill` are computed as prefill, later ones one by one: which way a token is computed never depends on the
+    batch.
     """
 
     seq_id: int
     prompt: list[int]
     params: SamplingParams
     seed: int
-    window: int  # most tokens a step may see
+    max_len: int  # most tokens that a step may see
     eos_ids: tuple[int, ...] = ()
-    output: list[int] = field(default_factory=list)
-    start: int = 0
+    output: list[int] = field(default_factory=list)  # `append` is the only writer
+    context_start: int = 0
     num_computed: int = 0
     num_prefill: int = 0
     block_table: list[int] = field(default_factory=list)
-    capacity: int = 0  # tokens its blocks can hold
-    age: int = 0  # when it was admitted: the youngest gives way
+    capacity: int = 0  # tokens that its blocks can hold
+    arrival: int = 0  # when it was first admitted: the youngest gives way
     block_keys: list[bytes] = field(default_factory=list)  # of the full prompt blocks, as far as they were hashed
     state: State = State.WAITING
-    prompt_logprobs: list[tuple] = field(default_factory=list)  # (id, TopLogprobs) from the second id on
-    limit: int = 0  # tokens after which it is full
+    max_output_tokens: int = 0
+    max_computed: int = 0  # computed tokens after which it ends or its context has to be shifted
 
     def __post_init__(self) -> None:
-        room = self.window + 1 - len(self.prompt) if self.params.overflow == "stop" else 2**31
-        self.limit = min(room, self.params.max_tokens or room)
-        self.slide()
-        self.num_prefill = self.num_visible
+        room = self.max_len + 1 - len(self.prompt) if self.params.overflow == "stop" else 2**31
+        self.max_output_tokens = min(room, self.params.max_tokens or room)
+        self.shift()
+        self.num_prefill = self.num_in_context
+
+    def append(self, token_id: int) -> None:
+        """Take the next generated token."""
+        self.output.append(token_id)
 
     @property
-    def num_tokens(self) -> int:
-        """Prompt and output."""
-        return len(self.prompt) + len(self.output)
-
-    @property
-    def num_visible(self) -> int:
-        """Tokens the next step sees."""
-        return len(self.prompt) + len(self.output) - self.start
+    def num_in_context(self) -> int:
+        """Tokens that the next step sees."""
+        return len(self.prompt) + len(self.output) - self.context_start
 
     @property
     def is_prefilling(self) -> bool:
         return self.num_computed < self.num_prefill
 
     @property
-    def is_full(self) -> bool:
-        """Whether its last token is drawn, or being drawn."""
-        return self.start + self.num_computed + 1 - len(self.prompt) >= self.limit
+    def num_sampled(self) -> int:
+        """Output tokens of a running sequence, those included that only the device knows yet."""
+        return self.context_start + max(self.num_prefill, self.num_computed + 1) - len(self.prompt)
+
+    @property
+    def reached_limit(self) -> bool:
+        """Whether its last token is sampled, or being sampled."""
+        return self.num_sampled >= self.max_output_tokens
 
     @property
     def last_token(self) -> int:
         return self.output[-1] if self.output else self.prompt[-1]
 
     def tokens(self, first: int, last: int) -> list[int]:
-        """The visible tokens at positions first to last - 1."""
-        first, last, split = first + self.start, last + self.start, len(self.prompt)
+        """The tokens at positions first to last - 1 of the context."""
+        first, last, split = first + self.context_start, last + self.context_start, len(self.prompt)
         if last <= split:
             return self.prompt[first:last]
         return self.prompt[first:] + self.output[max(first - split, 0) : last - split]
@@ -81,21 +86,12 @@ class Sequence:
         """The ids that end this sequence."""
         return frozenset(self.params.stop_token_ids) | frozenset(() if self.params.ignore_eos else self.eos_ids)
 
-    def changes_logits(self, num_drawn: int) -> bool:
-        """Whether the token after the first `num_drawn` is drawn from other logits than the model's."""
-        return self.params.changes_logits or num_drawn < self.params.min_tokens
-
-    def biases(self, num_drawn: int) -> dict[int, float]:
-        """What to add to the logits of that token, by id: biases, and bans on ending too early."""
-        biases = dict(self.params.logit_bias or {})
-        if num_drawn < self.params.min_tokens:
-            biases.update(dict.fromkeys(self.stop_ids, float("-inf")))
-        return biases
-
-    def slide(self) -> None:
-        """See at most the last `window` tokens; positions begin at 0 again, so what was cached holds no longer."""
-        hidden = self.num_visible - self.window
-        if hidden > 0:
-            self.start += hidden
+    def shift(self) -> None:
+        """See at most the last `max_len` tokens: their positions begin at 0 again, so the cache holds none of them."""
+        surplus = self.num_in_context - self.max_len
+        if surplus > 0:
+            self.context_start += surplus
             self.num_computed = 0
-            self.num_prefill = self.window
+            self.num_prefill = self.max_len
+        last = len(self.prompt) + self.max_output_tokens - 1 - self.context_start
+        self.max_computed = min(self.max_len, last)

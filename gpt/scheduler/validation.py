@@ -1,4 +1,4 @@
-"""What is refused at the door: requests that could never be served, each in one line that says why."""
+"""Validation of requests: refuse what could never be served, in one line that says why."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from octavo.gpt.scheduler.config import EngineConfig
 
 
 def checked_ids(prompt_token_ids: Sequence[int], vocab_size: int) -> list[int]:
-    """The ids as a list; ValueError naming one that is no integer or not in the vocabulary."""
+    """Return the ids as a list; ValueError naming one that is no integer or not in the vocabulary."""
     for token_id in prompt_token_ids:
         if not isinstance(token_id, int) or isinstance(token_id, bool):
             raise ValueError(f"prompt token ids must be integers, not {token_id!r}")
@@ -19,19 +19,21 @@ def checked_ids(prompt_token_ids: Sequence[int], vocab_size: int) -> list[int]:
 def check_request(
     prompt_ids: list[int], params: SamplingParams, config: EngineConfig, vocab_size: int, has_tokenizer: bool
 ) -> None:
-    """ValueError naming what makes the request one that the engine could never finish."""
-    window = config.max_model_len
+    """Raise ValueError naming what makes the request one that the engine could never finish."""
+    max_len = config.max_model_len
     if not prompt_ids:
         raise ValueError("the prompt is empty, and the model has no beginning-of-text token to start from")
-    if len(prompt_ids) > window and params.overflow == "stop":
-        raise ValueError(f"the prompt has {len(prompt_ids)} tokens, the window {window} (overflow='slide' cuts it)")
+    if len(prompt_ids) > max_len and params.overflow == "stop":
+        raise ValueError(
+            f"the prompt has {len(prompt_ids)} tokens, max_model_len is {max_len} (overflow='shift' cuts it)"
+        )
     for name, token_ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
         for token_id in token_ids:
             if token_id >= vocab_size:
                 raise ValueError(f"{name} has token id {token_id}, outside the vocabulary of {vocab_size}")
     if params.stop_strings and not has_tokenizer:
         raise ValueError("stop strings need a tokenizer, and this model has none: use stop_token_ids")
-    most = window if params.max_tokens is None else min(window, len(prompt_ids) + params.max_tokens - 1)
+    most = max_len if params.max_tokens is None else min(max_len, len(prompt_ids) + params.max_tokens - 1)
     held = config.num_blocks * config.block_size
     if most > held:
         raise ValueError(f"the request may need {most} cached tokens, the cache holds {held}: raise num_blocks")

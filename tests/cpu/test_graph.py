@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octavo.gpt.runner.decode_graph import RECORDED_ROWS
+from octavo.gpt.runner.decode_graph import MAX_CAPTURED_ROWS
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.cpu import norm
 from octavo.kernels.cpu.graph import record
@@ -62,7 +62,7 @@ def model_on(family: str, dtype: torch.dtype | None):
 def test_recorded_steps_are_the_steps(family, dtype, monkeypatch):
     """Requests come and go, so every number of rows up to one more than is recorded is met, with other neighbours."""
     model = model_on(family, dtype)
-    prompts = [[7 * i % 97 + 1] * (i % 5 + 1) for i in range(RECORDED_ROWS + 1)]
+    prompts = [[7 * i % 97 + 1] * (i % 5 + 1) for i in range(MAX_CAPTURED_ROWS + 1)]
     params = [SamplingParams(temperature=0, max_tokens=3 + 2 * i, ignore_eos=True) for i in range(len(prompts))]
     recorded = run(tiny_engine(model), prompts, params)
     monkeypatch.setattr("octavo.gpt.runner.model_runner.recorder", lambda ops: None)
@@ -74,7 +74,7 @@ def test_steps_are_recorded_once_for_each_number_of_rows():
     step = engine.runner.step
     for _ in range(2):
         run(engine, [[1, 2], [3], [4, 5, 6]], [SamplingParams(max_tokens=n, ignore_eos=True) for n in (3, 6, 9)])
-        assert sorted(step._recorded) == [1, 2, 3]
+        assert sorted(step._replays) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["write_kv", "paged_attention"])

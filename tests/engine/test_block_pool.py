@@ -16,21 +16,21 @@ def test_cached_blocks_are_given_away_oldest_first():
     pool = BlockPool(3)
     for token_id in range(3):
         block = pool.allocate()
-        pool.publish(block, chain_key(root_key(), [token_id]), [token_id])
+        pool.cache(block, chain_key(root_key(), [token_id]), [token_id])
         pool.release([block])
-    pool.share(pool.find(chain_key(root_key(), [0]), [0]))  # used again, and given back: now the youngest
-    pool.release([pool.find(chain_key(root_key(), [0]), [0])])
+    pool.touch(pool.lookup(chain_key(root_key(), [0]), [0]))  # used again, and given back: now the youngest
+    pool.release([pool.lookup(chain_key(root_key(), [0]), [0])])
     pool.allocate()
-    assert pool.find(chain_key(root_key(), [1]), [1]) is None
-    assert pool.find(chain_key(root_key(), [0]), [0]) is not None
+    assert pool.lookup(chain_key(root_key(), [1]), [1]) is None
+    assert pool.lookup(chain_key(root_key(), [0]), [0]) is not None
 
 
 def test_a_key_alone_is_no_hit():
     """The stored ids are compared: a colliding key must not hand out another's text."""
     pool = BlockPool(1)
-    pool.publish(pool.allocate(), b"same key", [1, 2])
-    assert pool.find(b"same key", [1, 2]) == 0
-    assert pool.find(b"same key", [1, 3]) is None
+    pool.cache(pool.allocate(), b"same key", [1, 2])
+    assert pool.lookup(b"same key", [1, 2]) == 0
+    assert pool.lookup(b"same key", [1, 3]) is None
 
 
 def test_lost_blocks_are_noticed():

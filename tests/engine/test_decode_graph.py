@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from octavo.gpt.runner.decode_graph import capture_sizes
-from octavo.gpt.runner.input_batch import DRAW, LOGITS, SAMPLE, ending_of
-from octavo.gpt.runner.model_runner import Launched
+from octavo.gpt.runner.model_runner import PendingStep
+from octavo.gpt.runner.sampler import SampleMode, sample_mode
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.ops import REFERENCE, WAITING_OPS, can_be_captured
 
@@ -28,7 +28,7 @@ OPTIONS = [
     {"logit_bias": {3: 5.0}, "logprobs": 0},
     {"min_tokens": 2, "stop_token_ids": tuple(range(0, 97, 3))},
     {"stop_token_ids": tuple(range(0, 97, 5))},
-    {"overflow": "slide"},
+    {"overflow": "shift"},
     {"max_tokens": 1},
 ]
 
@@ -86,22 +86,22 @@ def test_reading_late_changes_no_token(capture, num_blocks, preemption):
     limits = {"max_model_len": 32, "num_blocks": num_blocks, "max_num_seqs": 6, "prefix_caching": False}
     limits["preemption"] = preemption
     at_once = tiny_engine(model, **limits)
-    late = tiny_engine(model, capture=capture, read_late=True, **limits)
+    late = tiny_engine(model, capture=capture, async_scheduling=True, **limits)
     assert run(late, prompts, params) == run(at_once, prompts, params)
     if num_blocks == 11:
         assert late.stats()["requests_preempted"] > 0
     assert late.stats()["blocks_used"] == 0
     assert late.stats()["tokens_decoded"] == at_once.stats()["tokens_decoded"]
-    assert not late.runner.rows.sequences
-    assert not late.runner.sampler.num_remembered
+    assert not late.runner.input_batch.sequences
+    assert not late.runner.sampler._counts
 
 
-def test_log_probabilities_are_read_late_too():
+def test_log_probabilities_are_async_scheduling_too():
     model = tiny_model(TINY["llama"])
     params = SamplingParams(seed=4, max_tokens=5, logprobs=3, ignore_eos=True)
     found = []
-    for read_late in (False, True):
-        engine = tiny_engine(model, read_late=read_late)
+    for async_scheduling in (False, True):
+        engine = tiny_engine(model, async_scheduling=async_scheduling)
         request = engine.add([3, 1, 4], params)
         engine.add([1, 5], GREEDY)
         while engine.has_unfinished:
@@ -111,12 +111,12 @@ def test_log_probabilities_are_read_late_too():
 
 
 def test_a_step_starts_before_the_last_one_is_read(monkeypatch):
-    engine = tiny_engine(tiny_model(TINY["gpt2"]), read_late=True)
+    engine = tiny_engine(tiny_model(TINY["gpt2"]), async_scheduling=True)
     engine.add([1, 2, 3], GREEDY)
     events = []
-    launch, read = engine.runner.launch, Launched.read
+    launch, result = engine.runner.launch, PendingStep.result
     monkeypatch.setattr(engine.runner, "launch", lambda plan: events.append("launch") or launch(plan))
-    monkeypatch.setattr(Launched, "read", lambda self: events.append("read") or read(self))
+    monkeypatch.setattr(PendingStep, "result", lambda self: events.append("read") or result(self))
     while engine.has_unfinished:
         engine.step()
     assert events == ["launch", *["launch", "read"] * 5, "read"]
@@ -127,13 +127,13 @@ def test_what_an_ended_request_drew_meanwhile_is_dropped():
     model = tiny_model(TINY["gpt2"])
     first = run(tiny_engine(model), [[5]], GREEDY)[0]
     stops = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, stop_token_ids=(first[1],))
-    engine = tiny_engine(model, read_late=True)
+    engine = tiny_engine(model, async_scheduling=True)
     found = run(engine, [[5], [6, 7], [8]], [stops, GREEDY, GREEDY])
     assert found == [first[:2], *run(tiny_engine(model), [[6, 7], [8]], GREEDY)]
 
 
 def test_aborted_while_a_step_is_under_way():
-    engine = tiny_engine(tiny_model(TINY["gpt2"]), read_late=True)
+    engine = tiny_engine(tiny_model(TINY["gpt2"]), async_scheduling=True)
     kept, dropped = engine.add([1, 2], GREEDY), engine.add([3], GREEDY)
     engine.step()
     engine.step()
@@ -151,7 +151,7 @@ def test_a_row_that_is_not_numbers_ends_alone(monkeypatch):
     """With a late read a step goes on from the broken row before anybody knows; its neighbours do not notice."""
     model = tiny_model(TINY["gpt2"])
     expected = run(tiny_engine(model), [[6, 7]], GREEDY)[0]
-    engine = tiny_engine(model, read_late=True, capture=same)
+    engine = tiny_engine(model, async_scheduling=True, capture=same)
     broken, kept = engine.add([5], GREEDY), engine.add([6, 7], GREEDY)
     forward = model.forward
 
@@ -172,23 +172,23 @@ def test_a_row_that_is_not_numbers_ends_alone(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "ending"),
+    ("options", "mode"),
     [
-        ({}, DRAW),
-        ({"temperature": 0}, DRAW),
-        ({"temperature": 0, "top_k": 3, "top_p": 0.5}, DRAW),  # filters never remove the first maximum
-        ({"top_k": 3}, SAMPLE),
-        ({"top_p": 0.5}, SAMPLE),
-        ({"min_p": 0.5}, SAMPLE),
-        ({"logprobs": 0}, LOGITS),
-        ({"min_tokens": 1}, LOGITS),
-        ({"logit_bias": {1: 1.0}}, LOGITS),
-        ({"presence_penalty": 1.0}, LOGITS),
+        ({}, SampleMode.FUSED),
+        ({"temperature": 0}, SampleMode.FUSED),
+        ({"temperature": 0, "top_k": 3, "top_p": 0.5}, SampleMode.FUSED),  # filters never remove the first maximum
+        ({"top_k": 3}, SampleMode.FILTERED),
+        ({"top_p": 0.5}, SampleMode.FILTERED),
+        ({"min_p": 0.5}, SampleMode.FILTERED),
+        ({"logprobs": 0}, SampleMode.LOGITS),
+        ({"min_tokens": 1}, SampleMode.LOGITS),
+        ({"logit_bias": {1: 1.0}}, SampleMode.LOGITS),
+        ({"presence_penalty": 1.0}, SampleMode.LOGITS),
     ],
     ids=str,
 )
-def test_how_a_step_ends(options, ending):
-    assert ending_of(SamplingParams(**options)) == ending
+def test_the_mode_that_serves_a_request(options, mode):
+    assert sample_mode(SamplingParams(**options)) is mode
 
 
 def test_head_and_draw_are_one_op_while_every_row_allows_it():
@@ -225,7 +225,7 @@ def test_warming_up_stores_nothing_and_changes_no_token(family):
     assert run(engine, [[1, 2, 3], [4]], GREEDY) == run(tiny_engine(model), [[1, 2, 3], [4]], GREEDY)
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"logprobs": 0}], ids=["draw", "sample", "logits"])
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"logprobs": 0}], ids=["fused", "filtered", "logits"])
 def test_a_graph_made_on_demand_leaves_the_rows_as_they_were(options):
     """Capturing runs the step once more, which draws from, and writes to, the rows that are about to be used."""
 
@@ -236,8 +236,8 @@ def test_a_graph_made_on_demand_leaves_the_rows_as_they_were(options):
     model, prompts = tiny_model(TINY["llama"]), [[3, 1, 4], [1, 5], [9], [2, 6, 5, 3]]
     params = [SamplingParams(seed=i, max_tokens=3 + 2 * i, ignore_eos=True, **options) for i in range(4)]
     expected = run(tiny_engine(model), prompts, params)
-    for read_late in (False, True):
-        assert run(tiny_engine(model, capture=capture, read_late=read_late), prompts, params) == expected
+    for async_scheduling in (False, True):
+        assert run(tiny_engine(model, capture=capture, async_scheduling=async_scheduling), prompts, params) == expected
 
 
 @pytest.mark.parametrize("name", ["write_kv", "paged_attention", "sample", "lm_head_sample"])

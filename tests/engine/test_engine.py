@@ -82,7 +82,7 @@ def test_a_known_prompt_is_still_computed_to_its_last_token(model, length):
 
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_slide_sees_exactly_the_last_tokens(model, prefix_caching):
-    params = SamplingParams(temperature=0, max_tokens=40, overflow="slide")
+    params = SamplingParams(temperature=0, max_tokens=40, overflow="shift")
     many = [prompt * 20 for prompt in prompts(3, longest=3)] + prompts(2)
     many[0] = (many[0] * 4)[:70]  # longer than the window from the start
     engine = tiny_engine(model, prefix_caching, num_blocks=128)

@@ -18,14 +18,14 @@ def model(request):
     return tiny_model(TINY[request.param])
 
 
-@pytest.fixture(params=[False, True], ids=["read at once", "read late"])
-def read_late(request):
+@pytest.fixture(params=[False, True], ids=["synchronous", "asynchronous"])
+def async_scheduling(request):
     return request.param
 
 
-def test_every_seed_is_a_seed(model, read_late):
+def test_every_seed_is_a_seed(model, async_scheduling):
     """Catalogue row 14: extreme seeds, negative ones too, draw their own tokens, anew each step, the same each time."""
-    engine = tiny_engine(model, read_late=read_late)
+    engine = tiny_engine(model, async_scheduling=async_scheduling)
     params = [SamplingParams(seed=seed, temperature=5.0, max_tokens=16) for seed in SEEDS]
     drawn = run(engine, [[1, 2, 3]] * len(SEEDS), params)
     assert len(set(map(tuple, drawn))) == len(SEEDS)
@@ -49,7 +49,7 @@ def test_requests_without_a_seed_differ(model):
     assert len(set(map(tuple, run(tiny_engine(model), [[1, 2]] * 6, params)))) == 6
 
 
-def test_what_is_drawn_in_a_crowd_was_allowed(model, read_late):
+def test_what_is_drawn_in_a_crowd_was_allowed(model, async_scheduling):
     """Catalogue row 15: under load, every token is among the likeliest k, in the nucleus, and above min_p."""
     rng = random.Random(2)
     params = [
@@ -59,7 +59,7 @@ def test_what_is_drawn_in_a_crowd_was_allowed(model, read_late):
         )
         for i in range(24)
     ]  # fmt: skip
-    engine = tiny_engine(model, num_blocks=40, read_late=read_late)
+    engine = tiny_engine(model, num_blocks=40, async_scheduling=async_scheduling)
     requests = [engine.add(prompt, p) for prompt, p in zip(prompts(24), params, strict=True)]
     finish(engine)
     for request, p in zip(requests, params, strict=True):

@@ -23,21 +23,21 @@ def model(request):
     return tiny_model(TINY[request.param])
 
 
-@pytest.fixture(params=[False, True], ids=["read at once", "read late"])
-def read_late(request):
+@pytest.fixture(params=[False, True], ids=["synchronous", "asynchronous"])
+def async_scheduling(request):
     return request.param
 
 
 @pytest.mark.parametrize("preemption", PREEMPTIONS)
-@pytest.mark.parametrize("overflow", ["stop", "slide"])
-def test_exhaustion_never_deadlocks(model, preemption, overflow, read_late):
+@pytest.mark.parametrize("overflow", ["stop", "shift"])
+def test_exhaustion_never_deadlocks(model, preemption, overflow, async_scheduling):
     """Catalogue row 19: eight completions, each of which may need the whole pool, all end in bounded steps."""
-    engine = poison(tiny_engine(model, num_blocks=16, preemption=preemption, read_late=read_late))
-    params = SamplingParams(temperature=0, max_tokens=40 if overflow == "slide" else None, overflow=overflow, n=2)
+    engine = poison(tiny_engine(model, num_blocks=16, preemption=preemption, async_scheduling=async_scheduling))
+    params = SamplingParams(temperature=0, max_tokens=40 if overflow == "shift" else None, overflow=overflow, n=2)
     requests = [engine.add(prompt, params) for prompt in prompts(4, longest=WINDOW)]
     finish(engine, most_steps=8 * WINDOW * 2)
     for request in requests:
-        room = 40 if overflow == "slide" else WINDOW + 1 - len(request.prompt_token_ids)
+        room = 40 if overflow == "shift" else WINDOW + 1 - len(request.prompt_token_ids)
         assert [len(output.token_ids) for output in request.outputs] == [room] * 2
 
 
@@ -67,11 +67,11 @@ ABORTS = {
 
 
 @pytest.mark.parametrize("state", ABORTS)
-def test_an_abort_in_any_state_gives_everything_back(model, state, read_late):
+def test_an_abort_in_any_state_gives_everything_back(model, state, async_scheduling):
     """Catalogue row 20: whatever a request was doing, twice or unknown; the others do not notice."""
     limits, is_so = ABORTS[state]
     long, prompt = SamplingParams(temperature=0, max_tokens=30), [1, 2, 3] * 8
-    engine = poison(tiny_engine(model, read_late=read_late, **limits))
+    engine = poison(tiny_engine(model, async_scheduling=async_scheduling, **limits))
     kept = engine.add(prompt, long)
     dropped = engine.add([4] * 40, SamplingParams(temperature=0, max_tokens=24))
     sequence = engine.scheduler.waiting[-1]
@@ -91,18 +91,18 @@ def test_an_abort_in_any_state_gives_everything_back(model, state, read_late):
 
 @pytest.mark.parametrize("max_tokens", [1, 2, None])
 @pytest.mark.parametrize("length", [WINDOW - 1, WINDOW, WINDOW + 1])
-def test_prompts_as_long_as_the_window(model, length, max_tokens, read_late):
+def test_prompts_as_long_as_the_window(model, length, max_tokens, async_scheduling):
     """Catalogue row 21: the last position of the model is used, and none after it."""
-    engine = poison(tiny_engine(model, read_late=read_late))
+    engine = poison(tiny_engine(model, async_scheduling=async_scheduling))
     prompt = prompts(1, seed=4)[0][:1] * length
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
     room = min(WINDOW + 1 - length, max_tokens or WINDOW)
     if length > WINDOW:
-        with pytest.raises(ValueError, match="the prompt has 65 tokens, the window 64"):
+        with pytest.raises(ValueError, match="the prompt has 65 tokens, max_model_len is 64"):
             engine.add(prompt, params)
     else:
         assert [len(ids) for ids, _ in outputs_of(engine, [prompt], params)] == [room]
-    slides = SamplingParams(temperature=0, max_tokens=max_tokens or 5, overflow="slide")
+    slides = SamplingParams(temperature=0, max_tokens=max_tokens or 5, overflow="shift")
     assert [len(ids) for ids, _ in outputs_of(engine, [prompt], slides)] == [max_tokens or 5]
 
 
@@ -113,15 +113,15 @@ def test_no_tokens_at_all_is_refused():
 
 
 @pytest.mark.parametrize("size", range(1, 7))
-def test_every_batch_size_gives_what_each_gets_alone(model, size, read_late):
+def test_every_batch_size_gives_what_each_gets_alone(model, size, async_scheduling):
     """Catalogue row 27: one sequence up to one more than run together."""
     many = prompts(size, seed=6)
-    engine = tiny_engine(model, max_num_seqs=5, read_late=read_late)
+    engine = tiny_engine(model, max_num_seqs=5, async_scheduling=async_scheduling)
     assert run(engine, many, GREEDY) == [run(tiny_engine(model), [prompt], GREEDY)[0] for prompt in many]
 
 
 @pytest.mark.parametrize("where", ["prefill", "decode"])
-def test_a_row_that_is_not_numbers_ends_alone(where, read_late):
+def test_a_row_that_is_not_numbers_ends_alone(where, async_scheduling):
     """Catalogue row 8: NaN logits end their request with an error; neighbours and later owners of its blocks go on."""
     broken = 96
     model = tiny_model(TINY["llama"])
@@ -129,7 +129,7 @@ def test_a_row_that_is_not_numbers_ends_alone(where, read_late):
     many = [[i for i in prompt if i != broken] or [1] for prompt in prompts(6, seed=8)]
     params = SamplingParams(temperature=0, max_tokens=8, logit_bias={broken: -100})
     alone = [run(tiny_engine(model), [prompt], params)[0] for prompt in many]
-    engine = tiny_engine(model, num_blocks=24, read_late=read_late)
+    engine = tiny_engine(model, num_blocks=24, async_scheduling=async_scheduling)
     failing = SamplingParams(temperature=0, max_tokens=9, logit_bias=None if where == "prefill" else {broken: 100})
     requests = [engine.add(prompt, params) for prompt in many[:3]]
     bad = engine.add([2, broken, 3] if where == "prefill" else [2, 3], failing)
@@ -144,7 +144,7 @@ def test_a_row_that_is_not_numbers_ends_alone(where, read_late):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("when", ["forward", "draw"])
+@pytest.mark.parametrize("when", ["forward", "sample"])
 def test_a_step_that_raises_ends_every_request(error, when, monkeypatch):
     """Half a step is not gone on with: all end with its message, everything is back, and the engine serves again."""
     monkeypatch.setitem(KNOWN_SHAPES, "tiny", TINY["gpt2"])

@@ -22,8 +22,8 @@ def model(request):
     return tiny_model(TINY[request.param])
 
 
-@pytest.fixture(params=[False, True], ids=["read at once", "read late"])
-def read_late(request):
+@pytest.fixture(params=[False, True], ids=["synchronous", "asynchronous"])
+def async_scheduling(request):
     return request.param
 
 
@@ -100,21 +100,21 @@ def test_a_prompt_sent_again_computes_at_least_its_last_token(model, length):
 
 @pytest.mark.parametrize("preemption", PREEMPTIONS)
 @pytest.mark.parametrize("budget", [8, 64], ids=["in chunks", "whole"])
-def test_what_is_computed_again_is_no_prefix_hit(model, preemption, budget, read_late):
+def test_what_is_computed_again_is_no_prefix_hit(model, preemption, budget, async_scheduling):
     """Catalogue row 18: prompts that share nothing hit nothing, however often they are preempted."""
     many = [[i, *prompt] for i, prompt in enumerate(prompts(8, seed=1))]
     limits = {"num_blocks": 14, "max_num_batched_tokens": budget, "preemption": preemption}
-    engine = tiny_engine(model, read_late=read_late, **limits)
+    engine = tiny_engine(model, async_scheduling=async_scheduling, **limits)
     outputs_of(engine, many, SamplingParams(temperature=0, max_tokens=20))
     assert engine.stats()["requests_preempted"] > 0
     assert engine.stats()["prefix_hit_rate"] == 0
     assert engine.scheduler.num_prompt_tokens == sum(map(len, many))
 
 
-def test_two_engines_on_one_model_do_not_meet(model, read_late):
+def test_two_engines_on_one_model_do_not_meet(model, async_scheduling):
     """Catalogue row 28: steps of two engines in turn, each with buffers that are used again, on the same weights."""
     many = prompts(6, seed=7)
-    engines = [tiny_engine(model, read_late=read_late, capture=lambda step: step) for _ in range(2)]
+    engines = [tiny_engine(model, async_scheduling=async_scheduling, capture=lambda step: step) for _ in range(2)]
     requests = [engines[i // 4].add(prompt, GREEDY) for i, prompt in enumerate(many)]
     while any(engine.has_unfinished for engine in engines):
         for engine in engines:

@@ -24,7 +24,7 @@ def scheduler_of(*prompts, budget=64, caching=True, **params):
     config = EngineConfig(WINDOW, SIZE, num_blocks=256, max_num_batched_tokens=budget)
     scheduler = Scheduler(config, caching)
     for i, prompt in enumerate(prompts):
-        scheduler.add(Sequence(i, list(prompt), SamplingParams(**params), seed=0, window=WINDOW))
+        scheduler.add(Sequence(i, list(prompt), SamplingParams(**params), seed=0, max_len=WINDOW))
     return scheduler
 
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_shared_is_not_waited_for(second, options):
 
 def test_a_text_that_slid_makes_nothing_to_wait_for():
     """Its first tokens are forgotten and its positions have moved: nobody finds its blocks."""
-    scheduler = scheduler_of(range(300), range(300 - WINDOW, 300), budget=1024, overflow="slide")
+    scheduler = scheduler_of(range(300), range(300 - WINDOW, 300), budget=1024, overflow="shift")
     assert planned(scheduler) == [(0, 0, WINDOW), (1, 0, WINDOW)]
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from octavo.gpt.models.batch import dense_batch
+from octavo.gpt.runner.sampler import LogprobTensors
 from octavo.gpt.sampling_params import SamplingParams
 
 from tiny import TINY, tiny_engine, tiny_model
@@ -76,11 +77,30 @@ def test_a_prompt_that_is_preempted_half_way_has_them_once(model):
 
 
 def test_a_prompt_longer_than_the_window_has_those_it_shows(model):
-    """overflow="slide" cuts the prompt: None for the tokens that no step saw, and for the first that one did."""
+    """overflow="shift" cuts the prompt: None for the tokens that no step saw, and for the first that one did."""
     engine = tiny_engine(model)
     long = [i % 97 for i in range(0, 7 * 80, 7)]
-    request = engine.add(long, SamplingParams(max_tokens=3, prompt_logprobs=1, overflow="slide"))
+    request = engine.add(long, SamplingParams(max_tokens=3, prompt_logprobs=1, overflow="shift"))
     while engine.has_unfinished:
         engine.step()
         check(engine)
     assert_right(request.prompt_logprobs, long, expected(model, long[-WINDOW:]), 1)
+
+
+def test_starting_a_step_does_not_wait_for_them(model, monkeypatch):
+    """They come back with the step's result: reading them while a step is started would wait for the device."""
+    engine = tiny_engine(model, async_scheduling=True)
+    request = engine.add(PROMPT, SamplingParams(max_tokens=3, prompt_logprobs=1))
+    launch = engine.runner.launch
+
+    def refused(self):
+        raise AssertionError("read while a step was started")
+
+    def watched(plan):
+        with monkeypatch.context() as during:
+            during.setattr(LogprobTensors, "read", refused)
+            return launch(plan)
+
+    monkeypatch.setattr(engine.runner, "launch", watched)
+    finish(engine)
+    assert_right(request.prompt_logprobs, PROMPT, expected(model, PROMPT), 1)

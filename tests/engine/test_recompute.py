@@ -16,7 +16,7 @@ OPTIONS = {
     "drawn": {"temperature": 1.0, "seed": 3},
     "penalties": {"repetition_penalty": 1.4, "frequency_penalty": 0.7, "presence_penalty": 0.5},
     "min tokens": {"min_tokens": 14, "stop_token_ids": tuple(range(0, 97, 2))},
-    "slide": {"overflow": "slide", "max_tokens": 60},
+    "slide": {"overflow": "shift", "max_tokens": 60},
 }
 
 
@@ -25,13 +25,15 @@ def model(request):
     return tiny_model(TINY[request.param])
 
 
-@pytest.mark.parametrize("read_late", [False, True], ids=["read at once", "read late"])
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["synchronous", "asynchronous"])
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cached", "not cached"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_tokens_are_those_of_a_request_that_was_never_preempted(model, name, prefix_caching, read_late):
+def test_tokens_are_those_of_a_request_that_was_never_preempted(model, name, prefix_caching, async_scheduling):
     params = SamplingParams(**{"temperature": 0, "max_tokens": 16, **OPTIONS[name]})
     many = prompts(6, seed=1)
-    engine = poison(tiny_engine(model, prefix_caching, read_late=read_late, num_blocks=17, preemption="recompute"))
+    engine = poison(
+        tiny_engine(model, prefix_caching, async_scheduling=async_scheduling, num_blocks=17, preemption="recompute")
+    )
     expected = [run(tiny_engine(model, False), [prompt], params)[0] for prompt in many]
     assert [ids for ids, _ in outputs_of(engine, many, params)] == expected
     assert engine.scheduler.num_preempted > 0

@@ -14,6 +14,7 @@ from octavo.gpt.scheduler.scheduler import Plan, Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
 
 from counted import count
+from watched import is_empty
 
 WINDOW = 24
 
@@ -25,9 +26,9 @@ def drawn(sequence: Sequence, index: int) -> int:
 
 def text_of(sequence: Sequence, end: int) -> tuple[int, ...]:
     """Its first `end` visible tokens, those included that were drawn and not read yet."""
-    num_drawn = max(sequence.start + end - len(sequence.prompt), 0)
+    num_drawn = max(sequence.context_start + end - len(sequence.prompt), 0)
     text = [*sequence.prompt, *(drawn(sequence, index) for index in range(num_drawn))]
-    return tuple(text[sequence.start : sequence.start + end])
+    return tuple(text[sequence.context_start : sequence.context_start + end])
 
 
 class Cache:
@@ -50,9 +51,10 @@ class Cache:
             self._compute(chunk.sequence, chunk.start, chunk.end)
         for sequence in plan.decode:
             self._compute(sequence, sequence.num_computed, sequence.num_computed + 1)
-        for sequence in plan.grown:
-            assert sequence in plan.decode, "grown, but not decoding"
-        done = [chunk.sequence for chunk in plan.prefill if chunk.end == chunk.sequence.num_visible]
+        for sequence in plan.new_blocks:
+            assert sequence in plan.decode, "a new block, but not decoding"
+        done = [chunk.sequence for chunk in plan.prefill if chunk.is_last]
+        assert all(sequence.num_prefill == sequence.num_in_context for sequence in done)
         return done + plan.decode
 
     def _block(self, block: int) -> dict[int, tuple[int, ...]]:
@@ -77,9 +79,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         preemption=st.sampled_from(PREEMPTIONS),
         prefix_caching=st.booleans(),
-        reads_late=st.booleans(),
+        async_scheduling=st.booleans(),
     )
-    def start(self, num_blocks, block_size, budget, max_num_seqs, preemption, prefix_caching, reads_late):
+    def start(self, num_blocks, block_size, budget, max_num_seqs, preemption, prefix_caching, async_scheduling):
         count("state machine of scheduler and blocks")
         config = EngineConfig(WINDOW, block_size, num_blocks, max_num_seqs, budget, preemption=preemption)
         self.scheduler = Scheduler(config, prefix_caching)
@@ -87,13 +89,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.live: list[Sequence] = []
         self.next_id = 0
         self.num_asked = 0  # prompt tokens
-        self.reads_late = reads_late
+        self.async_scheduling = async_scheduling
         self.unread: list[Sequence] = []
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=WINDOW),
         max_tokens=st.integers(1, 30),
-        overflow=st.sampled_from(["stop", "slide"]),
+        overflow=st.sampled_from(["stop", "shift"]),
         n=st.integers(1, 3),
     )
     def add(self, prompt, max_tokens, overflow, n):
@@ -103,8 +105,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_tokens = min(max_tokens, held + 1 - len(prompt))
         params = SamplingParams(max_tokens=max_tokens, overflow=overflow)
         for _ in range(n):
-            sequence = Sequence(self.next_id, prompt, params, seed=0, window=WINDOW)
-            self.num_asked += sequence.num_visible
+            sequence = Sequence(self.next_id, prompt, params, seed=0, max_len=WINDOW)
+            self.num_asked += sequence.num_in_context
             self.next_id += 1
             self.live.append(sequence)
             self.scheduler.add(sequence)
@@ -118,12 +120,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self):
         plan = self.scheduler.schedule()
         sampled = self.cache.run(plan)
-        self.scheduler.advance(plan)
+        ending = self.scheduler.advance(plan)
         self.progressed = bool(sampled or plan.prefill or plan.decode or self.unread)
-        for sequence in sampled:
-            if sequence.is_full:
-                self._finish(sequence)
-        read_now = not self.reads_late or any(sequence.num_computed == WINDOW for sequence in sampled)
+        complete = [sequence for sequence in sampled if sequence.reached_limit]
+        full = [sequence for sequence in sampled if sequence.num_computed == WINDOW]
+        assert set(ending) == {*complete, *full}
+        for sequence in complete:
+            self._finish(sequence)
+        read_now = not self.async_scheduling or bool(set(full) - set(complete))
         for sequence in self.unread + (sampled if read_now else []):
             self._read(sequence)
         self.unread = [] if read_now else sampled
@@ -136,10 +140,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         """A sequence, preempted meanwhile or not, learns the token that was drawn for it."""
         if sequence.state is State.FINISHED:
             return
-        sequence.output.append(drawn(sequence, len(sequence.output)))
-        if sequence.num_visible > WINDOW:
-            sequence.slide()
-            self.scheduler.slide(sequence)
+        sequence.append(drawn(sequence, len(sequence.output)))
+        if sequence.num_in_context > WINDOW:
+            self.scheduler.shift(sequence)
 
     @rule()
     def step_while_blocks_are_short(self):
@@ -177,7 +180,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert pool.num_used + pool.num_available == pool.num_blocks
             held = {*running, *self.scheduler.waiting, *self.scheduler.swapped}
             assert held == set(self.live)
-            assert all(s.state is State.RUNNING and s.num_computed <= s.num_visible for s in running)
+            assert all(s.state is State.RUNNING and s.num_computed <= s.num_in_context for s in running)
             assert len(running) <= self.scheduler.config.max_num_seqs
             assert self.scheduler.num_hit_tokens <= self.scheduler.num_prompt_tokens <= self.num_asked
 
@@ -192,7 +195,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.progressed, "a step did nothing"
             self.blocks_are_whole()
         assert not self.live, "not finished in bounded steps"
-        assert not self.scheduler.has_unfinished
+        assert is_empty(self.scheduler)
         assert self.scheduler.pool.num_used == 0
 
 
@@ -205,7 +208,7 @@ def test_the_youngest_gives_way_and_comes_back_before_others_begin():
     scheduler = Scheduler(config)
     cache = Cache(scheduler)
     params = SamplingParams(max_tokens=9)
-    oldest, youngest, waiting = (Sequence(i, [i] * 7, params, seed=0, window=WINDOW) for i in range(3))
+    oldest, youngest, waiting = (Sequence(i, [i] * 7, params, seed=0, max_len=WINDOW) for i in range(3))
     for sequence in (oldest, youngest, waiting):
         scheduler.add(sequence)
     preempted = []
@@ -215,8 +218,8 @@ def test_the_youngest_gives_way_and_comes_back_before_others_begin():
         sampled = cache.run(plan)
         scheduler.advance(plan)
         for sequence in sampled:
-            sequence.output.append(drawn(sequence, len(sequence.output)))
-            if sequence.is_full:
+            sequence.append(drawn(sequence, len(sequence.output)))
+            if sequence.reached_limit:
                 scheduler.finish(sequence)
         assert waiting.state is State.WAITING or oldest.state is State.FINISHED
     assert preempted == [youngest.seq_id]

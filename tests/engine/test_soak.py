@@ -56,7 +56,7 @@ def random_params(rng: random.Random, seed: int) -> SamplingParams:
         "ignore_eos": lambda: True,
         "logprobs": lambda: rng.choice((0, 1, 5)),
         "prompt_logprobs": lambda: rng.choice((0, 2)),
-        "overflow": lambda: "slide",
+        "overflow": lambda: "shift",
     }
     chosen = {name: options[name]() for name in rng.sample(sorted(options), rng.randint(0, 5))}
     max_tokens = rng.choice((1, 2, 4, 8, 8, 30))
@@ -67,7 +67,7 @@ def random_params(rng: random.Random, seed: int) -> SamplingParams:
 
 def random_request(rng: random.Random, seed: int) -> tuple[list[int], SamplingParams]:
     params = random_params(rng, seed)
-    return random_prompt(rng, WINDOW + (8 if params.overflow == "slide" else 0)), params
+    return random_prompt(rng, WINDOW + (8 if params.overflow == "shift" else 0)), params
 
 
 def soak(engine: Engine, rng: random.Random, first: int, last: int) -> list[RequestOutput]:
@@ -96,9 +96,9 @@ def asked(number: int) -> tuple[list[int], SamplingParams]:
 NARROW = {"num_blocks": 14, "max_num_seqs": 7, "max_num_batched_tokens": 16, "max_num_waiting": 9}
 WAYS = {
     "swap": {"family": "gpt2"},
-    "swap, read late": {"family": "llama", "read_late": True, "capture": lambda step: step},
+    "swap, asynchronous": {"family": "llama", "async_scheduling": True, "capture": lambda step: step},
     "recompute": {"family": "llama", "preemption": "recompute"},
-    "recompute, read late": {"family": "gpt2", "preemption": "recompute", "read_late": True},
+    "recompute, asynchronous": {"family": "gpt2", "preemption": "recompute", "async_scheduling": True},
 }
 
 

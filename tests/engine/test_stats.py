@@ -19,10 +19,12 @@ COUNTS = [
 TIMES = ["queue_time", "time_to_first_token", "time_per_output_token"]
 
 
-@pytest.mark.parametrize("read_late", [False, True], ids=["read at once", "read late"])
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["synchronous", "asynchronous"])
 @pytest.mark.parametrize("preemption", ["swap", "recompute"])
-def test_counts_add_up_at_every_step(preemption, read_late):
-    engine = tiny_engine(tiny_model(TINY["llama"]), num_blocks=20, preemption=preemption, read_late=read_late)
+def test_counts_add_up_at_every_step(preemption, async_scheduling):
+    engine = tiny_engine(
+        tiny_model(TINY["llama"]), num_blocks=20, preemption=preemption, async_scheduling=async_scheduling
+    )
     assert set(engine.stats()) >= {*COUNTS, *TIMES}
     requests = [engine.add(prompt, SamplingParams(seed=1, max_tokens=9, n=2)) for prompt in prompts(8)]
     most_running = 0
@@ -31,7 +33,9 @@ def test_counts_add_up_at_every_step(preemption, read_late):
         now = engine.stats()
         assert now["blocks_used"] + now["blocks_cached"] + now["blocks_free"] == 20
         known = sum(now[f"requests_{state}"] for state in ("running", "waiting", "finished"))
-        assert known == 16 or (read_late and known < 16), "those that drew their last token unread are in between"
+        assert known == 16 or (async_scheduling and known < 16), (
+            "those that drew their last token unread are in between"
+        )
         most_running = max(most_running, now["requests_running"])
     check_idle(engine)
     end = engine.stats()

@@ -51,7 +51,7 @@ def test_many_callers_get_what_each_gets_alone(small):
 def test_a_cancelled_task_frees_its_blocks(small):
     async def main():
         llm = AsyncLLM(**small)
-        endless = SamplingParams(max_tokens=None, overflow="slide")
+        endless = SamplingParams(max_tokens=None, overflow="shift")
         tasks = [asyncio.create_task(last(llm, [1, 2, 3], endless)) for _ in range(4)]
         kept = asyncio.create_task(last(llm, [7, 8]))
         await asyncio.sleep(0.2)
@@ -166,7 +166,7 @@ def test_many_samples_stream_together(small):
 
 def test_close_ends_those_under_way(small):
     async def reason(llm, prompt):
-        params = SamplingParams(max_tokens=None, overflow="slide")
+        params = SamplingParams(max_tokens=None, overflow="shift")
         return [output async for output in llm.generate(prompt, params)][-1].outputs[0].finish_reason
 
     async def main():

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from octavo.gpt.cli import COMMANDS, main
+from octavo.gpt import cli
+from octavo.gpt.cli import COMMANDS, SAMPLING_OPTIONS, main
+from octavo.gpt.sampling_params import SamplingParams
 
 BAD = {
     "unknown model": (["generate", "Hi", "--model", "no-such-model"], "no-such-model"),
@@ -53,3 +55,32 @@ def test_the_module_is_the_command():
     result = subprocess.run([sys.executable, "-m", "octavo.gpt", "--help"], capture_output=True, text=True)
     assert result.returncode == 0
     assert "usage: octavo" in result.stdout
+
+
+GIVEN = {
+    "n": 2, "temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.5,
+    "presence_penalty": 0.2, "frequency_penalty": 0.3, "seed": -3, "max_tokens": 9, "min_tokens": 4, "logprobs": 2,
+    "overflow": "shift",
+}  # fmt: skip
+
+
+def params_of(monkeypatch, *options):
+    """The SamplingParams of a command line."""
+    found = []
+    monkeypatch.setattr(cli, "_llm", lambda arguments: found.append(cli._params(arguments)) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(["generate", "Hi", *options])
+    return found[0]
+
+
+def test_every_option_reaches_its_field(monkeypatch):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in GIVEN.items()]
+    options += ["--stop", "a", "--stop", "b", "--stop-token-ids", "3", "5", "--ignore-eos", "--logit-bias", "4=-2"]
+    assert params_of(monkeypatch, *options) == SamplingParams(
+        **GIVEN, stop=["a", "b"], stop_token_ids=[3, 5], ignore_eos=True, logit_bias={4: -2.0}
+    )
+    assert {*GIVEN, "stop", "stop_token_ids", "ignore_eos"} == set(SAMPLING_OPTIONS)
+
+
+def test_without_options_only_the_length_is_the_command_line_s_own(monkeypatch):
+    assert params_of(monkeypatch) == SamplingParams(max_tokens=256)

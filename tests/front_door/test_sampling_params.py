@@ -42,3 +42,9 @@ def test_any_64_bit_seed_is_legal(seed):
 def test_stop_may_be_one_string_or_several():
     assert SamplingParams(stop="END").stop_strings == ("END",)
     assert SamplingParams(stop=["a", "b"]).stop_strings == ("a", "b")
+
+
+def test_the_old_name_of_shift_still_works_and_warns_its_caller():
+    with pytest.warns(DeprecationWarning, match="overflow='slide' is now overflow='shift'") as warned:
+        assert SamplingParams(overflow="slide") == SamplingParams(overflow="shift")
+    assert [warning.filename for warning in warned] == [__file__]

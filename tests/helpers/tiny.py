@@ -39,7 +39,7 @@ def tiny_engine(
     model: Model,
     prefix_caching: bool = True,
     capture: Capture | None = None,
-    read_late: bool = False,
+    async_scheduling: bool = False,
     **limits: Any,
 ) -> Engine:
     """An engine on the CPU with small limits; `limits` are EngineConfig's fields."""
@@ -49,7 +49,7 @@ def tiny_engine(
     cache = PagedCache(model.config, config.num_blocks, config.block_size, dtype, device)
     cache.data.fill_(torch.nan)  # what no token wrote must never be read
     runner = Runner(model, cache, config, device, capture)
-    return Engine(runner, model.config, config, None, 0, prefix_caching, read_late)
+    return Engine(runner, model.config, config, None, 0, prefix_caching, async_scheduling)
 
 
 def run(engine: Engine, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[list[int]]:

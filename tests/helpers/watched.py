@@ -8,6 +8,7 @@ import torch
 from octavo.gpt.engine import Engine
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler.scheduler import Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
 from octavo.gpt.tokenizer.tokenizer import Tokenizer, Vocabulary
 
@@ -50,20 +51,25 @@ def check(engine: Engine) -> None:
     assert len(running) <= scheduler.config.max_num_seqs
     in_host_memory = {seq_id for seq_id, copy in runner.cache._host.items() if copy.numel()}
     assert in_host_memory == {sequence.seq_id for sequence in scheduler.swapped}
-    assert {sequence.seq_id for sequence in runner.rows.sequences} <= {sequence.seq_id for sequence in running}
+    assert {sequence.seq_id for sequence in runner.input_batch.sequences} <= {sequence.seq_id for sequence in running}
+
+
+def is_empty(scheduler: Scheduler) -> bool:
+    """Whether no sequence is in any of the scheduler's queues."""
+    return not (scheduler.waiting or scheduler.prefilling or scheduler.decoding or scheduler.swapped)
 
 
 def check_idle(engine: Engine) -> None:
     """What holds once every request has ended: everything is back."""
     assert not engine.has_unfinished
-    assert not engine.scheduler.has_unfinished
+    assert is_empty(engine.scheduler)
     assert not engine.unfinished_requests
     check(engine)
     pool = engine.scheduler.pool
     assert pool.num_used == 0
     assert pool.num_available == pool.num_blocks
     assert not engine.runner.cache._host
-    assert not engine.runner.rows.sequences
+    assert not engine.runner.input_batch.sequences
     assert not engine.runner.sampler._counts
 
 

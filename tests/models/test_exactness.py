@@ -63,7 +63,7 @@ class Circumstances:
     after: int = 0
     warm: bool = False  # the needle's prompt is in the prefix cache already
     resumed: bool = False  # the cache is too small: an elder's growth sends the needle to host memory and back
-    read_late: bool = False
+    async_scheduling: bool = False
     capture: Callable[[Any], Any] | None = None
     limits: dict[str, int] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ CIRCUMSTANCES = {
     "prefix hit": Circumstances(warm=True),
     "prefix hit in company, in chunks": Circumstances(1, 1, warm=True, limits={"max_num_batched_tokens": 16}),
     "preempted and resumed": Circumstances(resumed=True),
-    "padded or a graph, read late": Circumstances(before=2, read_late=True, capture=unchanged),
+    "padded or a graph, asynchronous": Circumstances(before=2, async_scheduling=True, capture=unchanged),
 }
 
 
@@ -105,7 +105,7 @@ def engine_for(model: Model, circumstances: Circumstances, scale: Scale) -> Engi
     memory = PagedCache(model.config, config.num_blocks, config.block_size, scale.dtype, device)
     memory.data.fill_(torch.nan)
     runner = Runner(model, memory, config, device, circumstances.capture)
-    return Engine(runner, model.config, config, None, 0, read_late=circumstances.read_late)
+    return Engine(runner, model.config, config, None, 0, async_scheduling=circumstances.async_scheduling)
 
 
 def needle_in(circumstances: Circumstances, model: Model, scale: Scale) -> Yielded:
