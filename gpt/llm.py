@@ -32,7 +32,8 @@ class LLM:
     """A model, its cache and an engine.
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
-    "auto" is triton on CUDA, else the fastest that runs here. At most `max_num_seqs` completions run together and
+    "auto" is triton on CUDA, else the fastest that runs here. dtype is that of activations and cached values, weights
+    the format of the products' weights: "auto" for dense ones in that dtype, or "int8". At most `max_num_seqs` completions run together and
     `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and back
     ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
     On CUDA, decode steps of the triton backend are graphs, captured as the model loads ("startup"), when a size is
@@ -45,7 +46,6 @@ class LLM:
         model: str | Path = "smollm2",
         backend: str | Ops = "auto",
         dtype: str = "auto",
-        weights: str = "auto",
         device: str = "auto",
         max_model_len: int | None = None,
         block_size: int = 16,
@@ -57,6 +57,7 @@ class LLM:
         seed: int = 0,
         enable_prefix_caching: bool = True,
         cuda_graphs: str = "startup",
+        weights: str = "auto",
     ) -> None:
         if cuda_graphs not in CUDA_GRAPHS:
             raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {cuda_graphs!r}")

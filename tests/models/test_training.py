@@ -6,11 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from octavo.gpt.loading.loader import load_model
+from octavo.gpt.models.batch import dense_batch
 from octavo.gpt.models.gpt2 import GPT2, GPT2Config
 from octavo.gpt.models.llama import Llama, LlamaConfig
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.kernels.ops import REFERENCE
 
-from tiny import TINY, tiny_engine
+from tiny import TINY, run, tiny_engine, tiny_model
 
 LETTERS = "ABCDEFGHIJK>"
 SHIFTS = (2, 2, 3)  # the rule: the first two letters move by two, the third by three
@@ -95,3 +98,23 @@ def test_each_position_sees_only_its_past():
     before, after = model.loss(ids).logits, model.loss(changed).logits
     torch.testing.assert_close(before[:, :5], after[:, :5])
     assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+def test_hooks_of_a_loaded_model_fire_when_it_is_called():
+    """PyTorch's hooks, torch.compile and tensor parallelism go through calling the model, which runs its forward."""
+    loaded = load_model("dummy:gpt2", REFERENCE, "float32", "cpu").model
+    seen = []
+    loaded.register_forward_pre_hook(lambda module, arguments: seen.append("before"))
+    loaded.register_forward_hook(lambda module, arguments, hidden: seen.append(tuple(hidden.shape)))
+    hidden = loaded(dense_batch(torch.tensor([[1, 2, 3]])), None)
+    assert seen == ["before", (3, loaded.config.dim)]
+    logits = loaded.loss(torch.tensor([[1, 2, 3]])).logits
+    torch.testing.assert_close(logits[0], loaded.logits(hidden))
+    assert len(seen) == 4
+
+
+def test_the_engine_s_steps_run_hooks():
+    model, seen = tiny_model(TINY["llama"]), []
+    model.register_forward_hook(lambda module, arguments, hidden: seen.append(len(hidden)))
+    run(tiny_engine(model), [[1, 2, 3]], SamplingParams(temperature=0, max_tokens=3))
+    assert seen == [3, 1, 1]
