@@ -36,8 +36,3 @@ def by_architecture(architecture: str) -> Family | None:
 def empty_network(config: ModelConfig) -> Model:
     """The network of a configuration without memory: what it weighs, and what it calls, can be read from it."""
     return family_of(config).empty(config)
-
-
-def num_parameters(config: ModelConfig) -> int:
-    """Weights the network holds, a tied head counted once."""
-    return sum(parameter.numel() for parameter in empty_network(config).parameters())
