@@ -20,7 +20,7 @@ from octavo.bench.peers.sources import open_source
 from octavo.bench.reporting import tables
 from octavo.bench.reporting.records import Writer
 from octavo.bench.reporting.schema import Decode
-from octavo.gpt.loading.loader import INT8
+from octavo.kernels.weights import FORMATS
 
 EXAMPLE = "python -m octavo.bench decode --model smollm2 --batch 1,8 --context 128 --peers transformers"
 
@@ -33,8 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", default="auto,reference", metavar="NAME,...",
         help="auto, reference, cpu, triton; triton-sample is triton with the reference's sample (auto,reference)",
     )  # fmt: skip
+    parser.add_argument("--dtype", default="auto", metavar="NAME,...", help="auto, float32, bfloat16, float16 (auto)")
     parser.add_argument(
-        "--dtype", default="auto", metavar="NAME,...", help="auto, float32, bfloat16, float16, int8 (auto)"
+        "--weights",
+        default="auto",
+        metavar="NAME,...",
+        help="formats measured besides dense weights: int8 (auto: none)",
     )
     parser.add_argument(
         "--peers", default="none", metavar="NAME,...",
@@ -58,7 +62,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         options.same_run(before, describe(plan.device))
         header, done = before.run, before.cells
     else:
-        header = plan.describe(measure_peaks(plan.device, [name for name in plan.dtypes if name != INT8]))
+        header = plan.describe(measure_peaks(plan.device, [name for name in plan.dtypes if name not in FORMATS]))
         Writer(path).write(header)
     tables.header(header, console)
     for line in absent:
@@ -80,7 +84,7 @@ def make_plan(arguments: argparse.Namespace) -> tuple[Plan, list[str]]:
         effort = replace(effort, new_tokens=arguments.new_tokens)
     batches = options.numbers(arguments.batch, "batch") if arguments.batch else grid.batches
     contexts = options.numbers(arguments.context, "context") if arguments.context else grid.contexts
-    dtypes = options.dtypes(arguments.dtype, device, quantised=(INT8,))
+    dtypes = options.precisions(arguments.dtype, arguments.weights, device)
     backends = options.backends(arguments.backend, device)
     present, absent = _peers(arguments.peers, device.type)
     source = open_source(arguments.model)

@@ -30,7 +30,7 @@ from octavo.gpt.engine import Engine
 from octavo.gpt.loading.loader import load_tokenizer
 from octavo.gpt.models.base import LayerCache, Model
 from octavo.gpt.models.batch import Batch
-from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.gpt2 import GPT2Config
 from octavo.gpt.runner.kv_cache import PagedCache
 from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.scheduler.config import EngineConfig
@@ -93,14 +93,14 @@ def _header(seed: int, planned: int) -> Run:
 class Instant(Model):
     """A model whose answer is there already: random ids, one a row, none of them computed."""
 
-    def __init__(self, config: ModelConfig, seed: int) -> None:
+    def __init__(self, config: GPT2Config, seed: int) -> None:
         super().__init__(config, replace(REFERENCE, name="instant"))
         generator = torch.Generator().manual_seed(seed)
         self._ids = torch.randint(config.vocab_size, (4096,), generator=generator).int()
         self._row = torch.zeros(1)
         self._calls = 0
 
-    def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
+    def forward(self, batch: Batch, cache: Sequence[LayerCache] | None = None) -> Tensor:
         return self._row.expand(batch.token_ids.shape[0], 1)
 
     def sample(self, hidden: Tensor, *columns: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ class Instant(Model):
 def instant_engine(num_seqs: int, context: int, steps: int, tokenizer: Tokenizer | None, seed: int) -> Engine:
     """An engine with room for that many sequences of that length, whose steps compute nothing."""
     length = context + steps + WARM_UP + BLOCK_SIZE
-    shape = ModelConfig(
-        family="gpt2", vocab_size=50257, context_size=length, dim=1, num_layers=1, num_heads=1, num_kv_heads=1,
+    shape = GPT2Config(
+        vocab_size=50257, context_size=length, dim=1, num_layers=1, num_heads=1, num_kv_heads=1,
         head_dim=1, hidden_dim=1,
     )  # fmt: skip
     config = EngineConfig(

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from octavo.bench.reporting import records
 from octavo.bench.reporting.records import Results
 from octavo.gpt.loading.loader import resolve_device, resolve_dtype
 from octavo.kernels.ops import Ops, best_for
+from octavo.kernels.weights import FORMATS
 
 Value = TypeVar("Value")
 
@@ -73,13 +75,22 @@ def single(values: tuple[Value, ...], name: str) -> tuple[Value]:
     return values
 
 
-def dtypes(text: str, device: torch.device, quantised: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The dtypes of that list, auto resolved; `quantised` are names of weight formats that are let through."""
-    names = [
-        name if name in quantised else str(resolve_dtype(name, device)).removeprefix("torch.")
-        for name in words(text, "dtype")
-    ]
+def dtypes(text: str, device: torch.device) -> tuple[str, ...]:
+    """The dtypes of that list, auto resolved."""
+    names = [str(resolve_dtype(name, device)).removeprefix("torch.") for name in words(text, "dtype")]
     return tuple(dict.fromkeys(names))
+
+
+def precisions(dtype: str, weights: str, device: torch.device) -> tuple[str, ...]:
+    """The columns of a run: dtypes for dense weights, and formats of weights, whose activations are bfloat16."""
+    formats = [name for name in words(weights, "weights") if name != "auto"]
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"weights must be auto or {', '.join(FORMATS)}, not {name!r}")
+    dense = [name for name in words(dtype, "dtype") if name not in FORMATS]
+    if old := [name for name in words(dtype, "dtype") if name in FORMATS]:
+        print(f"--dtype {old[0]} is now --weights {old[0]} and will be refused", file=sys.stderr)
+    return tuple(dict.fromkeys([*(dtypes(",".join(dense), device) if dense else ()), *formats, *old]))
 
 
 def backends(text: str, device: torch.device) -> tuple[Ops, ...]:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from octavo.gpt import terminal
 from octavo.gpt.llm import LLM
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.ops import BACKENDS
+from octavo.kernels.weights import FORMATS
 
 SAMPLING_OPTIONS = {field.name: field for field in fields(SamplingParams) if "help" in field.metadata}
 DEFAULTS = {"max_tokens": 256}  # of the command line, where they are not SamplingParams' own
@@ -22,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warning_line
+            arguments.run(arguments)
         sys.stdout.flush()
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"octavo: {' '.join(str(error).split())}", file=sys.stderr)
@@ -34,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away
         return 0
     return 0
+
+
+def _warning_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"octavo: {message}", file=sys.stderr)
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -109,6 +117,7 @@ def _llm(arguments: argparse.Namespace) -> LLM:
         arguments.model,
         backend=arguments.backend,
         dtype=arguments.dtype,
+        weights=arguments.weights,
         device=arguments.device,
         max_model_len=arguments.max_model_len,
         seed=int.from_bytes(os.urandom(7), "little"),
@@ -161,7 +170,8 @@ EXAMPLES = {
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a name, a Hugging Face folder or a GGUF file (smollm2)")
     parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)} (auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8 (auto)")
+    parser.add_argument("--dtype", default="auto", help="of activations: auto, float32, bfloat16 or float16 (auto)")
+    parser.add_argument("--weights", default="auto", help=f"auto: as --dtype; or {', '.join(FORMATS)} (auto)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 

@@ -32,7 +32,8 @@ class LLM:
     """A model, its cache and an engine.
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
-    "auto" is triton on CUDA, else the fastest that runs here. At most `max_num_seqs` completions run together and
+    "auto" is triton on CUDA, else the fastest that runs here. dtype is that of activations and cached values, weights
+    the format of the products' weights: "auto" for dense ones in that dtype, or "int8". At most `max_num_seqs` completions run together and
     `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and back
     ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
     On CUDA, decode steps of the triton backend are graphs, captured as the model loads ("startup"), when a size is
@@ -56,14 +57,15 @@ class LLM:
         seed: int = 0,
         enable_prefix_caching: bool = True,
         cuda_graphs: str = "startup",
+        weights: str = "auto",
     ) -> None:
         if cuda_graphs not in CUDA_GRAPHS:
             raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {cuda_graphs!r}")
         self.device = resolve_device(device)
         if isinstance(backend, str):
             backend = ops.load(ops.best_for(self.device.type) if backend == "auto" else backend)
-        loaded = load_model(model, backend, dtype, self.device.type)
-        self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.dummy
+        loaded = load_model(model, backend, dtype, self.device.type, weights)
+        self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
         self.model: Model = loaded.model
         self.dtype = loaded.dtype
         self.config = plan_memory(

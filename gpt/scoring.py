@@ -41,7 +41,7 @@ def score(model: Model, ids: list[int], window: int, device: torch.device) -> Sc
 def _losses(model: Model, ids: list[int], device: torch.device) -> Tensor:
     """Return the negative log-likelihood of each id but the first, float32 `[len(ids) - 1]`."""
     tokens = torch.tensor([ids], dtype=torch.int32, device=device)
-    hidden = model.forward(dense_batch(tokens), None)[:-1]
+    hidden = model(dense_batch(tokens), None)[:-1]
     targets = tokens[0, 1:].long()
     parts = zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
     return torch.cat([F.cross_entropy(model.logits(h).float(), t, reduction="none") for h, t in parts])

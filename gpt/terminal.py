@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from octavo.gpt.llm import LLM
-from octavo.gpt.models.config import KNOWN_SHAPES
+from octavo.gpt.models.registry import KNOWN_SHAPES
 from octavo.gpt.outputs import RequestOutput, TokenProbability
 from octavo.gpt.sampling_params import SamplingParams
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from octavo.kernels import reference
+from octavo.kernels.weights import FORMATS
 
 BACKENDS = ("reference", "cpu", "triton")
 
@@ -37,10 +38,11 @@ class Ops:
     sample: Callable[..., Any]
     lm_head_sample: Callable[..., Any]
     top_logprobs: Callable[..., Any]
+    formats: frozenset[str] = frozenset(FORMATS)  # of weights that its products take, besides dense ones
     record: Callable[..., Any] | None = None  # no op: from a function to one that repeats it without its Python
 
 
-OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in ("name", "record"))
+OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in ("name", "formats", "record"))
 
 REFERENCE = Ops(name="reference", **{name: getattr(reference, name) for name in OP_NAMES})
 
@@ -86,7 +88,8 @@ def _cpu() -> Ops:
 
     from octavo.kernels.cpu.attention import causal_attention, paged_attention
     from octavo.kernels.cpu.graph import record
-    from octavo.kernels.cpu.linear import linear, lm_head_sample, pack
+    from octavo.kernels.cpu.linear import linear, pack
+    from octavo.kernels.cpu.lm_head_sample import lm_head_sample
     from octavo.kernels.cpu.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm, rope, silu_mul, write_kv
     from octavo.kernels.cpu.sample import sample
 
@@ -108,16 +111,6 @@ def _cpu() -> Ops:
         lm_head_sample=lm_head_sample,
         record=record,
     )
-
-
-def with_int8_weights(ops: Ops) -> Ops:
-    """The same backend with weights of one byte, quantised when packed; ValueError where there is no such variant."""
-    if ops.name != "cpu":
-        raise ValueError(f"dtype int8 needs backend cpu, not {ops.name}")
-
-    from octavo.kernels.cpu import linear_int8
-
-    return replace(ops, pack=linear_int8.pack, linear=linear_int8.linear, lm_head_sample=linear_int8.lm_head_sample)
 
 
 def _triton() -> Ops:
@@ -144,6 +137,7 @@ def _triton() -> Ops:
     return replace(
         REFERENCE,
         name="triton",
+        formats=frozenset(),
         layer_norm=layer_norm,
         rms_norm=rms_norm,
         add_layer_norm=add_layer_norm,

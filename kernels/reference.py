@@ -19,6 +19,7 @@ from octavo.kernels.reference_sampling import apply_penalties as apply_penalties
 from octavo.kernels.reference_sampling import lm_head_sample as lm_head_sample
 from octavo.kernels.reference_sampling import sample as sample
 from octavo.kernels.reference_sampling import top_logprobs as top_logprobs
+from octavo.kernels.weights import Weight, dequantise, quantise
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -76,24 +77,21 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def pack(weight: Tensor) -> Tensor:
-    """What `linear` takes, made once from a weight `[out_features, in_features]`. The reference packs nothing."""
-    return weight
+def pack(weight: Tensor, format: str | None = None) -> Weight:
+    """What the products take, made once from a dense weight `[out_features, in_features]`: in the format of that name
+    (weights.py), else as it is. A backend may choose its own layout of either."""
+    return weight if format is None else quantise(weight, format)
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """`activation(x @ weight.T + bias) + residual`: x `[num_tokens, in_features]` -> `[num_tokens, out_features]`.
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """`activation(x @ weight.T + bias)`: x `[num_tokens, in_features]` -> `[num_tokens, out_features]`.
 
-    weight is `pack([out_features, in_features])`; activation None or "gelu" (the tanh form); residual has y's shape.
+    weight `[out_features, in_features]` in any format, activation None or "gelu" (the tanh form).
     """
-    y = F.linear(x, weight, bias)
-    if activation == "gelu":
-        y = F.gelu(y, approximate="tanh")
-    elif activation is not None:
+    if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
-    return y if residual is None else y + residual
+    y = F.linear(x, dequantise(weight, x.dtype), bias)
+    return y if activation is None else F.gelu(y, approximate="tanh")
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:

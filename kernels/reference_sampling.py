@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, philox, weight_units
+from octavo.kernels.weights import Weight, dequantise
 
 
 def apply_penalties(
@@ -70,14 +71,16 @@ def sample(
     return torch.where(legal, token_ids, -1).int(), torch.where(legal, logprobs, torch.nan)
 
 
-def lm_head_sample(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     """The LM head and an unfiltered draw in one: the ids that `sample` chooses from `linear(hidden, weight)`.
 
-    hidden `[num_seqs, dim]`, weight `[vocab_size, dim]`; temperature, seeds, positions as in `sample`, no filter.
-    Returns token_ids `[num_seqs]` int32, -1 where a row's logits have a NaN or none above -inf.
+    hidden `[num_seqs, dim]`, weight `[vocab_size, dim]` in any format; temperature, seeds and positions as in
+    `sample`, no filter. Returns token_ids `[num_seqs]` int32, -1 where a row's logits have a NaN or none above -inf.
     """
     off = torch.zeros_like(temperature)
-    return sample(F.linear(hidden, weight), temperature, off.int(), 1 + off, off, seeds, positions)[0]
+    return sample(
+        F.linear(hidden, dequantise(weight, hidden.dtype)), temperature, off.int(), 1 + off, off, seeds, positions
+    )[0]
 
 
 def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:

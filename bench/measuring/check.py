@@ -44,8 +44,8 @@ class Verifier:
             generator = torch.Generator().manual_seed(seed)
             length = min(PROBE_TOKENS, source.config.context_size)
             probe = torch.randint(source.config.vocab_size, (1, length), generator=generator).int().to(device)
-            logits = judge(probe).logits
-            error = twin(probe).logits.to(exact) - logits
+            logits = judge.loss(probe).logits
+            error = twin.loss(probe).logits.to(exact) - logits
             self.chance = float((logits.max(-1).values - logits.mean(-1)).mean())  # the gap of a random token
             self.budget = 4 * float(error.abs().max())
         self.model = twin if dtype == "float32" else judge  # float64 is for the noise only: it is slow
@@ -113,7 +113,7 @@ class Verifier:
             block_table=self._ints([[0]]),
             max_seqlen_q=max(2, num_tokens),
         )
-        return self.model.forward(batch, cache.layers)
+        return self.model(batch, cache.layers)
 
     def _ints(self, values: list) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self.device)

@@ -1,15 +1,18 @@
 """The ops at the shapes of a model: inputs from a seeded generator, and the bytes and FLOPs that cannot be avoided."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from octavo.gpt.models.batch import dense_batch
 from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.models.llama import rope_tables
+from octavo.gpt.models.registry import family_of
+from octavo.gpt.models.rope import rope_tables
+from octavo.kernels.ops import OP_NAMES, REFERENCE
 
 BLOCK_SIZE = 16
 Arguments = tuple[Any, ...]
@@ -54,13 +57,10 @@ class Shapes:
 
 
 def cases(shapes: Shapes) -> Iterator[Case]:
-    """Every op of the model's family, in decode and, where it differs, in prefill."""
+    """Every op that the model's family calls, in decode and, where it differs, in prefill."""
     for tokens, phase in ((shapes.num_seqs, "decode"), (shapes.prefill, "prefill")):
-        yield from _norms(shapes, tokens, phase)
-        yield from _linears(shapes, tokens, phase)
-        yield _activation(shapes, tokens, phase)
-        if shapes.config.family == "llama":
-            yield _rope(shapes, tokens, phase)
+        for call in layer_calls(shapes.config, tokens, with_head=phase == "decode"):
+            yield _rope(shapes, call, phase) if call.op == "rope" else _of_layer(shapes, call, phase)
         yield _write_kv(shapes, tokens, phase)
     yield _causal(shapes)
     yield _paged(shapes, "decode", [shapes.context] * shapes.num_seqs)
@@ -69,62 +69,93 @@ def cases(shapes: Shapes) -> Iterator[Case]:
     yield from _head_and_draw(shapes)
 
 
-def _norms(s: Shapes, tokens: int, phase: str) -> Iterator[Case]:
-    dim, eps, gpt2 = s.config.dim, s.config.norm_eps, s.config.family == "gpt2"
-    weights = (lambda: (s.normal(dim), s.normal(dim), eps)) if gpt2 else (lambda: (s.normal(dim), eps))
-    name, shape = ("layer_norm" if gpt2 else "rms_norm"), f"{phase} {tokens} x {dim}"
-    size = tokens * dim * s.itemsize
-    yield Case(name, shape, lambda: (s.normal(tokens, dim), *weights()), 2 * size, 5 * tokens * dim)
-    pair = lambda: (s.normal(tokens, dim), s.normal(dim, tokens).T.contiguous(), *weights())  # noqa: E731
-    yield Case(f"add_{name}", shape, pair, 4 * size, 6 * tokens * dim)
+@dataclass(frozen=True)
+class Call:
+    """One call of an op by a network without memory: its tensors have shapes alone."""
+
+    op: str
+    role: str  # the module whose weight a product reads; "" for other ops
+    arguments: Arguments
+    result: Any
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        return tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in self.arguments)
+
+    @property
+    def num_values(self) -> int:
+        """Values read and written, each once."""
+        results = self.result if isinstance(self.result, tuple) else (self.result,)
+        return sum(a.numel() for a in (*self.arguments, *results) if isinstance(a, Tensor))
 
 
-def _linears(s: Shapes, tokens: int, phase: str) -> Iterator[Case]:
-    c = s.config
-    qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-    gates = 1 if c.family == "gpt2" else 2
-    widths = {
-        "qkv": (qkv, c.dim), "out": (c.dim, c.num_heads * c.head_dim), "up": (gates * c.hidden_dim, c.dim),
-        "down": (c.dim, c.hidden_dim),
-    }  # fmt: skip
-    if phase == "decode":
-        widths["head"] = (c.vocab_size, c.dim)
-    for name, (n, k) in widths.items():
-        gelu = c.family == "gpt2" and name == "up"
-        yield Case(
-            "linear",
-            f"{phase} {name} {tokens} x {k} -> {n}",
-            partial(_product, s, tokens, n, k),
-            (tokens * (n + k) + n * k) * s.itemsize,
-            2 * tokens * n * k,
-            {"activation": "gelu"} if gelu else {},
-        )
+def layer_calls(config: ModelConfig, tokens: int, with_head: bool) -> list[Call]:
+    """What one layer of the network, and its head, call for so many tokens, each op once per set of shapes."""
+    calls: list[Call] = []
+    stubs: dict[str, Any] = {
+        "write_kv": lambda *_: None,
+        "causal_attention": lambda q, *_: torch.empty_like(q),
+        "rope": lambda q, k, *_: (torch.empty_like(q), torch.empty_like(k)),
+    }
+
+    def noted(op: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            result = stubs.get(op, getattr(REFERENCE, op))(*arguments)
+            role = roles.get(id(arguments[1]), "head") if op == "linear" else ""
+            calls.append(Call(op, role, arguments, result))
+            return result
+
+        return call
+
+    watched: dict[str, Any] = {op: noted(op) for op in OP_NAMES}
+    ops = replace(REFERENCE, name="noted", **watched)
+    model = family_of(config).empty(replace(config, num_layers=1), ops)
+    roles = {
+        id(module.weight): name.split(".")[-1] for name, module in model.named_modules() if hasattr(module, "weight")
+    }
+    hidden = model(dense_batch(torch.zeros(1, tokens, dtype=torch.int32, device="meta")))
+    if with_head:
+        model.logits(hidden)
+    found = {(call.op, call.role, call.shapes): call for call in calls if call.op in OF_LAYERS}
+    return list(found.values())
 
 
-def _product(s: Shapes, tokens: int, n: int, k: int) -> Arguments:
-    return s.normal(tokens, k), s.normal(n, k) * k**-0.5
+OF_LAYERS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "linear", "silu_mul", "rope")
 
 
-def _activation(s: Shapes, tokens: int, phase: str) -> Case:
-    width = s.config.hidden_dim
-    if s.config.family == "gpt2":
-        both = lambda: (s.normal(tokens, width), s.normal(width))  # noqa: E731
-        return Case("bias_gelu", f"{phase} {tokens} x {width}", both, 2 * tokens * width * s.itemsize)
-    make = lambda: (s.normal(tokens, 2 * width),)  # noqa: E731
-    return Case("silu_mul", f"{phase} {tokens} x {width}", make, 3 * tokens * width * s.itemsize)
+def _of_layer(s: Shapes, call: Call, phase: str) -> Case:
+    """A norm, an activation or a product, on values drawn for the shapes of the call."""
+    tokens, width = call.arguments[0].shape
+    shape, flops = f"{phase} {tokens} x {width}", 0
+    if call.op == "linear":
+        n = call.arguments[1].shape[0]
+        shape, flops = f"{phase} {call.role} {tokens} x {width} -> {n}", 2 * tokens * n * width
+    make = partial(_drawn, s, call)
+    return Case(call.op, shape, make, call.num_values * s.itemsize, flops)
 
 
-def _rope(s: Shapes, tokens: int, phase: str) -> Case:
-    c = s.config
+def _drawn(s: Shapes, call: Call) -> Arguments:
+    """Values for the shapes of the call, no two tensors alike; a weight's are of the size that networks begin with."""
+    values: list[Any] = []
+    for i, argument in enumerate(call.arguments):
+        if isinstance(argument, Tensor):
+            drawn = s.normal(*argument.shape).roll(i, -1)
+            values.append(drawn * argument.shape[1] ** -0.5 if call.op == "linear" and i == 1 else drawn)
+        else:
+            values.append(argument)
+    return tuple(values)
+
+
+def _rope(s: Shapes, call: Call, phase: str) -> Case:
+    q, k = call.arguments[:2]
+    tokens, head_dim, heads = len(q), q.shape[2], q.shape[1] + k.shape[1]
 
     def make() -> Arguments:
-        cos, sin = (table.to(s.device) for table in rope_tables(c))
-        q, k = s.normal(tokens, c.num_heads, c.head_dim), s.normal(tokens, c.num_kv_heads, c.head_dim)
-        return q, k, s.ints(torch.arange(tokens)), cos, sin
+        cos, sin = (table.to(s.device) for table in rope_tables(head_dim, tokens, 10000.0, None))
+        return s.normal(*q.shape), s.normal(*k.shape), s.ints(torch.arange(tokens)), cos, sin
 
-    heads = c.num_heads + c.num_kv_heads
-    moved = tokens * (2 * heads * c.head_dim * s.itemsize + c.head_dim * 4)
-    return Case("rope", f"{phase} {tokens} x {heads} x {c.head_dim}", make, moved)
+    moved = tokens * (2 * heads * head_dim * s.itemsize + head_dim * 4)
+    return Case("rope", f"{phase} {tokens} x {heads} x {head_dim}", make, moved)
 
 
 def _write_kv(s: Shapes, tokens: int, phase: str) -> Case:

@@ -12,8 +12,8 @@ from octavo.bench.peers import base, registry
 from octavo.bench.peers.base import Contender, Octavo, Setting
 from octavo.bench.peers.sources import Source
 from octavo.bench.reporting.schema import Run
-from octavo.gpt.loading.loader import INT8
 from octavo.kernels.ops import Ops
+from octavo.kernels.weights import FORMATS
 
 Entry = tuple[Ops | str, str]  # a backend or a peer's name, and a dtype
 
@@ -36,7 +36,7 @@ class Plan:
         """Who runs, a backend or a peer's name, and in which dtype; a peer's own format is run once."""
         pairs: list[Entry] = []
         for dtype in self.dtypes:
-            names = [registry.in_int8(name) if dtype == INT8 else name for name in self.peers]
+            names = [registry.in_int8(name) if dtype in FORMATS else name for name in self.peers]
             pairs += [(who, dtype) for who in (*self.backends, *names) if who is not None]
         first: dict[Any, str] = {
             who: dtype for who, dtype in reversed(pairs) if isinstance(who, str) and registry.has_own_format(who)

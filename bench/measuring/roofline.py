@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from octavo.bench.measuring.timing import Stopwatch, median
 from octavo.gpt.loading.loader import DTYPES
 from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.registry import empty_network
 
 
 class Peaks(NamedTuple):
@@ -47,10 +49,11 @@ def _seconds(call: Callable[[], Any], device: torch.device, rounds: int = 7) -> 
 
 
 def step_weights(config: ModelConfig) -> int:
-    """Weights that one decode step reads: all but the embedding's rows, which serve as the head where it is tied."""
-    positions = config.context_size if config.family == "gpt2" else 0
-    unread = positions + (0 if config.tied_head else config.vocab_size)
-    return config.num_parameters - unread * config.dim
+    """Values of matrices that one decode step reads: all but tables of rows, unless such a table is the head too."""
+    model = empty_network(config)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    read = [weight for weight in model.parameters() if weight.dim() > 1 and id(weight) not in tables]
+    return sum(weight.numel() for weight in read) + (model.embedding.weight.numel() if config.tied_head else 0)
 
 
 def step_bytes(config: ModelConfig, weight_bytes: float, value_bytes: int, batch: int, context: int) -> int:

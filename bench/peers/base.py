@@ -11,13 +11,11 @@ import torch
 from octavo.bench.measuring.timing import Stopwatch
 from octavo.bench.peers.sources import Source
 from octavo.gpt import LLM, SamplingParams
-from octavo.gpt.loading.loader import INT8
 from octavo.kernels import ops
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
+from octavo.kernels.weights import FORMATS
 
 OWN = "octavo:"  # names of our own contenders begin so
-
-TAKE_PACKED = {"pack", "linear", "lm_head_sample"}
 
 
 @dataclass(frozen=True)
@@ -88,19 +86,21 @@ class Octavo(Contender):
     """LLM as its users make it: default settings, room for the largest batch."""
 
     def __init__(self, setting: Setting, backend: Ops) -> None:
-        if setting.dtype == INT8 and backend.name != "cpu":
-            raise UnsupportedError(f"dtype int8 is for backend cpu, not {backend.name}")
+        format = setting.dtype if setting.dtype in FORMATS else None  # a column of int8 is of weights in int8
+        if format and format not in backend.formats:
+            raise UnsupportedError(f"backend {backend.name} has no products with weights in {format}")
         self.name = OWN + backend.name
         self.version = metadata.version("octavo")
         self.device = setting.device
         self.llm = LLM(
             setting.source.path or setting.source.name,
             backend=backend,
-            dtype=setting.dtype,
+            dtype="auto" if format else setting.dtype,
+            weights=format or "auto",
             device=setting.device.type,
             max_num_seqs=max(64, setting.max_batch),
         )
-        self.dtype, self.same_weights = setting.dtype, setting.dtype != INT8
+        self.dtype, self.same_weights = setting.dtype, format is None
         self.value_bytes = self.llm.dtype.itemsize
         self.weight_bytes = float(self.value_bytes) if self.same_weights else 1.0
 
@@ -131,14 +131,11 @@ class Octavo(Contender):
 def backend(name: str) -> Ops:
     """An octavo backend, or an ablation of one: `triton-sample` is triton with the reference's `sample`.
 
-    Several ops may be given back to the reference, one dash each; where weights are packed, all that take them go
-    together. ValueError for a name that is no backend or no op, RuntimeError where the backend cannot run.
+    Several ops may be given back to the reference, one dash each. ValueError for a name that is no backend or no op,
+    RuntimeError where the backend cannot run.
     """
     base, *given_back = name.split("-")
     for op in given_back:
         if op not in OP_NAMES:
             raise ValueError(f"backend {name!r}: {op!r} is no op (only {', '.join(OP_NAMES)})")
-    whole = ops.load(base)
-    if whole.pack is not REFERENCE.pack and TAKE_PACKED & set(given_back):
-        given_back += TAKE_PACKED
-    return replace(whole, name=name, **{op: getattr(REFERENCE, op) for op in given_back})
+    return replace(ops.load(base), name=name, **{op: getattr(REFERENCE, op) for op in given_back})

@@ -14,6 +14,8 @@ from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import Source, plain_model
 from octavo.gpt.loading.loader import DTYPES
 
+NOT_FROM_GGUF = ("gpt2",)  # transformers takes context and width of these files for granted
+
 
 class Transformers(Contender):
     """`model.generate`, greedy; a streamer notes when tokens come."""
@@ -89,8 +91,8 @@ def load(source: Source, dtype: str, device: torch.device) -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     kind = transformers.AutoModelForCausalLM
-    if source.path is None or (source.is_gguf and source.config.family == "gpt2"):
-        model = network(plain_model(source, dtype, device))  # of a GPT-2 in GGUF it takes window and width for granted
+    if source.path is None or (source.is_gguf and source.config.family in NOT_FROM_GGUF):
+        model = network(plain_model(source, dtype, device))
     elif source.is_gguf:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             model = kind.from_pretrained(

@@ -1,5 +1,6 @@
 """The weights that everyone runs: a file, a folder, or a seeded random network, and their plain tensors."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import torch
 from torch import Tensor
 
 from octavo.gpt.loading import hub
+from octavo.gpt.loading.checkpoint import stored_parts
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
-from octavo.gpt.loading.hf_config import read_config
-from octavo.gpt.loading.loader import DUMMY, load_model
+from octavo.gpt.loading.hf import read_config
+from octavo.gpt.loading.loader import DUMMY, known_shape, load_model
 from octavo.gpt.models.base import Model
-from octavo.gpt.models.config import KNOWN_SHAPES, ModelConfig
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.family import Names
+from octavo.gpt.models.registry import family_of
+from octavo.gpt.models.rope import deinterleave_rows, interleave_rows
 from octavo.kernels.ops import REFERENCE
 
 
@@ -35,11 +40,7 @@ class Source:
 def open_source(name: str) -> Source:
     """The model's place and shape, without its weights; ValueError or FileNotFoundError where there is none."""
     if name.startswith(DUMMY):
-        shape = name.removeprefix(DUMMY)
-        if shape not in KNOWN_SHAPES:
-            known = ", ".join(DUMMY + shape for shape in KNOWN_SHAPES)
-            raise ValueError(f"unknown model {name!r}: dummy models are {known}")
-        return Source(name, None, KNOWN_SHAPES[shape])
+        return Source(name, None, known_shape(name))
     path = hub.resolve(name)
     return Source(name, path, read_config(path) if path.is_dir() else open_gguf_checkpoint(path)[0].config)
 
@@ -49,29 +50,16 @@ def plain_model(source: Source, dtype: str, device: torch.device) -> Model:
     return load_model(source.path or source.name, REFERENCE, dtype, device.type).model
 
 
-def separate(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights with Llama's fused projections apart: q, k, v, gate and up."""
-    found: dict[str, Tensor] = {}
-    kv_rows = config.num_kv_heads * config.head_dim
-    parts = {
-        "qkv_proj": (("q_proj", "k_proj", "v_proj"), [config.num_heads * config.head_dim, kv_rows, kv_rows]),
-        "gate_up_proj": (("gate_proj", "up_proj"), [config.hidden_dim, config.hidden_dim]),
-    }
-    for name, tensor in weights.items():
-        module = name.split(".")[-2]
-        if module in parts:
-            names, rows = parts[module]
-            found |= {name.replace(module, part): t for part, t in zip(names, tensor.split(rows), strict=True)}
-        else:
-            found[name] = tensor
-    return found
+def stored_weights(model: Model, names: Names, interleaved: bool) -> Iterator[tuple[str, str, Tensor]]:
+    """The network's weights as a format with these names stores them: (name, its module with {} for the layer, tensor).
 
-
-def turn_halves(tensor: Tensor, head_dim: int) -> Tensor:
-    """Rows of q or k from interleaved rotary pairs `(2i, 2i + 1)` to halves `(i, i + head_dim / 2)`."""
-    return tensor.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2).contiguous()
-
-
-def interleave(tensor: Tensor, head_dim: int) -> Tensor:
-    """The way back of `turn_halves`."""
-    return tensor.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
+    interleaved: whether rotary pairs are neighbours in that format; rows are put in its order.
+    """
+    config = model.config
+    reorder = interleave_rows if interleaved else deinterleave_rows
+    reorders = interleaved != getattr(config, "rope_interleaved", interleaved)
+    for parameter, weight in model.named_parameters():
+        for part in stored_parts(model, parameter, names):
+            tensor = weight.narrow(0, part.first_row, part.num_rows)
+            turned = reorders and part.module in family_of(config).rotary
+            yield part.name, part.module, reorder(tensor, config.head_dim) if turned else tensor

@@ -1,29 +1,18 @@
 """A Hugging Face folder as a Checkpoint: config.json, and model.safetensors or its shards."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from octavo.gpt.loading.checkpoint import Checkpoint, Names
-from octavo.gpt.loading.hf_config import read_config, read_json
+from octavo.gpt.loading.checkpoint import Checkpoint
 from octavo.gpt.loading.safetensors_file import open_safetensors
 from octavo.gpt.loading.tensor_file import TensorFile
 from octavo.gpt.models.config import ModelConfig
-
-NAMES: dict[str, Names] = {  # where ours differ from the checkpoint's
-    "gpt2": {},
-    "llama": {
-        "layers.{}.self_attn.qkv_proj": tuple(f"layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
-        "layers.{}.mlp.gate_up_proj": ("layers.{}.mlp.gate_proj", "layers.{}.mlp.up_proj"),
-    },
-}
-
-CONV1D = ("h.{}.attn.c_attn", "h.{}.attn.c_proj", "h.{}.mlp.c_fc", "h.{}.mlp.c_proj")
-
-PREFIX = {"gpt2": "transformer.", "llama": "model."}
-
-# Tensors that old checkpoints carry and no network needs: causal masks, and rotary frequencies.
-BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+from octavo.gpt.models.config_reader import ConfigReader, as_list
+from octavo.gpt.models.family import Family
+from octavo.gpt.models.registry import FAMILIES, by_architecture, family_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -32,14 +21,57 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def open_folder(folder: Path) -> Checkpoint:
     """ValueError or FileNotFoundError names the file, and the option or tensor at fault."""
     config = read_config(folder)
-    listing = _listing(folder)
-    stored = _sharded(listing) if listing.name == INDEX else _whole(listing)
-    tensors = _canonical(listing, config, stored)
-    transposed = CONV1D if config.family == "gpt2" else ()
-    return Checkpoint(listing, config, tensors, NAMES[config.family], transposed)
+    family, index_file = family_of(config), _index_file(folder)
+    stored = _sharded(index_file) if index_file.name == INDEX else _whole(index_file)
+    tensors = _canonical(index_file, config, family, stored)
+    return Checkpoint(index_file, config, tensors, family.hf_names, family.hf_transposed)
 
 
-def _listing(folder: Path) -> Path:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError where there is none."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The network that a Hugging Face folder describes, end-of-text ids from generation_config.json where it is."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing (a GGUF model is named by its file)")
+    reader = ConfigReader(path, read_json(path))
+    generation = folder / "generation_config.json"
+    wishes = read_json(generation) if generation.is_file() else {}
+    family = _family(path, reader.table)
+    reader.require_one_of("quantization_config", None)
+    config = family.from_hf(reader)
+    ends = reader if wishes.get("eos_token_id") is None else ConfigReader(generation, wishes)
+    bos = reader.ids("bos_token_id", config.vocab_size)
+    return replace(config, bos_id=bos[0] if bos else None, eos_ids=ends.ids("eos_token_id", config.vocab_size))
+
+
+def _family(path: Path, table: dict[str, Any]) -> Family:
+    """The family that all of `architectures` and `model_type` name."""
+    named: list[Any] = []
+    for architecture in as_list(table.get("architectures")):
+        family = by_architecture(architecture)
+        if family is None:
+            known = ", ".join(name for each in FAMILIES.values() for name in each.architectures)
+            raise ValueError(f"{path}: architecture {architecture} is not supported (only {known})")
+        named.append(family.name)
+    named += as_list(table.get("model_type"))
+    if not named or named[0] not in tuple(FAMILIES) or any(name != named[0] for name in named):
+        raise ValueError(
+            f"{path}: model_type {table.get('model_type')!r} is not supported (only {', '.join(FAMILIES)})"
+        )
+    return FAMILIES[named[0]]
+
+
+def _index_file(folder: Path) -> Path:
     for name in (WEIGHTS, INDEX):
         if (folder / name).is_file():
             return folder / name
@@ -77,14 +109,16 @@ def _sharded(index: Path) -> dict[str, TensorFile]:
     return {tensor: shards[name] for tensor, name in weight_map.items()}
 
 
-def _canonical(listing: Path, config: ModelConfig, stored: dict[str, TensorFile]) -> dict[str, tuple[TensorFile, str]]:
+def _canonical(
+    index_file: Path, config: ModelConfig, family: Family, stored: dict[str, TensorFile]
+) -> dict[str, tuple[TensorFile, str]]:
     """The tensors the network needs, their names without the family's prefix; an unused head is left out."""
     tensors: dict[str, tuple[TensorFile, str]] = {}
     for full_name, file in stored.items():
-        name = full_name.removeprefix(PREFIX[config.family])
-        if BUFFERS.fullmatch(name) or (name == "lm_head.weight" and config.tied_head):
+        name = full_name.removeprefix(family.hf_prefix)
+        if re.fullmatch(family.hf_buffers, name) or (name == "lm_head.weight" and config.tied_head):
             continue
         if name in tensors:
-            raise ValueError(f"{listing}: tensor {name} is there twice, with and without its prefix")
+            raise ValueError(f"{index_file}: tensor {name} is there twice, with and without its prefix")
         tensors[name] = (file, full_name)
     return tensors

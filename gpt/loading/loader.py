@@ -4,6 +4,7 @@ The network is built without memory, every tensor of the checkpoint is checked a
 are made and filled a few rows at a time: no weight is ever held twice, whatever its type on disk.
 """
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,23 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from octavo.gpt.loading import hub
-from octavo.gpt.loading.checkpoint import Checkpoint, Piece
+from octavo.gpt.loading.checkpoint import Checkpoint, Slice
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
 from octavo.gpt.loading.hf import open_folder
 from octavo.gpt.models.base import Model, initialise
-from octavo.gpt.models.config import KNOWN_SHAPES, ModelConfig
-from octavo.gpt.models.gpt2 import GPT2
-from octavo.gpt.models.llama import Llama
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.registry import KNOWN_SHAPES, family_of
 from octavo.gpt.tokenizer.gguf import from_gguf_metadata, gpt2
 from octavo.gpt.tokenizer.hf import from_folder
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
-from octavo.kernels.ops import Ops, with_int8_weights
-
-FAMILIES: dict[str, type[GPT2] | type[Llama]] = {"gpt2": GPT2, "llama": Llama}
+from octavo.kernels.ops import Ops
+from octavo.kernels.weights import FORMATS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-INT8 = "int8"  # a dtype of weights only: what they are multiplied with stays bfloat16
 
 DUMMY = "dummy:"  # names of networks with random weights begin so
 
@@ -38,22 +35,23 @@ class LoadedModel(NamedTuple):
     model: Model
     tokenizer: Tokenizer | None  # None where the model comes without one
     name: str
-    source: Path | None  # the folder or file; None for random weights
-    dummy: bool
-    dtype: torch.dtype
+    is_dummy: bool  # random weights
+    dtype: torch.dtype  # of activations and cached values
 
 
-def load_model(name: str | Path, ops: Ops, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+def load_model(
+    name: str | Path, ops: Ops, dtype: str = "auto", device: str = "auto", weights: str = "auto"
+) -> LoadedModel:
     """The model of that name, folder or GGUF file, ready to decode: packed for its backend, without gradients.
 
-    dtype is auto, float32, bfloat16, float16, or int8, which the backend cpu has: weights of one byte among bfloat16;
-    device is auto, cpu or cuda. Names are those of `hub.resolve`, and `dummy:<shape>` for seeded random weights.
-    ValueError or FileNotFoundError says what is wrong with an argument, or with which tensor of which file, before any
-    memory is taken.
+    dtype, of activations and cached values, is auto, float32, bfloat16 or float16. weights is a format of
+    kernels/weights.py that the backend has a product for, or auto: dense, in the same dtype. device is auto, cpu or
+    cuda. Names are those of `hub.resolve`, and `dummy:<shape>` for seeded random weights. ValueError or
+    FileNotFoundError says what is wrong with an argument, or with which tensor of which file, before any memory is
+    taken.
     """
     place = resolve_device(device)
-    if dtype == INT8:
-        ops, dtype = with_int8_weights(ops), "bfloat16"
+    dtype, format = resolve_weights(dtype, weights, ops)
     number_type = resolve_dtype(dtype, place)
     if str(name).startswith(DUMMY):
         model = _random(str(name), ops, number_type, place)
@@ -64,8 +62,22 @@ def load_model(name: str | Path, ops: Ops, dtype: str = "auto", device: str = "a
         model = _read(checkpoint, ops, number_type, place)
     model.requires_grad_(False)
     model.eval()
-    model.pack()
-    return LoadedModel(model, tokenizer, str(name), source, source is None, number_type)
+    model.pack(format)
+    return LoadedModel(model, tokenizer, str(name), source is None, number_type)
+
+
+def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None]:
+    """The dtype of activations and the format of weights, None for dense; ValueError where the backend has none."""
+    if dtype in FORMATS:
+        warnings.warn(f"dtype={dtype!r} is now weights={dtype!r} and will be refused", FutureWarning, stacklevel=3)
+        dtype, weights = "bfloat16", dtype
+    if weights == "auto":
+        return dtype, None
+    if weights not in FORMATS:
+        raise ValueError(f"weights must be auto or {', '.join(FORMATS)}, not {weights!r}")
+    if weights not in ops.formats:
+        raise ValueError(f"weights {weights} are not for backend {ops.name}, which takes dense ones: use backend cpu")
+    return ("bfloat16" if dtype == "auto" else dtype), weights
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
@@ -73,7 +85,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     if str(name).removeprefix(DUMMY) in hub.HUB_NAMES and not Path(name).exists():
         return gpt2(hub.gpt2_vocabulary())
     if str(name).startswith(DUMMY):
-        _known_shape(str(name))
+        known_shape(str(name))
         tokenizer = None
     else:
         tokenizer = _open(hub.resolve(str(name)))[1]
@@ -96,7 +108,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype in DTYPES:
         return DTYPES[dtype]
     if dtype != "auto":
-        raise ValueError(f"dtype must be auto, {', '.join((*DTYPES, INT8))}, not {dtype!r}")
+        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
     if device.type == "cuda":
         return torch.bfloat16
     probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
@@ -110,12 +122,6 @@ def _open(source: Path) -> tuple[Checkpoint, Tokenizer | None]:
     return checkpoint, from_gguf_metadata(metadata, str(source))
 
 
-def _empty(config: ModelConfig, ops: Ops) -> Model:
-    """The network's modules and shapes, without memory."""
-    with torch.device("meta"):
-        return FAMILIES[config.family](config, ops)
-
-
 def _allocate(model: Model, dtype: torch.dtype, device: torch.device) -> None:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -124,48 +130,49 @@ def _allocate(model: Model, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def _read(checkpoint: Checkpoint, ops: Ops, dtype: torch.dtype, device: torch.device) -> Model:
-    config, listing = checkpoint.config, checkpoint.listing
+    config, index_file = checkpoint.config, checkpoint.index_file
     if config.num_layers > len(checkpoint.tensors):
-        raise ValueError(f"{listing}: {config.num_layers} layers, but only {len(checkpoint.tensors)} tensors")
+        raise ValueError(f"{index_file}: {config.num_layers} layers, but only {len(checkpoint.tensors)} tensors")
     try:
-        model = _empty(config, ops)
+        model = family_of(config).empty(config, ops)
     except RuntimeError as error:  # sizes whose product no computer can count
-        raise ValueError(f"{listing}: impossible sizes in the configuration: {error}") from None
+        raise ValueError(f"{index_file}: impossible sizes in the configuration: {error}") from None
     plan = checkpoint.match(model)
     _allocate(model, dtype, device)
     for name, parameter in model.named_parameters():
-        for piece in plan[name]:
-            _fill(parameter.data, piece)
+        for part in plan[name]:
+            _fill(parameter.data, part)
     model.make_buffers()
     return model
 
 
-def _fill(parameter: Tensor, piece: Piece) -> None:
+def _fill(parameter: Tensor, part: Slice) -> None:
     """Copy a checkpoint's tensor into its rows of the parameter, some rows at a time."""
-    target = parameter.narrow(0, piece.first_row, piece.num_rows)
+    target = parameter.narrow(0, part.first_row, part.num_rows)
     if parameter.dim() == 1:
-        target.copy_(piece.file.read(piece.name))
+        target.copy_(part.file.read(part.name))
         return
-    target = target.T if piece.transposed else target
+    target = target.T if part.transposed else target
     step = max(1, CHUNK // target.shape[1])
     for start in range(0, target.shape[0], step):
         stop = min(start + step, target.shape[0])
-        target[start:stop].copy_(piece.file.read(piece.name, start, stop))
+        target[start:stop].copy_(part.file.read(part.name, start, stop))
 
 
 def _random(name: str, ops: Ops, dtype: torch.dtype, device: torch.device) -> Model:
-    model = _empty(_known_shape(name), ops)
+    config = known_shape(name)
+    model = family_of(config).empty(config, ops)
     _allocate(model, dtype, device)
     initialise(model, seed=0)
     return model
 
 
-def _known_shape(name: str) -> ModelConfig:
+def known_shape(name: str) -> ModelConfig:
+    """The shape that `dummy:<shape>` names; ValueError where there is none."""
     shape = name.removeprefix(DUMMY)
     if shape not in KNOWN_SHAPES:
-        raise ValueError(
-            f"unknown model {name!r}: dummy models are {', '.join(DUMMY + known for known in KNOWN_SHAPES)}"
-        )
+        known = ", ".join(DUMMY + known for known in KNOWN_SHAPES)
+        raise ValueError(f"unknown model {name!r}: dummy models are {known}")
     return KNOWN_SHAPES[shape]
 
 

@@ -53,7 +53,7 @@ def _info(path: Path, name: str, entry: Any, data_start: int, size: int) -> Tens
         raise ValueError(f"{path}: tensor {name} has an impossible shape or place: {shape}, bytes {start} to {end}")
     info = TensorInfo(shape, str(kind), data_start + start, end - start)
     require_inside(path, name, info, size)
-    needed = math.prod(shape) * ITEM_BYTES.get(info.kind, 0)
-    if info.kind in ITEM_BYTES and needed != info.nbytes:
+    needed = math.prod(shape) * ITEM_BYTES.get(info.dtype_name, 0)
+    if info.dtype_name in ITEM_BYTES and needed != info.nbytes:
         raise ValueError(f"{path}: tensor {name} {list(shape)} {kind} needs {needed:,} bytes and has {info.nbytes:,}")
     return info

@@ -19,7 +19,7 @@ class TensorInfo(NamedTuple):
     """Where a tensor lies and how to read it."""
 
     shape: tuple[int, ...]
-    kind: str  # the format's own name of the number type: "BF16", "Q4_1"
+    dtype_name: str  # the format's own name of the number type: "BF16", "Q4_1"
     offset: int  # from the beginning of the file
     nbytes: int
 
@@ -37,24 +37,24 @@ class TensorFile:
             if start < end:
                 raise ValueError(f"{self.path}: tensors {name} and {other} overlap at byte {start}")
 
-    def reads(self, kind: str) -> bool:
+    def reads(self, dtype_name: str) -> bool:
         """Whether tensors of this number type can be read as floats."""
-        return kind in FLOATS
+        return dtype_name in FLOATS
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start to stop of the first dimension, all where stop is None, as floats; a vector is one row."""
         info = self.tensors[name]
-        if not self.reads(info.kind):
-            raise ValueError(f"{self.path}: tensor {name} is of type {info.kind}, which cannot be read as floats")
+        if not self.reads(info.dtype_name):
+            raise ValueError(f"{self.path}: tensor {name} is of type {info.dtype_name}, which cannot be read as floats")
         num_rows, *row_shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
         stop, row_bytes = num_rows if stop is None else stop, info.nbytes // num_rows
         raw = read_bytes(self.path, info.offset + start * row_bytes, (stop - start) * row_bytes)
-        rows = self.decode(raw.view(stop - start, row_bytes), info.kind).view(stop - start, *row_shape)
+        rows = self.decode(raw.view(stop - start, row_bytes), info.dtype_name).view(stop - start, *row_shape)
         return rows if len(info.shape) > 1 else rows[0]
 
-    def decode(self, raw: Tensor, kind: str) -> Tensor:
+    def decode(self, raw: Tensor, dtype_name: str) -> Tensor:
         """Bytes `[rows, row_bytes]` uint8 as floats `[rows, values]`."""
-        return raw.view(FLOATS[kind])
+        return raw.view(FLOATS[dtype_name])
 
 
 def read_bytes(path: Path, offset: int, nbytes: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from octavo.gpt.models.batch import Batch, dense_batch
 from octavo.gpt.models.config import ModelConfig
 from octavo.kernels.ops import Ops
+from octavo.kernels.weights import Weight
 
 LayerCache = tuple[Tensor, Tensor]  # k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim]
 
@@ -29,12 +30,20 @@ def embedding(num_rows: int, dim: int) -> nn.Embedding:
 
 
 class Linear(nn.Module):
-    """A weight `[out_features, in_features]` and perhaps a bias; packed, whatever the backend's `linear` takes."""
+    """A weight `[out_features, in_features]` and perhaps a bias; packed, whatever the backend's `linear` takes.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+    Several out_features stack as many projections of one input, in rows that checkpoints hold apart. A projection that
+    `ends_branch` writes into the residual stream: random weights begin smaller there.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int | tuple[int, ...], bias: bool, ends_branch: bool = False
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.part_rows = out_features if isinstance(out_features, tuple) else (out_features,)
+        self.ends_branch = ends_branch
+        self.weight: Any = nn.Parameter(torch.empty(sum(self.part_rows), in_features))
+        self.bias = nn.Parameter(torch.empty(sum(self.part_rows))) if bias else None
 
     def forward(self, x: Tensor, ops: Ops, activation: str | None = None) -> Tensor:
         return ops.linear(x, self.weight, self.bias, activation)
@@ -77,30 +86,30 @@ def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, batch: Batch, cache: Layer
 
 
 class Model(nn.Module):
-    """A network of one family: `forward` is the engine's view, calling the model is the training view."""
+    """A network of one family: `forward`, which calling the model runs, is the engine's view; `loss` trains it."""
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.config = config
         self.ops = ops
         self.lm_head: Linear | None = None  # None: the head is the embedding
-        self.packed_head: Any = None  # the tied head in the backend's own form, once packed
+        self._packed_head: Weight | None = None  # the tied head as the products take it, once packed
 
     @property
     def embedding(self) -> nn.Embedding:
         """The token embedding, `[vocab_size, dim]`."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
+    def forward(self, batch: Batch, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """The hidden states after the last norm, `[num_tokens, dim]`; cache is one pair a layer, or None."""
         raise NotImplementedError
 
     @property
-    def head(self) -> Any:
+    def head(self) -> Weight:
         """The LM head, `[vocab_size, dim]`, as the backend's `linear` takes it."""
         if self.lm_head is not None:
             return self.lm_head.weight
-        return self.embedding.weight if self.packed_head is None else self.packed_head
+        return self.embedding.weight if self._packed_head is None else self._packed_head
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: `[n, dim]` -> `[n, vocab_size]`."""
@@ -110,13 +119,13 @@ class Model(nn.Module):
         """The next token sampled from all of the vocabulary: `[n, dim]` -> ids `[n]` int32."""
         return self.ops.lm_head_sample(hidden, self.head, temperature, seeds, positions)
 
-    def __call__(self, token_ids: Tensor, targets: Tensor | None = None) -> ModelOutput:
+    def loss(self, token_ids: Tensor, targets: Tensor | None = None) -> ModelOutput:
         """Logits at every position of `[batch, seq]` ids, and the loss; differentiable on the reference backend.
 
         targets `[batch, seq]` are the ids to predict at each position (-100: none); left out, each position predicts
         the id that follows it.
         """
-        logits = self.logits(self.forward(dense_batch(token_ids), None)).unflatten(0, token_ids.shape)
+        logits = self.logits(self(dense_batch(token_ids))).unflatten(0, token_ids.shape)
         if targets is None:
             targets = F.pad(token_ids[:, 1:], (0, 1), value=-100)
         if bool((targets == -100).all()):
@@ -126,19 +135,19 @@ class Model(nn.Module):
     def make_buffers(self) -> None:
         """Tensors that follow from the configuration, made on the weights' device once these have memory."""
 
-    def pack(self) -> None:
-        """Replace the weights by the backend's own form where it has one, one at a time; training ends here."""
+    def pack(self, format: str | None = None) -> None:
+        """Replace the weights of all products by what the backend takes, in that format; training ends here."""
         for module in self.modules():
-            if isinstance(module, Linear) and (packed := self._packed(module.weight)) is not None:
+            if isinstance(module, Linear) and (packed := self._packed(module.weight, format)) is not None:
                 del module.weight
                 module.weight = packed
         if self.lm_head is None:
-            self.packed_head = self._packed(self.embedding.weight)
+            self._packed_head = self._packed(self.embedding.weight, format)
 
-    def _packed(self, weight: Tensor) -> Any:
-        """The backend's own form; None where that is the weight itself."""
+    def _packed(self, weight: Tensor, format: str | None) -> Weight | None:
+        """None where that is the weight itself."""
         weight = weight.detach()
-        packed = self.ops.pack(weight)
+        packed = self.ops.pack(weight, format)
         return None if packed is weight else packed
 
 
@@ -149,12 +158,13 @@ def initialise(model: Model, seed: int) -> None:
         return  # a shape without memory, about to be loaded
     generator = torch.Generator(device).manual_seed(seed)
     deep = (2 * model.config.num_layers) ** -0.5
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.data.zero_()
-        elif parameter.dim() == 1:
-            parameter.data.fill_(1)
-        else:
-            residual = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
-            parameter.data.normal_(0, 0.02 * deep if residual else 0.02, generator=generator)
+    for module in model.modules():
+        scale = 0.02 * deep if getattr(module, "ends_branch", False) else 0.02
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                parameter.data.zero_()
+            elif parameter.dim() == 1:
+                parameter.data.fill_(1)
+            else:
+                parameter.data.normal_(0, scale, generator=generator)
     model.make_buffers()

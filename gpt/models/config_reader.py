@@ -1,10 +1,29 @@
 """Entries of a model's configuration, whichever file they come from, each checked as it is asked for."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+Config = TypeVar("Config")
 
 
-class Options:
+class HasShape(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class TensorSource(Protocol):
+    """What a configuration may ask a file of tensors: which there are, their shapes, and the values of a small one."""
+
+    @property
+    def tensors(self) -> Mapping[str, HasShape]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class ConfigReader:
     """A table of options, or its part below a prefix; null or absence is the default. Errors name file and option."""
 
     def __init__(self, path: Path, table: dict[str, Any], prefix: str = "") -> None:
@@ -41,12 +60,36 @@ class Options:
             )
         return tuple(value for value in values if 0 <= value < vocab_size)
 
-    def refuse_other(self, name: str, *supported: Any) -> None:
+    def require_one_of(self, name: str, *supported: Any) -> None:
         """ValueError unless the option is left out or has one of these values."""
         if self.get(name, supported[0]) not in supported:
             only = ", ".join(map(repr, supported))
             raise ValueError(f"{self.path}: {self.prefix}{name} = {self.get(name)!r} is not supported (only {only})")
 
+    def make(self, kind: Callable[..., Config], **fields: Any) -> Config:
+        """A configuration of these fields; what it refuses is said with the file's name."""
+        try:
+            return kind(**fields)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+
 
 def as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def gguf_shape(reader: ConfigReader, file: TensorSource) -> dict[str, Any]:
+    """The fields of ModelConfig that every family's GGUF file states by the same keys."""
+    dim, num_heads = reader.count("embedding_length"), reader.count("attention.head_count")
+    embedding = file.tensors.get("token_embd.weight")
+    return {
+        "vocab_size": reader.count("vocab_size", embedding.shape[0] if embedding else None),
+        "context_size": reader.count("context_length"),
+        "dim": dim,
+        "num_layers": reader.count("block_count"),
+        "num_heads": num_heads,
+        "num_kv_heads": reader.count("attention.head_count_kv", num_heads),
+        "head_dim": reader.count("attention.key_length", dim // num_heads),
+        "hidden_dim": reader.count("feed_forward_length"),
+        "tied_head": "output.weight" not in file.tensors,
+    }

@@ -3,28 +3,51 @@
 q, k and v are one projection, gate and up another, so that a step reads each weight in few, wide products.
 """
 
-import math
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from octavo.gpt.models.base import LayerCache, Linear, Model, RMSNorm, attend, embedding, initialise
 from octavo.gpt.models.batch import Batch
-from octavo.gpt.models.config import ModelConfig, RopeScaling
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.config_reader import ConfigReader, TensorSource, gguf_shape
+from octavo.gpt.models.family import Family
+from octavo.gpt.models.rope import (
+    GGUF_FACTORS,
+    RopeScaling,
+    RopeTables,
+    rope_from_gguf,
+    rope_from_hf,
+    rope_tables,
+)
 from octavo.kernels.ops import REFERENCE, Ops
 
-RopeTables = tuple[Tensor, Tensor]  # cos, sin: [context_size, head_dim / 2] float32
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig(ModelConfig):
+    family = "llama"
+
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rope_interleaved: bool = False  # rotary pairs are neighbours, as llama.cpp stores them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, not {self.head_dim}")
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        heads, bias = config.num_heads, config.attention_bias
-        self.qkv_proj = Linear(config.dim, (heads + 2 * config.num_kv_heads) * config.head_dim, bias)
-        self.o_proj = Linear(heads * config.head_dim, config.dim, bias)
+        q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.qkv_proj = Linear(config.dim, (q_rows, kv_rows, kv_rows), config.attention_bias)
+        self.o_proj = Linear(q_rows, config.dim, config.attention_bias, ends_branch=True)
 
     def forward(self, x: Tensor, batch: Batch, cache: LayerCache | None, tables: RopeTables, ops: Ops) -> Tensor:
         c = self.config
@@ -36,17 +59,17 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(config.dim, 2 * config.hidden_dim, config.mlp_bias)
-        self.down_proj = Linear(config.hidden_dim, config.dim, config.mlp_bias)
+        self.gate_up_proj = Linear(config.dim, (config.hidden_dim, config.hidden_dim), config.mlp_bias)
+        self.down_proj = Linear(config.hidden_dim, config.dim, config.mlp_bias, ends_branch=True)
 
     def forward(self, x: Tensor, ops: Ops) -> Tensor:
         return self.down_proj(ops.silu_mul(self.gate_up_proj(x, ops)), ops)
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.self_attn = Attention(config)
@@ -55,7 +78,9 @@ class Block(nn.Module):
 
 
 class Llama(Model):
-    def __init__(self, config: ModelConfig, ops: Ops = REFERENCE, seed: int = 0) -> None:
+    config: LlamaConfig
+
+    def __init__(self, config: LlamaConfig, ops: Ops = REFERENCE, seed: int = 0) -> None:
         super().__init__(config, ops)
         self.embed_tokens = embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
@@ -67,14 +92,15 @@ class Llama(Model):
         initialise(self, seed)
 
     def make_buffers(self) -> None:
-        device = self.norm.weight.device
-        self.cos, self.sin = (table.to(device) for table in rope_tables(self.config))
+        c, device = self.config, self.norm.weight.device
+        tables = rope_tables(c.head_dim, c.context_size, c.rope_theta, c.rope_scaling)
+        self.cos, self.sin = (table.to(device) for table in tables)
 
     @property
     def embedding(self) -> nn.Embedding:
         return self.embed_tokens
 
-    def forward(self, batch: Batch, cache: Sequence[LayerCache] | None) -> Tensor:
+    def forward(self, batch: Batch, cache: Sequence[LayerCache] | None = None) -> Tensor:
         blocks = cast(list[Block], list(self.layers))
         residual = self.embed_tokens(batch.token_ids)
         x = blocks[0].input_layernorm(residual, self.ops)
@@ -87,23 +113,116 @@ class Llama(Model):
         return x
 
 
-def rope_tables(config: ModelConfig) -> RopeTables:
-    """cos and sin of every position's angles, on the CPU: the same bits for every device."""
-    exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
+def from_hf(reader: ConfigReader) -> LlamaConfig:
+    """What config.json says; ValueError for options that change what the network computes."""
+    reader.require_one_of("hidden_act", "silu", "swish")
+    reader.require_one_of("sliding_window", None)
+    dim, num_heads = reader.count("hidden_size"), reader.count("num_attention_heads")
+    theta, scaling = rope_from_hf(reader)
+    return reader.make(
+        LlamaConfig,
+        vocab_size=reader.count("vocab_size"),
+        context_size=reader.count("max_position_embeddings"),
+        dim=dim,
+        num_layers=reader.count("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=reader.count("num_key_value_heads", num_heads),
+        head_dim=reader.count("head_dim", dim // num_heads),
+        hidden_dim=reader.count("intermediate_size"),
+        norm_eps=reader.number("rms_norm_eps", 1e-6),
+        tied_head=reader.flag("tie_word_embeddings", False),
+        attention_bias=reader.flag("attention_bias", False),
+        mlp_bias=reader.flag("mlp_bias", False),
+        rope_theta=theta,
+        rope_scaling=scaling,
+    )
+
+
+def from_gguf(reader: ConfigReader, file: TensorSource) -> LlamaConfig:
+    """What a GGUF file's metadata and its optional tensors say. Rows of q and k keep llama.cpp's order."""
+    shape = gguf_shape(reader, file)
+    reader.require_one_of("expert_count", 0)
+    reader.require_one_of("attention.value_length", shape["head_dim"])
+    reader.require_one_of("rope.dimension_count", shape["head_dim"])
+    theta, scaling = rope_from_gguf(reader, file, shape["head_dim"])
+    return reader.make(
+        LlamaConfig,
+        **shape,
+        norm_eps=reader.number("attention.layer_norm_rms_epsilon", 1e-5),
+        attention_bias="blk.0.attn_q.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rope_interleaved=True,
+    )
+
+
+def to_hf(config: LlamaConfig) -> dict[str, Any]:
+    """The arguments of transformers' configuration of the same network."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if (scaling := config.rope_scaling) is not None:
+        if scaling.kind == "factors":
+            raise ValueError("transformers has no rotary scaling by a list of factors")
+        rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling is not None and scaling.kind == "llama3":
+        rope |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+        rope |= {"original_max_position_embeddings": scaling.original_context}
+    return {
+        "model_type": "llama", "vocab_size": config.vocab_size, "max_position_embeddings": config.context_size,
+        "hidden_size": config.dim, "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
+        "intermediate_size": config.hidden_dim, "rms_norm_eps": config.norm_eps, "mlp_bias": config.mlp_bias,
+        "attention_bias": config.attention_bias, "tie_word_embeddings": config.tied_head, "rope_parameters": rope,
+    }  # fmt: skip
+
+
+def to_gguf(config: LlamaConfig) -> dict[str, Any]:
+    """Llama's own metadata of a GGUF file."""
     if config.rope_scaling is not None:
-        frequencies = _stretch(frequencies, config.rope_scaling)
-    angles = torch.outer(torch.arange(config.context_size).float(), frequencies)
-    return angles.cos(), angles.sin()
+        raise ValueError("rotary scaling is not written to GGUF files")
+    return {
+        "attention.layer_norm_rms_epsilon": config.norm_eps, "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim, "rope.dimension_count": config.head_dim,
+        "rope.freq_base": config.rope_theta,
+    }  # fmt: skip
 
 
-def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Slow frequencies divided by the factor, fast ones kept, a ramp between; or what `kind` says instead."""
-    if scaling.kind == "factors":
-        return frequencies / torch.tensor(scaling.factors)
-    slow = frequencies / scaling.factor
-    if scaling.kind == "linear":
-        return slow
-    turns = scaling.original_context * frequencies / (2 * math.pi)  # within the original context
-    ramp = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    return torch.lerp(slow, frequencies, ramp.clamp(0, 1))
+FAMILY = Family(
+    name="llama",
+    architectures=("LlamaForCausalLM", "LlamaModel"),
+    network=Llama,
+    from_hf=from_hf,
+    from_gguf=from_gguf,
+    to_hf=to_hf,
+    to_gguf=to_gguf,
+    hf_names={
+        "layers.{}.self_attn.qkv_proj": tuple(f"layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+        "layers.{}.mlp.gate_up_proj": ("layers.{}.mlp.gate_proj", "layers.{}.mlp.up_proj"),
+    },
+    gguf_names={
+        "embed_tokens": ("token_embd",),
+        "layers.{}.input_layernorm": ("blk.{}.attn_norm",),
+        "layers.{}.self_attn.qkv_proj": ("blk.{}.attn_q", "blk.{}.attn_k", "blk.{}.attn_v"),
+        "layers.{}.self_attn.o_proj": ("blk.{}.attn_output",),
+        "layers.{}.post_attention_layernorm": ("blk.{}.ffn_norm",),
+        "layers.{}.mlp.gate_up_proj": ("blk.{}.ffn_gate", "blk.{}.ffn_up"),
+        "layers.{}.mlp.down_proj": ("blk.{}.ffn_down",),
+        "norm": ("output_norm",),
+        "lm_head": ("output",),
+    },
+    hf_buffers=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    gguf_constants=(GGUF_FACTORS,),
+    rotary=("layers.{}.self_attn.q_proj", "layers.{}.self_attn.k_proj", "blk.{}.attn_q", "blk.{}.attn_k"),
+    gguf_interleaved=True,
+    known_shapes={
+        "smollm2": LlamaConfig(
+            vocab_size=49152, context_size=8192, dim=576, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
+            hidden_dim=1536, rope_theta=100000.0, bos_id=1, eos_ids=(2,),
+        ),
+        "llama-3.2-1b": LlamaConfig(
+            vocab_size=128256, context_size=131072, dim=2048, num_layers=16, num_heads=32, num_kv_heads=8,
+            head_dim=64, hidden_dim=8192, rope_theta=500000.0, rope_scaling=RopeScaling("llama3", 32.0),
+            bos_id=128000, eos_ids=(128001, 128008, 128009),
+        ),
+    },
+)  # fmt: skip

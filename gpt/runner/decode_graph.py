@@ -58,7 +58,7 @@ class DecodeStep:
         return self._replays[size]()
 
     def _forward(self, size: int) -> Tensor:
-        return self.model.forward(self.input_batch.batch(size), self.cache.layers)
+        return self.model(self.input_batch.batch(size), self.cache.layers)
 
 
 class Graphs:

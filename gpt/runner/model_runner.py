@@ -119,7 +119,7 @@ class Runner:
         """Compile what prefill of different lengths needs, and capture every decode step. Nothing is stored."""
         for num_tokens in takewhile(lambda n: n <= max_num_batched_tokens, (4**i for i in range(1, 10))):
             padding = [0] * num_tokens
-            self.model.forward(
+            self.model(
                 Batch(
                     token_ids=self._ints(padding),
                     positions=self._ints(padding),
@@ -164,7 +164,7 @@ class Runner:
 
     def _prefill(self, chunks: list[Chunk], sampled: list[SampledRows], prompts: list[PromptRows]) -> None:
         """Compute the chunks, and sample a token for each sequence whose prefill is complete: it gets a row."""
-        hidden = self.model.forward(self._batch(chunks), self.cache.layers)
+        hidden = self.model(self._batch(chunks), self.cache.layers)
         ends = list(accumulate(chunk.end - chunk.start for chunk in chunks))
         for chunk, end in zip(chunks, ends, strict=True):
             targets = _prompt_targets(chunk)

@@ -10,7 +10,7 @@ from octavo.gpt.runner.decode_graph import MAX_CAPTURED_ROWS
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.cpu import norm
 from octavo.kernels.cpu.graph import record
-from octavo.kernels.ops import REFERENCE, load, recorder, with_int8_weights
+from octavo.kernels.ops import REFERENCE, load, recorder
 
 from tiny import TINY, run, tiny_engine, tiny_model
 
@@ -50,10 +50,10 @@ def test_what_looks_at_values_is_refused():
 
 
 def model_on(family: str, dtype: torch.dtype | None):
-    ops = load("cpu") if dtype is not None else with_int8_weights(load("cpu"))
+    ops = load("cpu")
     model = tiny_model(TINY[family], ops).to(dtype or torch.bfloat16)
     model.make_buffers()
-    model.pack()
+    model.pack("int8" if dtype is None else None)
     return model
 
 

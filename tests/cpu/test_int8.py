@@ -5,8 +5,10 @@ import torch
 
 from octavo.gpt import LLM, SamplingParams
 from octavo.kernels import reference
-from octavo.kernels.cpu import linear_int8
-from octavo.kernels.ops import load, with_int8_weights
+from octavo.kernels.cpu.linear import linear, pack
+from octavo.kernels.weights import dequantise
+
+from numerics import assert_accurate
 
 SHAPES = [(96, 64), (257, 77), (33, 40), (1, 1), (5000, 32)]
 
@@ -16,45 +18,34 @@ def seeded():
     torch.manual_seed(0)
 
 
-def dense(weight: linear_int8.Int8Weight) -> torch.Tensor:
-    return weight.values.double() * weight.scale.double().unsqueeze(1)
-
-
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_weight_errs_by_half_a_step_at_most(outputs, inputs, dtype):
     weight = (torch.randn(outputs, inputs) * torch.rand(outputs, 1) * 10).to(dtype)
-    packed = linear_int8.pack(weight)
+    packed = pack(weight, "int8")
     step = weight.double().abs().amax(1, keepdim=True) / 127
     most = torch.where(packed.values.abs() == 127, 1.0, 0.5) * step * (1 + 2**-7)  # a scale rounded down cuts the peak
-    assert bool(((dense(packed) - weight.double()).abs() <= most).all())
+    assert bool(((dequantise(packed, torch.float64) - weight.double()).abs() <= most).all())
     assert packed.values.nbytes == weight.numel()
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("rows", [0, 1, 8, 9, 40])
-@pytest.mark.parametrize("extras", [False, True], ids=["plain", "bias, gelu, residual"])
-def test_the_product_is_that_of_the_rounded_weight(rows, outputs, inputs, extras):
-    packed = linear_int8.pack(torch.randn(outputs, inputs))
-    x = torch.randn(rows, inputs + 3)[:, :inputs].bfloat16()
-    more = (torch.randn(outputs).bfloat16(), "gelu", torch.randn(rows, outputs).bfloat16()) if extras else ()
-    got = linear_int8.linear(x, packed, *more)
-    assert got.shape == (rows, outputs)
-    assert got.dtype == torch.bfloat16
-    if rows:
-        wide = [value.double() if isinstance(value, torch.Tensor) else value for value in more]
-        product = x.double() @ dense(packed).T
-        true = reference.linear(x.double(), dense(packed), *wide)
-        budget = 4 * 2**-9 * max(product.abs().max(), true.abs().max())  # product, scale, bias and residual round once
-        assert (got.double() - true).abs().max() <= budget
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("extras", [False, True], ids=["plain", "bias, gelu"])
+def test_the_product_is_that_of_the_rounded_weight(rows, outputs, inputs, dtype, extras):
+    packed = pack(torch.randn(outputs, inputs), "int8")
+    x = torch.randn(rows, inputs + 3)[:, :inputs].to(dtype)
+    more = (torch.randn(outputs).to(dtype), "gelu") if extras else ()
+    assert_accurate(linear(x, packed, *more), reference.linear, x, packed, *more)
 
 
 def test_rows_of_zeros_and_rows_that_are_not_numbers():
     weight = torch.randn(4, 32)
     weight[1], weight[2, 5] = 0, torch.nan
-    packed = linear_int8.pack(weight)
+    packed = pack(weight, "int8")
     for rows in (1, 20):
-        y = linear_int8.linear(torch.ones(rows, 32).bfloat16(), packed)
+        y = linear(torch.ones(rows, 32).bfloat16(), packed)
         assert bool(y[:, [0, 1, 3]].isfinite().all())
         assert bool((y[:, 1] == 0).all())
         assert bool(y[:, 2].isnan().all())
@@ -62,29 +53,41 @@ def test_rows_of_zeros_and_rows_that_are_not_numbers():
 
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="activation must be None or 'gelu', not 'relu'"):
-        linear_int8.linear(torch.ones(1, 32), linear_int8.pack(torch.ones(2, 32)), None, "relu")
+        linear(torch.ones(1, 32), pack(torch.ones(2, 32), "int8"), None, "relu")
 
 
-def test_only_the_cpu_backend_has_them():
-    with pytest.raises(ValueError, match="dtype int8 needs backend cpu, not reference"):
-        with_int8_weights(load("reference"))
+def test_what_a_weight_stands_for_is_the_reference_s_product():
+    packed, x = pack(torch.randn(40, 24), "int8"), torch.randn(3, 24)
+    assert_accurate(reference.linear(x, packed), reference.linear, x, dequantise(packed, torch.float64).float())
+    assert torch.equal(reference.pack(torch.ones(2, 4), "int8").values, torch.full((2, 4), 127, dtype=torch.int8))
+
+
+def test_a_dense_weight_in_the_backend_s_layout_stands_for_itself():
+    weight = torch.randn(40, 24)
+    assert torch.equal(dequantise(pack(weight)), weight)
+    assert torch.equal(reference.linear(torch.eye(24), pack(weight)), weight.T)
+
+
+def test_a_format_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="weights must be auto or one of int8, not 'int3'"):
+        pack(torch.ones(2, 4), "int3")
 
 
 @pytest.mark.parametrize("model", ["dummy:gpt2", "dummy:smollm2"])
 def test_a_model_of_each_family_runs_on_half_the_bytes(model, monkeypatch):
     """Tied heads, biases: a whole network, its weights of layers and head in one byte each."""
-    from octavo.gpt.loading import loader
+    from octavo.gpt.models import registry
 
     small = {"num_layers": 2, "vocab_size": 500, "context_size": 64, "dim": 64, "head_dim": 16, "hidden_dim": 96}
     heads = {"num_heads": 4, "num_kv_heads": 4 if model == "dummy:gpt2" else 2}
     shape = model.removeprefix("dummy:")
-    config = loader.KNOWN_SHAPES[shape].__class__(
-        **{**vars(loader.KNOWN_SHAPES[shape]), **small, **heads, "eos_ids": ()}
+    config = registry.KNOWN_SHAPES[shape].__class__(
+        **{**vars(registry.KNOWN_SHAPES[shape]), **small, **heads, "eos_ids": ()}
     )
-    monkeypatch.setitem(loader.KNOWN_SHAPES, shape, config)
+    monkeypatch.setitem(registry.KNOWN_SHAPES, shape, config)
     params = SamplingParams(temperature=0, max_tokens=5)
     prompts = [[1, 2, 3], list(range(20)), [7]]
-    int8 = LLM(model, dtype="int8", num_blocks=64)
+    int8 = LLM(model, weights="int8", num_blocks=64)
     assert int8.dtype == torch.bfloat16
     assert all(len(r.outputs[0].token_ids) == 5 for r in int8.generate(prompts, params, use_tqdm=False))
     packed = [module.weight for module in int8.model.modules() if isinstance(getattr(module, "weight", None), tuple)]
@@ -95,10 +98,25 @@ def test_a_model_of_each_family_runs_on_half_the_bytes(model, monkeypatch):
     )
 
 
+def test_dtype_int8_still_means_weights_of_one_byte(monkeypatch):
+    from octavo.gpt.models import registry
+
+    from tiny import TINY_GPT2
+
+    monkeypatch.setitem(registry.KNOWN_SHAPES, "tiny", TINY_GPT2)
+    with pytest.warns(FutureWarning, match="dtype='int8' is now weights='int8'"):
+        old = LLM("dummy:tiny", dtype="int8", num_blocks=16)
+    new = LLM("dummy:tiny", weights="int8", num_blocks=16)
+    assert old.dtype == new.dtype == torch.bfloat16
+    assert torch.equal(old.model.head.values, new.model.head.values)
+
+
 @pytest.mark.model
 def test_smollm2_still_speaks():
     text = "The light of the old tower could be seen from thirty miles away, and sailors were glad of it. " * 3
-    int8, bfloat16 = (LLM("smollm2", dtype=name, max_model_len=256) for name in ("int8", "bfloat16"))
+    int8, bfloat16 = (
+        LLM("smollm2", dtype="bfloat16", weights=format, max_model_len=256) for format in ("int8", "auto")
+    )
     assert int8.score(text).perplexity == pytest.approx(bfloat16.score(text).perplexity, rel=0.05)
     chat = int8.chat([{"role": "user", "content": "What is the capital of France?"}], SamplingParams(temperature=0))
     assert chat[0].outputs[0].text == "The capital of France is Paris."

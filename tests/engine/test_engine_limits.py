@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo.gpt import LLM
-from octavo.gpt.models.config import KNOWN_SHAPES
+from octavo.gpt.models.registry import KNOWN_SHAPES
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import PREEMPTIONS
 from octavo.gpt.scheduler.sequence import State

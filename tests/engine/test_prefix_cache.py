@@ -5,7 +5,7 @@ import random
 import pytest
 
 from octavo.gpt import LLM
-from octavo.gpt.models.config import KNOWN_SHAPES
+from octavo.gpt.models.registry import KNOWN_SHAPES
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.block_pool import chain_key, root_key
 from octavo.gpt.scheduler.config import EngineConfig

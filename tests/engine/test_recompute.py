@@ -3,7 +3,7 @@
 import pytest
 
 from octavo.gpt import LLM, QueueFullError
-from octavo.gpt.models.config import KNOWN_SHAPES
+from octavo.gpt.models.registry import KNOWN_SHAPES
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
 

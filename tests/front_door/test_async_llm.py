@@ -16,7 +16,7 @@ SHAPE = {"dtype": "float32", "max_model_len": 128, "num_blocks": 64}
 @pytest.fixture
 def small(monkeypatch):
     """`dummy:tiny`: a network of a few thousand weights."""
-    from octavo.gpt.models.config import KNOWN_SHAPES
+    from octavo.gpt.models.registry import KNOWN_SHAPES
 
     from tiny import TINY
 

@@ -15,15 +15,16 @@ if not torch.cuda.is_available():
 
 from octavo.bench.measuring.accuracy import verdict
 from octavo.bench.measuring.op_cases import Shapes, cases
-from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.gpt2 import GPT2Config
+from octavo.gpt.models.llama import LlamaConfig
 from octavo.kernels.ops import REFERENCE, load
 
-GPT2 = ModelConfig(
-    family="gpt2", vocab_size=777, context_size=64, dim=40, num_layers=1, num_heads=5, num_kv_heads=5, head_dim=8,
+GPT2 = GPT2Config(
+    vocab_size=777, context_size=64, dim=40, num_layers=1, num_heads=5, num_kv_heads=5, head_dim=8,
     hidden_dim=72,
 )  # fmt: skip
-LLAMA = ModelConfig(
-    family="llama", vocab_size=777, context_size=64, dim=48, num_layers=1, num_heads=6, num_kv_heads=2, head_dim=24,
+LLAMA = LlamaConfig(
+    vocab_size=777, context_size=64, dim=48, num_layers=1, num_heads=6, num_kv_heads=2, head_dim=24,
     hidden_dim=56,
 )  # fmt: skip
 

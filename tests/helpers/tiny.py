@@ -1,6 +1,5 @@
 """Tiny networks and engines for tests: real code, toy sizes."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,8 +7,9 @@ import torch
 from octavo.gpt.engine import Engine
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.models.gpt2 import GPT2
-from octavo.gpt.models.llama import Llama
+from octavo.gpt.models.gpt2 import GPT2Config
+from octavo.gpt.models.llama import LlamaConfig
+from octavo.gpt.models.registry import family_of
 from octavo.gpt.runner.decode_graph import Capture
 from octavo.gpt.runner.kv_cache import PagedCache
 from octavo.gpt.runner.model_runner import Runner
@@ -17,17 +17,17 @@ from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.kernels.ops import REFERENCE, Ops
 
-TINY_GPT2 = ModelConfig(
-    family="gpt2", vocab_size=97, context_size=64, dim=32, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=8,
+TINY_GPT2 = GPT2Config(
+    vocab_size=97, context_size=64, dim=32, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=8,
     hidden_dim=64,
 )  # fmt: skip
-TINY_LLAMA = replace(TINY_GPT2, family="llama", num_kv_heads=2, hidden_dim=48, tied_head=False)
-TINY = {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}
+TINY_LLAMA = LlamaConfig(**{**vars(TINY_GPT2), "num_kv_heads": 2, "hidden_dim": 48, "tied_head": False})
+TINY: dict[str, ModelConfig] = {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}
 
 
 def tiny_model(config: ModelConfig, ops: Ops = REFERENCE, seed: int = 0) -> Model:
     """A random network whose next-token choices are far from uniform, so that tests can tell them apart."""
-    model = (GPT2 if config.family == "gpt2" else Llama)(config, ops, seed)
+    model = family_of(config).network(config, ops, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from octavo.gpt.loading.loader import LoadedModel, load_model, load_tokenizer, resolve_device, resolve_dtype
-from octavo.gpt.models import config as configs
-from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.gpt2 import GPT2Config
+from octavo.gpt.models.llama import LlamaConfig
+from octavo.gpt.models.registry import KNOWN_SHAPES
 from octavo.kernels.ops import REFERENCE
 
 from checkpoints import (
@@ -143,10 +144,10 @@ def test_tensors_at_odd_offsets(tmp_path: Path) -> None:
 
 def test_a_loaded_model_is_ready_to_decode(tmp_path: Path) -> None:
     loaded = load(save_folder(tmp_path, LLAMA, llama_tensors()))
-    assert (loaded.name, loaded.source, loaded.dummy) == (str(tmp_path), tmp_path, False)
+    assert (loaded.name, loaded.is_dummy) == (str(tmp_path), False)
     assert loaded.tokenizer is None
     assert not loaded.model.training
-    logits = loaded.model(torch.tensor([[1, 2, 3]])).logits
+    logits = loaded.model.loss(torch.tensor([[1, 2, 3]])).logits
     assert logits.shape == (1, 3, 29)
     assert not logits.requires_grad
 
@@ -161,13 +162,13 @@ def test_a_model_without_tokenizer_files_has_no_tokenizer(tmp_path: Path) -> Non
 
 
 def test_dummy_models_have_the_real_shape_and_seeded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = ModelConfig(
-        family="llama", vocab_size=50, context_size=16, dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
+    tiny = LlamaConfig(
+        vocab_size=50, context_size=16, dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
         hidden_dim=96,
     )  # fmt: skip
-    monkeypatch.setitem(configs.KNOWN_SHAPES, "tiny", tiny)
+    monkeypatch.setitem(KNOWN_SHAPES, "tiny", tiny)
     loaded = load("dummy:tiny", "bfloat16")
-    assert (loaded.name, loaded.source, loaded.dummy, loaded.tokenizer) == ("dummy:tiny", None, True, None)
+    assert (loaded.name, loaded.is_dummy, loaded.tokenizer) == ("dummy:tiny", True, None)
     assert loaded.model.config == tiny
     first, second = weights("dummy:tiny", "bfloat16"), weights("dummy:tiny", "bfloat16")
     assert_equal(first, second)
@@ -179,11 +180,11 @@ def test_dummy_models_have_the_real_shape_and_seeded_weights(monkeypatch: pytest
 def test_a_dummy_gpt2_takes_the_vocabulary_that_is_cached(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpt2_vocabulary_path: Path
 ) -> None:
-    tiny = ModelConfig(
-        family="gpt2", vocab_size=50257, context_size=8, dim=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4,
+    tiny = GPT2Config(
+        vocab_size=50257, context_size=8, dim=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4,
         hidden_dim=4,
     )  # fmt: skip
-    monkeypatch.setitem(configs.KNOWN_SHAPES, "gpt2", tiny)
+    monkeypatch.setitem(KNOWN_SHAPES, "gpt2", tiny)
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
     assert load("dummy:gpt2").tokenizer is None
     (tmp_path / "gpt2.tiktoken").symlink_to(gpt2_vocabulary_path)
@@ -200,8 +201,8 @@ def test_a_dummy_gpt2_takes_the_vocabulary_that_is_cached(
     ("name", "arguments", "message"),
     [
         ("dummy:gpt3", {}, "unknown model 'dummy:gpt3': dummy models are dummy:gpt2"),
-        ("dummy:gpt2", {"dtype": "int4"}, "dtype must be auto, float32, bfloat16, float16, int8, not 'int4'"),
-        ("dummy:gpt2", {"dtype": "int8"}, "dtype int8 needs backend cpu, not reference"),
+        ("dummy:gpt2", {"dtype": "int4"}, "dtype must be auto, float32, bfloat16, float16, not 'int4'"),
+        ("dummy:gpt2", {"weights": "int4"}, "weights must be auto or int8, not 'int4'"),
         ("dummy:gpt2", {"device": "tpu"}, "device must be auto, cpu or cuda, not 'tpu'"),
     ],
 )

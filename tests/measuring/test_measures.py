@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from octavo.bench.measuring import machine, roofline, timing, workloads
 from octavo.bench.measuring.memory import PeakMemory
 from octavo.bench.measuring.workloads import EFFORTS, GRIDS, Cell
-from octavo.gpt.models.config import KNOWN_SHAPES
+from octavo.gpt.models.registry import KNOWN_SHAPES
 
 from tiny import TINY, tiny_model
 
@@ -125,7 +125,7 @@ def test_the_roofline_counts_what_the_network_computes(family):
     """PyTorch's counter sees every product; dense attention computes the square of which causal needs half."""
     config = TINY[family]
     model, batch, length = tiny_model(config), 3, 16
-    counted = flops(lambda: model(torch.zeros(batch, length, dtype=torch.int32)))
+    counted = flops(lambda: model.loss(torch.zeros(batch, length, dtype=torch.int32)))
     square = 4 * config.num_layers * config.num_heads * config.head_dim * length**2 * batch
     head = 2 * config.vocab_size * config.dim * batch * (length - 1)  # prefill needs the last position's logits only
     assert roofline.prefill_flops(config, batch, length) == counted - head - square // 2

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
-from octavo.gpt.loading.hf_config import read_config
-from octavo.gpt.models.config import ModelConfig, RopeScaling
+from octavo.gpt.loading.hf import read_config
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.llama import LlamaConfig
+from octavo.gpt.models.rope import RopeScaling
 
 from checkpoints import GPT2, LLAMA, LLAMA_GGUF, llama_gguf_tensors, llama_tensors, save_gguf
 
@@ -126,8 +128,8 @@ def test_gguf_metadata_becomes_a_configuration(tmp_path: Path) -> None:
     tensors = llama_gguf_tensors(llama_tensors(), 3, 1)
     del tensors["output.weight"]
     config = open_gguf_checkpoint(save_gguf(tmp_path / "m.gguf", LLAMA_GGUF | fields, tensors))[0].config
-    assert config == ModelConfig(
-        family="llama", vocab_size=29, context_size=16, dim=12, num_layers=2, num_heads=3, num_kv_heads=1, head_dim=6,
+    assert config == LlamaConfig(
+        vocab_size=29, context_size=16, dim=12, num_layers=2, num_heads=3, num_kv_heads=1, head_dim=6,
         hidden_dim=20, norm_eps=config.norm_eps, tied_head=True, rope_theta=5e5, rope_interleaved=True, bos_id=1,
         rope_scaling=RopeScaling("linear", 4.0), eos_ids=(2, 5),
     )  # fmt: skip

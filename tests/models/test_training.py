@@ -6,18 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.models.gpt2 import GPT2
-from octavo.gpt.models.llama import Llama
+from octavo.gpt.loading.loader import load_model
+from octavo.gpt.models.batch import dense_batch
+from octavo.gpt.models.gpt2 import GPT2, GPT2Config
+from octavo.gpt.models.llama import Llama, LlamaConfig
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.kernels.ops import REFERENCE
 
-from tiny import TINY, tiny_engine
+from tiny import TINY, run, tiny_engine, tiny_model
 
 LETTERS = "ABCDEFGHIJK>"
 SHIFTS = (2, 2, 3)  # the rule: the first two letters move by two, the third by three
 ARROW = LETTERS.index(">")
 
 FAMILIES = {"gpt2": GPT2, "llama": Llama}
+CONFIGS = {"gpt2": GPT2Config, "llama": LlamaConfig}
 
 
 def spell(ids: list[int]) -> str:
@@ -43,7 +46,7 @@ def train(model, rows: torch.Tensor, steps: int) -> float:
     targets[:, :3] = -100  # the question is given, not learned
     for _ in range(steps):
         index = torch.randint(len(rows), (64,), generator=generator)
-        loss = model(rows[index], targets[index]).loss
+        loss = model.loss(rows[index], targets[index]).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -52,8 +55,8 @@ def train(model, rows: torch.Tensor, steps: int) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_abc_becomes_cdf(family):
-    config = ModelConfig(
-        family=family, vocab_size=len(LETTERS), context_size=16, dim=32, num_layers=2, num_heads=4, num_kv_heads=4,
+    config = CONFIGS[family](
+        vocab_size=len(LETTERS), context_size=16, dim=32, num_layers=2, num_heads=4, num_kv_heads=4,
         head_dim=8, hidden_dim=64,
     )  # fmt: skip
     rows, unseen = split()
@@ -78,11 +81,11 @@ def test_abc_becomes_cdf(family):
 def test_the_loss_is_the_mean_negative_log_likelihood(family):
     model = FAMILIES[family](TINY[family], seed=2)
     ids = torch.randint(97, (3, 11), generator=torch.Generator().manual_seed(0))
-    output = model(ids)
+    output = model.loss(ids)
     assert output.logits.shape == (3, 11, 97)
     likelihood = torch.log_softmax(output.logits[:, :-1], -1).gather(2, ids[:, 1:, None])
     torch.testing.assert_close(output.loss, -likelihood.mean())
-    assert model(ids[:, :1]).loss is None
+    assert model.loss(ids[:, :1]).loss is None
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -92,6 +95,26 @@ def test_each_position_sees_only_its_past():
     ids = torch.randint(97, (2, 9), generator=torch.Generator().manual_seed(1))
     changed = ids.clone()
     changed[:, 5:] = (changed[:, 5:] + 1) % 97
-    before, after = model(ids).logits, model(changed).logits
+    before, after = model.loss(ids).logits, model.loss(changed).logits
     torch.testing.assert_close(before[:, :5], after[:, :5])
     assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+def test_hooks_of_a_loaded_model_fire_when_it_is_called():
+    """PyTorch's hooks, torch.compile and tensor parallelism go through calling the model, which runs its forward."""
+    loaded = load_model("dummy:gpt2", REFERENCE, "float32", "cpu").model
+    seen = []
+    loaded.register_forward_pre_hook(lambda module, arguments: seen.append("before"))
+    loaded.register_forward_hook(lambda module, arguments, hidden: seen.append(tuple(hidden.shape)))
+    hidden = loaded(dense_batch(torch.tensor([[1, 2, 3]])), None)
+    assert seen == ["before", (3, loaded.config.dim)]
+    logits = loaded.loss(torch.tensor([[1, 2, 3]])).logits
+    torch.testing.assert_close(logits[0], loaded.logits(hidden))
+    assert len(seen) == 4
+
+
+def test_the_engine_s_steps_run_hooks():
+    model, seen = tiny_model(TINY["llama"]), []
+    model.register_forward_hook(lambda module, arguments, hidden: seen.append(len(hidden)))
+    run(tiny_engine(model), [[1, 2, 3]], SamplingParams(temperature=0, max_tokens=3))
+    assert seen == [3, 1, 1]

@@ -1,0 +1,47 @@
+"""Family: everything a loader, an export or a benchmark may ask about one model family, declared in one file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from octavo.gpt.models.base import Model
+from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.config_reader import ConfigReader, TensorSource
+from octavo.kernels.ops import REFERENCE, Ops
+
+Names = Mapping[str, tuple[str, ...]]  # our module -> the file's modules whose rows it stacks; {} is the layer
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family. The tables of names hold what differs from our own; exports read them backwards.
+
+    `from_hf` and `from_gguf` raise ValueError, naming file and option, for what the network cannot do: an option that
+    changes the computation is refused, never ignored. `to_hf` gives the arguments of transformers' configuration, with
+    `model_type`; `to_gguf` the metadata below the family's name that not every family has. Both raise ValueError for
+    what the other format cannot say.
+    """
+
+    name: str  # `model_type` of config.json, `general.architecture` of a GGUF file
+    architectures: tuple[str, ...]  # of config.json
+    network: Callable[..., Model]  # (config, ops, seed)
+    from_hf: Callable[[ConfigReader], ModelConfig]
+    from_gguf: Callable[[ConfigReader, TensorSource], ModelConfig]
+    to_hf: Callable[[Any], dict[str, Any]]
+    to_gguf: Callable[[Any], dict[str, Any]]
+    gguf_names: Names
+    hf_names: Names = field(default_factory=dict)
+    hf_prefix: str = "model."  # of every tensor but the head's
+    hf_transposed: tuple[str, ...] = ()  # modules whose weight lies [in_features, out_features], as GPT-2's Conv1D
+    hf_buffers: str = ""  # regular expression: tensors that old checkpoints carry and no network needs
+    gguf_constants: tuple[str, ...] = ()  # tensors that `from_gguf` reads into the configuration
+    rotary: tuple[str, ...] = ()  # modules of either format whose rows are rotary pairs
+    gguf_interleaved: bool = False  # in a GGUF file those pairs are neighbours
+    known_shapes: Mapping[str, ModelConfig] = field(default_factory=dict)  # for random weights
+
+    def empty(self, config: ModelConfig, ops: Ops = REFERENCE) -> Model:
+        """The network's modules and shapes, without memory."""
+        with torch.device("meta"):
+            return self.network(config, ops)
