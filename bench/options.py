@@ -13,7 +13,8 @@ from octavo.bench.peers.base import backend
 from octavo.bench.reporting import records
 from octavo.bench.reporting.records import Results
 from octavo.gpt.loading.loader import resolve_device, resolve_dtype
-from octavo.kernels.ops import Ops, best_for
+from octavo.kernels.backends import best_for
+from octavo.kernels.ops import Ops
 from octavo.kernels.weights import FORMATS
 
 Value = TypeVar("Value")

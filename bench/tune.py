@@ -23,7 +23,7 @@ from octavo.bench.measuring.op_cases import Case, Shapes, cases
 from octavo.bench.measuring.timing import measure, median
 from octavo.bench.peers.sources import open_source
 from octavo.gpt.loading.loader import DTYPES
-from octavo.kernels import ops
+from octavo.kernels import backends
 from octavo.kernels.ops import REFERENCE, Ops
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.launch import Row
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         raise RuntimeError("tune needs a CUDA device: the launch table is for GPUs, and this PyTorch sees none")
     device = torch.device("cuda")
     (dtype,) = options.dtypes(arguments.dtype, device)
-    config, triton = open_source(arguments.model).config, ops.load("triton")
+    config, triton = open_source(arguments.model).config, backends.load("triton")
     found: list[Case] = []
     for tokens in TOKENS:
         shapes = Shapes(config, device, DTYPES[dtype], tokens, 1024, arguments.prefill, arguments.seed)

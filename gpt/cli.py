@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 from octavo.gpt import terminal
 from octavo.gpt.llm import LLM
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.kernels.ops import BACKENDS
+from octavo.kernels.backends import BACKENDS
 from octavo.kernels.weights import FORMATS
 
 SAMPLING_OPTIONS = {field.name: field for field in fields(SamplingParams) if "help" in field.metadata}

@@ -19,7 +19,7 @@ from octavo.gpt.runner.kv_cache import PagedCache, plan_memory
 from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.gpt.scoring import Score, score
-from octavo.kernels import ops
+from octavo.kernels import backends
 from octavo.kernels.ops import Ops
 
 Prompt = str | Sequence[int]
@@ -32,10 +32,10 @@ class LLM:
     """A model, its cache and an engine.
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
-    "auto" is triton on CUDA, else the fastest that runs here. dtype is that of activations and cached values, weights
-    the format of the products' weights: "auto" for dense ones in that dtype, or "int8". At most `max_num_seqs` completions run together and
-    `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and back
-    ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
+    "auto" is triton on CUDA, else the fastest that runs here. dtype: of activations and cached values. weights: the
+    format of the products' weights, "int8" or "auto" for dense ones. At most `max_num_seqs` completions run together
+    and `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and
+    back ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
     On CUDA, decode steps of the triton backend are graphs, captured as the model loads ("startup"), when a size is
     first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes nothing. Bad arguments raise
     ValueError, missing files FileNotFoundError.
@@ -63,7 +63,7 @@ class LLM:
             raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {cuda_graphs!r}")
         self.device = resolve_device(device)
         if isinstance(backend, str):
-            backend = ops.load(ops.best_for(self.device.type) if backend == "auto" else backend)
+            backend = backends.load(backends.best_for(self.device.type) if backend == "auto" else backend)
         loaded = load_model(model, backend, dtype, self.device.type, weights)
         self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
         self.model: Model = loaded.model
@@ -75,7 +75,7 @@ class LLM:
         )  # fmt: skip
         cache = PagedCache(self.model.config, self.config.num_blocks, block_size, self.dtype, self.device)
         on_cuda = self.device.type == "cuda"
-        graphs = on_cuda and cuda_graphs != "off" and ops.can_be_captured(backend)
+        graphs = on_cuda and cuda_graphs != "off" and backends.can_be_captured(backend)
         runner = Runner(self.model, cache, self.config, self.device, cuda_capture() if graphs else None)
         if graphs and cuda_graphs == "startup":
             runner.warm_up(max_num_batched_tokens)

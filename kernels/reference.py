@@ -66,11 +66,6 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """GELU of `x + bias` in its tanh form (GPT-2's `gelu_new`); x `[num_tokens, hidden_dim]`."""
-    return F.gelu(x + bias, approximate="tanh")
-
-
 def silu_mul(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of a fused projection: `[num_tokens, 2 * hidden_dim]` -> `[num_tokens, hidden_dim]`."""
     gate, up = gate_up.chunk(2, dim=-1)

@@ -11,7 +11,7 @@ import torch
 from octavo.bench.measuring.timing import Stopwatch
 from octavo.bench.peers.sources import Source
 from octavo.gpt import LLM, SamplingParams
-from octavo.kernels import ops
+from octavo.kernels import backends
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
 from octavo.kernels.weights import FORMATS
 
@@ -138,4 +138,4 @@ def backend(name: str) -> Ops:
     for op in given_back:
         if op not in OP_NAMES:
             raise ValueError(f"backend {name!r}: {op!r} is no op (only {', '.join(OP_NAMES)})")
-    return replace(ops.load(base), name=name, **{op: getattr(REFERENCE, op) for op in given_back})
+    return replace(backends.load(base), name=name, **{op: getattr(REFERENCE, op) for op in given_back})

@@ -81,8 +81,8 @@ def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, batch: Batch, cache: Layer
     if cache is None:
         return ops.causal_attention(q, k, v, batch.cu_seqlens_q, batch.max_seqlen_q, scale)
     ops.write_kv(k, v, *cache, batch.slot_mapping)
-    indices = batch.block_table, batch.context_lens, batch.cu_seqlens_q, batch.max_seqlen_q
-    return ops.paged_attention(q, *cache, *indices, scale)
+    bounds = batch.cu_seqlens_q, batch.max_seqlen_q
+    return ops.paged_attention(q, *cache, batch.block_table, batch.context_lens, *bounds, scale)
 
 
 class Model(nn.Module):

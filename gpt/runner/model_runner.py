@@ -17,7 +17,7 @@ from octavo.gpt.runner.transfer import to_device
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Chunk, Plan
 from octavo.gpt.scheduler.sequence import Sequence
-from octavo.kernels.ops import recorder
+from octavo.kernels.backends import graph_capture
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Runner:
         max_blocks = -(-config.max_model_len // config.block_size)
         self.input_batch = InputBatch(config.max_num_seqs, max_blocks, config.block_size, device)
         self.sampler = Sampler(model, device)
-        self.step = DecodeStep(model, cache, self.input_batch, self.sampler, recorder(model.ops))
+        self.step = DecodeStep(model, cache, self.input_batch, self.sampler, graph_capture(model.ops))
         self.graphs = None if capture is None else Graphs(self.step, capture, config.max_num_seqs)
 
     @torch.inference_mode()

@@ -13,31 +13,31 @@ from torch import Tensor, strided
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from octavo.kernels.cpu.numba_kernel import taped
+from octavo.kernels.cpu.numba_kernel import recording
 
 ALLOCATIONS = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
 
 Call = Callable[[], Any]
 
 
-def record(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def capture(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Run it, and return what does the same again and gives the same tensor, with new values in it.
 
     RuntimeError if it turned a tensor into a Python number on its way.
     """
-    recorder = _Recorder()
-    with taped(recorder.calls), recorder:
+    capturing = _Capture()
+    with recording(capturing.calls), capturing:
         result = function()
 
     def replay() -> Tensor:
-        for call in recorder.calls:
+        for call in capturing.calls:
             call()
         return result
 
     return replay
 
 
-class _Recorder(TorchDispatchMode):
+class _Capture(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
@@ -53,7 +53,7 @@ class _Recorder(TorchDispatchMode):
         self.kept.append((result, args, kwargs))
         results = tree_leaves(result)
         if any(not isinstance(x, Tensor) for x in results):
-            raise RuntimeError(f"{op} reads the values of a tensor, which cannot be recorded")
+            raise RuntimeError(f"{op} reads the values of a tensor, which cannot be captured")
         if op._schema.is_mutable:
             self.calls.append(partial(op, *args, **kwargs))
         elif op._schema.name not in ALLOCATIONS and not _is_view(results, args):

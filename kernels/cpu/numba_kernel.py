@@ -1,12 +1,14 @@
-"""Loops for a CPU: Python functions that numba compiles for the machine at hand and PyTorch's own threads run.
+"""CPU kernels: plain Python functions, compiled by numba and run on PyTorch's OpenMP threads.
 
-A loop takes one argument, fields of 8 bytes each: addresses, whole numbers and scales. It reads them by place, as a
-Triton kernel takes its pointers, computes in float32, and runs on every thread, which takes its `share` of the work.
-What numba compiled is kept on disk, in `__pycache__` or where NUMBA_CACHE_DIR says.
+A kernel declares its arguments with `@cpu_kernel(layout)`. They reach it packed in fields of 8 bytes, which it reads
+by place, as a Triton kernel takes its pointers: `float_ptrs(fields, 0, 2)` are the first two tensors. It computes in
+float32 and runs on every thread, each of which takes its `thread_range` of the work. numba's machine code is kept on
+disk, in `__pycache__` or where NUMBA_CACHE_DIR says.
 """
 
 import ctypes
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,21 +27,27 @@ from numba import cfunc, config, njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+# Letters of a layout that stand for tensors, and their dtypes; None is the dtype of the call.
+POINTERS = {"v": None, "i": torch.int32, "f": torch.float32, "b": torch.int8}
+
 # Halves are held as their bits: uint16 is a bfloat16, int16 a float16.
 DTYPES = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
-LITTLE = 2**14  # values touched: up to here a second thread costs more than it brings
+SERIAL_LIMIT = 2**14  # up to so many values touched, waking other threads costs more than it saves
 
-ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}  # sums in wide registers; infinities and NaN stay what they are
-IN_ORDER = {"contract"}
+FASTMATH_REASSOC = {
+    "reassoc",
+    "contract",
+    "nsz",
+    "arcp",
+}  # sums in wide registers, NaN kept
+FASTMATH_CONTRACT = {"contract"}
 
-PLACES = "octavo_thread", "octavo_num_threads"  # what compiled code asks for its place by
+PLACES = "octavo_thread", "octavo_num_threads"  # names under which compiled code finds the two functions
 
 
 def _team() -> tuple[Callable[..., None], tuple[Any, Any]]:
-    """What starts a function on the threads of PyTorch's operators, and whom a thread asks for its place among them.
-
-    Only GNU's library is spoken to; where PyTorch brought another, a loop runs on one thread.
-    """
+    """Return libgomp's `GOMP_parallel` and its two functions for a thread's number; without libgomp, stand-ins that
+    run a kernel on one thread."""
     try:
         library = ctypes.CDLL("libgomp.so.1", mode=getattr(os, "RTLD_NOLOAD", 0))
     except OSError:
@@ -57,45 +65,66 @@ for _name, _asker in zip(PLACES, _askers, strict=True):
 _thread, _num_threads = (types.ExternalFunction(name, types.int32()) for name in PLACES)
 
 
-_tape: ContextVar[list[Callable[[], Any]] | None] = ContextVar("tape", default=None)
+_recorded: ContextVar[list[Callable[[], Any]] | None] = ContextVar("recorded", default=None)
 
 
 @contextmanager
-def taped(calls: list[Callable[[], Any]]) -> Iterator[None]:
-    """Every loop that runs meanwhile is appended to `calls`, ready to run again on the same memory."""
-    token = _tape.set(calls)
+def recording(calls: list[Callable[[], Any]]) -> Iterator[None]:
+    """Append every kernel that runs meanwhile to `calls`, ready to run again on the same memory."""
+    token = _recorded.set(calls)
     try:
         yield
     finally:
-        _tape.reset(token)
+        _recorded.reset(token)
 
 
-class Loop:
-    """A loop, compiled once for each dtype of its values."""
+def cpu_kernel(layout: str) -> Callable[[Callable[[Any], None]], "Kernel"]:
+    """Make a kernel of a function, its arguments declared in order, a letter each.
 
-    def __init__(self, function: Callable[[Any], None]) -> None:
-        self.function = function
+    Tensors come first: v of the call's dtype, i int32, f float32, b int8. Numbers follow: q whole, d float.
+    """
+    return lambda function: Kernel(function, layout)
+
+
+class Kernel:
+    """A function of packed arguments, compiled once for each dtype of its values. See `cpu_kernel`."""
+
+    def __init__(self, function: Callable[[Any], None], layout: str) -> None:
+        kinds = layout.replace(" ", "")
+        self.function, self.layout = function, layout
+        self._pointers = tuple(POINTERS[kind] for kind in kinds if kind in POINTERS)
+        self._struct = struct.Struct(re.sub(f"[{''.join(POINTERS)}]", "q", kinds))
         self._compiled: dict[torch.dtype, Any] = {}
-        self._layout: struct.Struct | None = None
 
-    def __call__(self, dtype: torch.dtype, work: int, *fields: Tensor | int | float) -> None:
-        """Run on values of that dtype; `work`: how many of them are touched, about."""
+    def __call__(self, dtype: torch.dtype, work: int, *arguments: Tensor | int | float) -> None:
+        """Run on values of that dtype; `work`: how many of them are touched, about.
+
+        TypeError where the arguments are not those of the layout, in number or in kind.
+        """
         if dtype not in self._compiled:
             self._compile(dtype)
-        if self._layout is None:
-            self._layout = struct.Struct("".join("d" if isinstance(field, float) else "q" for field in fields))
-        packed = self._layout.pack(*[field.data_ptr() if isinstance(field, Tensor) else field for field in fields])
-        call = partial(
-            _start, self._compiled[dtype].address, packed, 1 if work <= LITTLE else torch.get_num_threads(), 0
-        )
+        num_threads = 1 if work <= SERIAL_LIMIT else torch.get_num_threads()
+        call = partial(_start, self._compiled[dtype].address, self._pack(dtype, arguments), num_threads, 0)
         call()
-        if (tape := _tape.get()) is not None:
-            tape.append(call)
+        if (calls := _recorded.get()) is not None:
+            calls.append(call)
+
+    def _pack(self, dtype: torch.dtype, arguments: tuple[Any, ...]) -> bytes:
+        tensors, numbers = arguments[: len(self._pointers)], arguments[len(self._pointers) :]
+        try:
+            if all(t.dtype is (wanted or dtype) for t, wanted in zip(tensors, self._pointers, strict=True)):
+                return self._struct.pack(*[tensor.data_ptr() for tensor in tensors], *numbers)
+        except (struct.error, AttributeError, ValueError):
+            pass
+        given = ", ".join(str(a.dtype) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
+        raise TypeError(f"{self.function.__name__} takes ({self.layout}) with values of {dtype}, not ({given})")
 
     def _compile(self, dtype: torch.dtype) -> None:
         signature = types.void(types.CPointer(DTYPES[dtype]))
         with _cache_of_these_sources():
-            self._compiled[dtype] = cfunc(signature, cache=True, fastmath=ANY_ORDER, error_model="numpy")(self.function)
+            self._compiled[dtype] = cfunc(signature, cache=True, fastmath=FASTMATH_REASSOC, error_model="numpy")(
+                self.function
+            )
 
 
 _cache_lock = Lock()
@@ -103,7 +132,7 @@ _cache_lock = Lock()
 
 @contextmanager
 def _cache_of_these_sources() -> Iterator[None]:
-    """numba's cache in a folder named after our sources: by itself it does not see that a called function changed."""
+    """Key numba's cache by a hash of all kernel sources: numba itself checks only the file of the outer function."""
     with _cache_lock:
         folder = config.CACHE_DIR
         config.CACHE_DIR = str(Path(folder or Path(__file__).with_name("__pycache__")) / _digest())
@@ -127,7 +156,7 @@ def digest_of(folder: Path) -> str:
 
 
 def _fields(kind: Callable[[Any], Any]) -> Any:
-    """What reads `count` fields from the one numbered `first`: pointers, or numbers as they lie there."""
+    """Make a reader of `count` packed arguments from number `first` on: pointers, or numbers."""
 
     @intrinsic(prefer_literal=True)
     def read(context: Any, fields: Any, first: Any, count: Any) -> Any:
@@ -149,23 +178,23 @@ def _fields(kind: Callable[[Any], Any]) -> Any:
     return read
 
 
-values = _fields(lambda fields: fields)
-integers = _fields(lambda _: types.CPointer(types.int32))
-floats = _fields(lambda _: types.CPointer(types.float32))
-signed_bytes = _fields(lambda _: types.CPointer(types.int8))
-numbers = _fields(lambda _: types.int64)
-scales = _fields(lambda _: types.float64)
+float_ptrs = _fields(lambda fields: fields)
+int32_ptrs = _fields(lambda _: types.CPointer(types.int32))
+float32_ptrs = _fields(lambda _: types.CPointer(types.float32))
+int8_ptrs = _fields(lambda _: types.CPointer(types.int8))
+int_args = _fields(lambda _: types.int64)
+float_args = _fields(lambda _: types.float64)
 
 
 @njit
-def share(count):
-    """The first of this thread's part of `count` things, and the one behind its last."""
+def thread_range(count):
+    """Return the first of this thread's part of `count` items, and the one behind its last."""
     thread, num_threads = _thread(), _num_threads()
     return count * thread // num_threads, count * (thread + 1) // num_threads
 
 
 def common_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of values that a loop takes together; ValueError where it takes none of that dtype, or several."""
+    """Return the one dtype of these tensors; ValueError where they have several, or no kernel takes it."""
     dtypes = {tensor.dtype for tensor in tensors}
     if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
         raise ValueError(
@@ -179,16 +208,16 @@ def rows_of_heads(x: Tensor) -> Tensor:
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
-def widen(value):
-    """A stored value as float32."""
+def to_float32(value):
+    """Widen a stored value to float32."""
 
 
-def narrow(value, like):
-    """A float32 as values like that one are stored, rounded to nearest, ties to even."""
+def from_float32(value, like):
+    """Round a float32 to the type in which `like` is stored, to nearest, ties to even."""
 
 
-@overload(widen)
-def _widen(value):
+@overload(to_float32)
+def _to_float32(value):
     if value == types.uint16:
         return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
     if value == types.int16:
@@ -196,8 +225,8 @@ def _widen(value):
     return lambda value: np.float32(value)
 
 
-@overload(narrow)
-def _narrow(value, like):
+@overload(from_float32)
+def _from_float32(value, like):
     if like == types.uint16:
         return lambda value, like: _to_bfloat16(np.float32(value))
     if like == types.int16:
@@ -221,7 +250,7 @@ def _to_float16(context: Any, value: Any) -> Any:
     return types.int16(value), generate
 
 
-@njit(fastmath=IN_ORDER)
+@njit(fastmath=FASTMATH_CONTRACT)
 def _to_bfloat16(value):
     bits = np.float32(value).view(np.uint32)
     rounded = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
@@ -229,7 +258,7 @@ def _to_bfloat16(value):
     return np.uint16((rounded if value == value else nan) >> np.uint32(16))
 
 
-@njit(fastmath=IN_ORDER)
+@njit(fastmath=FASTMATH_CONTRACT)
 def exp(x):
     """e^x in float32, within 2 units of the last place; 0 far below, infinity far above, NaN of NaN.
 

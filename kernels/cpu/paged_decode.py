@@ -11,36 +11,36 @@ from numba import njit
 from torch import Tensor
 
 from octavo.kernels.cpu.numba_kernel import (
-    ANY_ORDER,
-    Loop,
+    FASTMATH_REASSOC,
     common_dtype,
+    cpu_kernel,
     exp,
-    floats,
-    integers,
-    narrow,
-    numbers,
+    float32_ptrs,
+    float_args,
+    float_ptrs,
+    from_float32,
+    int32_ptrs,
+    int_args,
     rows_of_heads,
-    scales,
-    share,
-    values,
-    widen,
+    thread_range,
+    to_float32,
 )
 
 SPLIT = 256  # keys
 
 
-@Loop
+@cpu_kernel("vvv f iii qqqqqqqq d")
 def _attend(fields):
-    q, k_cache, v_cache = values(fields, 0, 3)
-    (partial,) = floats(fields, 3, 1)
-    block_table, context_lens, bounds = integers(fields, 4, 3)
-    num_seqs, kv_heads, group, head_dim, block_size, max_blocks, max_splits, q_stride = numbers(fields, 7, 8)
-    factor = np.float32(scales(fields, 15, 1)[0])
+    q, k_cache, v_cache = float_ptrs(fields, 0, 3)
+    (partial,) = float32_ptrs(fields, 3, 1)
+    block_table, context_lens, bounds = int32_ptrs(fields, 4, 3)
+    num_seqs, kv_heads, group, head_dim, block_size, max_blocks, max_splits, q_stride = int_args(fields, 7, 8)
+    factor = np.float32(float_args(fields, 15, 1)[0])
 
     count = 0
     for s in range(num_seqs):
         count += (context_lens[s] + SPLIT - 1) // SPLIT * kv_heads
-    first, last = share(count)
+    first, last = thread_range(count)
 
     queries, sums = np.empty((group, head_dim), np.float32), np.empty((group, head_dim), np.float32)
     weights, slots = np.empty((group, SPLIT), np.float32), np.empty(SPLIT, np.int64)
@@ -56,8 +56,8 @@ def _attend(fields):
                     _load(q, bounds[s] * q_stride + head * group * head_dim, factor, queries)
                     place = ((s * kv_heads + head) * max_splits + split) * group * (head_dim + 2)
                     _score(queries, k_cache, slots, num_keys, weights)
-                    _weigh(weights, num_keys, partial, place, head_dim)
-                    _collect(weights, v_cache, slots, num_keys, sums)
+                    _softmax(weights, num_keys, partial, place, head_dim)
+                    _accumulate(weights, v_cache, slots, num_keys, sums)
                     _store(sums, partial, place)
                 item += 1
 
@@ -75,7 +75,7 @@ def _load(q, start, factor, queries):
     """The queries of a kv head, scaled."""
     for g in range(queries.shape[0]):
         for i in range(queries.shape[1]):
-            queries[g, i] = widen(q[start + g * queries.shape[1] + i]) * factor
+            queries[g, i] = to_float32(q[start + g * queries.shape[1] + i]) * factor
 
 
 @njit
@@ -85,7 +85,7 @@ def _store(sums, partial, place):
             partial[place + g * (sums.shape[1] + 2) + 2 + i] = sums[g, i]
 
 
-@njit(fastmath=ANY_ORDER)
+@njit(fastmath=FASTMATH_REASSOC)
 def _score(queries, k_cache, slots, num_keys, scores):
     """scores[g, j] = queries[g] . key j"""
     for j in range(num_keys):
@@ -93,12 +93,12 @@ def _score(queries, k_cache, slots, num_keys, scores):
         for g in range(queries.shape[0]):
             query, product = queries[g], np.float32(0)
             for i in range(queries.shape[1]):
-                product += query[i] * widen(k_cache[start + i])
+                product += query[i] * to_float32(k_cache[start + i])
             scores[g, j] = product
 
 
-@njit(fastmath=ANY_ORDER)
-def _weigh(scores, num_keys, partial, place, head_dim):
+@njit(fastmath=FASTMATH_REASSOC)
+def _softmax(scores, num_keys, partial, place, head_dim):
     """Replace the scores of a head by e^(score - maximum); the maximum and the sum go to the partial results."""
     for g in range(scores.shape[0]):
         own, largest, total = scores[g], np.float32(-np.inf), np.float32(0)
@@ -111,8 +111,8 @@ def _weigh(scores, num_keys, partial, place, head_dim):
         partial[place + g * (head_dim + 2) + 1] = total
 
 
-@njit(fastmath=ANY_ORDER)
-def _collect(weights, v_cache, slots, num_keys, sums):
+@njit(fastmath=FASTMATH_REASSOC)
+def _accumulate(weights, v_cache, slots, num_keys, sums):
     """sums[g] = the values, each times its weight"""
     sums[:] = 0
     for j in range(num_keys):
@@ -120,20 +120,20 @@ def _collect(weights, v_cache, slots, num_keys, sums):
         for g in range(sums.shape[0]):
             own, weight = sums[g], weights[g, j]
             for i in range(sums.shape[1]):
-                own[i] += weight * widen(v_cache[start + i])
+                own[i] += weight * to_float32(v_cache[start + i])
 
 
-@Loop
-def _join(fields):
-    (out,) = values(fields, 0, 1)
-    (partial,) = floats(fields, 1, 1)
-    context_lens, bounds = integers(fields, 2, 2)
-    num_seqs, kv_heads, group, head_dim, max_splits, num_tokens = numbers(fields, 4, 6)
-    first, last = share(num_seqs)
+@cpu_kernel("v f ii qqqqqq")
+def _merge(fields):
+    (out,) = float_ptrs(fields, 0, 1)
+    (partial,) = float32_ptrs(fields, 1, 1)
+    context_lens, bounds = int32_ptrs(fields, 2, 2)
+    num_seqs, kv_heads, group, head_dim, max_splits, num_tokens = int_args(fields, 4, 6)
+    first, last = thread_range(num_seqs)
     width, sums = head_dim + 2, np.empty(head_dim, np.float32)
     if last == num_seqs:  # tokens of nobody
         for i in range(bounds[num_seqs] * kv_heads * group * head_dim, num_tokens * kv_heads * group * head_dim):
-            out[i] = narrow(np.float32(0), out[0])
+            out[i] = from_float32(np.float32(0), out[0])
     for s in range(first, last):
         splits = (context_lens[s] + SPLIT - 1) // SPLIT
         if bounds[s + 1] - bounds[s] == 1:
@@ -153,7 +153,7 @@ def _join(fields):
                         sums[i] += weight * partial[at + 2 + i]
                 start = (bounds[s] * kv_heads * group + head) * head_dim
                 for i in range(head_dim):
-                    out[start + i] = narrow(sums[i] / total if splits > 0 else np.float32(0), out[0])
+                    out[start + i] = from_float32(sums[i] / total if splits > 0 else np.float32(0), out[0])
 
 
 def decode_attention(
@@ -182,4 +182,4 @@ def decode_attention(
     indices = [x.int().contiguous() for x in (block_table, context_lens, cu_seqlens_q)]
     sizes = *shape, block_size, max_blocks, max_splits, q.stride(0)
     _attend(dtype, work, q, k_cache, v_cache, partial, *indices, *sizes, float(scale))
-    _join(dtype, q.numel(), out, partial, *indices[1:], *shape, max_splits, len(q))
+    _merge(dtype, q.numel(), out, partial, *indices[1:], *shape, max_splits, len(q))

@@ -1,13 +1,13 @@
-"""linear: a matrix product whose row i depends on row i alone, with bias, GELU and residual in the epilogue.
+"""linear: a matrix product whose row i depends on row i alone, with bias and GELU in the epilogue.
 
-    y = activation(x @ weight.T + bias) + residual
+    y = activation(x @ weight.T + bias)
 
 The product is computed as its transpose: a tile of weights is the left operand of `tl.dot`, a tile of tokens the right
 one. Tensor cores of sm_90 and sm_100 want 64 rows on the left, and a weight always has them; so one token runs on the
 same instruction as four thousand. Every launch sums k in the same order: tiles of BLOCK_K from 0, one float32
 accumulator, no split. Thin (up to 64 tokens): one tile holds all tokens, every weight is read once, 16 bytes a thread,
 through a pipeline deep enough to keep few programs busy. Tall: tiles of tokens in groups, so that the group's weights
-stay in L2. Either way a token's bits are the same (README.md: why, and how far that is proven).
+stay in L2. Either way a token's bits are the same.
 
 x may have strided rows; of every tensor only the last dimension must be contiguous. Rows of x and weight are read 16
 bytes a thread where addresses and strides are multiples of 16. https://arxiv.org/abs/2511.10909
@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.weights import Weight
 
 
 @triton.jit
@@ -34,12 +35,10 @@ def _linear_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
-    residual_ptr,
     num_tokens,
     stride_y,
     stride_x,
     stride_weight,
-    stride_residual,
     OUT_FEATURES: tl.constexpr,
     IN_FEATURES: tl.constexpr,
     GELU: tl.constexpr,
@@ -77,24 +76,22 @@ def _linear_kernel(
         y = _gelu(y)
     y = y.T  # [BLOCK_M, BLOCK_N]
     live = m_live & (n[None, :] < OUT_FEATURES)
-    if residual_ptr is not None:
-        y += tl.load(residual_ptr + m_row * stride_residual + n[None, :], live, 0.0).to(tl.float32)
     tl.store(y_ptr + m_row * stride_y + n[None, :], y.to(y_ptr.dtype.element_ty), live)
 
 
 GROUP = 8  # tiles of tokens that share a tile of weights in L2
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """`activation(x @ weight.T + bias) + residual`, a new tensor, summed in float32 and rounded once.
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """`activation(x @ weight.T + bias)`, a new tensor, summed in float32 and rounded once.
 
-    x `[num_tokens, in_features]`, weight `[out_features, in_features]`, bias `[out_features]`, residual
-    `[num_tokens, out_features]`, all of one dtype (float32, float16, bfloat16); x, weight and residual may have strided
-    rows. activation None or "gelu" (the tanh form). ValueError on anything else.
+    x `[num_tokens, in_features]`, weight `[out_features, in_features]` dense, bias `[out_features]`, all of one dtype
+    (float32, float16, bfloat16); x and weight may have strided rows. activation None or "gelu" (the tanh form).
+    ValueError on anything else.
     """
-    _check(x, weight, bias, activation, residual)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight must be a dense tensor, not {type(weight).__name__}, on backend triton")
+    _check(x, weight, bias, activation)
     (num_tokens, in_features), out_features = x.shape, weight.shape[0]
     y = torch.empty(num_tokens, out_features, dtype=x.dtype, device=x.device)
     if num_tokens == 0:
@@ -106,12 +103,10 @@ def linear(
         x,
         weight,
         bias,
-        residual,
         num_tokens,
         y.stride(0),
         x.stride(0),
         weight.stride(0),
-        0 if residual is None else residual.stride(0),
         OUT_FEATURES=out_features,
         IN_FEATURES=in_features,
         GELU=activation == "gelu",
@@ -122,18 +117,16 @@ def linear(
     return y
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
     if x.ndim != 2 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"x must be [num_tokens, in_features] in 16 or 32 bits, not {tuple(x.shape)} {x.dtype}")
     if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
         raise ValueError(f"weight must be [out_features, {x.shape[1]}], not {tuple(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
-    if residual is not None and residual.shape != (x.shape[0], weight.shape[0]):
-        raise ValueError(f"residual must be {(x.shape[0], weight.shape[0])}, not {tuple(residual.shape)}")
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual)):
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
         if tensor.dtype != x.dtype or tensor.device != x.device:

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 from octavo.gpt.runner.decode_graph import MAX_CAPTURED_ROWS
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.kernels.backends import graph_capture, load
 from octavo.kernels.cpu import norm
-from octavo.kernels.cpu.graph import record
-from octavo.kernels.ops import REFERENCE, load, recorder
+from octavo.kernels.cpu.graph import capture
+from octavo.kernels.ops import REFERENCE
 
 from tiny import TINY, run, tiny_engine, tiny_model
 
@@ -34,7 +35,7 @@ def everything(x: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def test_a_recording_follows_its_input():
     x = torch.randn(4, 16)
-    replay = record(lambda: everything(x))
+    replay = capture(lambda: everything(x))
     for _ in range(5):
         x.copy_(torch.randn(4, 16))
         junk = [torch.full((4, 16), torch.nan) for _ in range(50)]  # takes whatever memory was given back
@@ -46,7 +47,7 @@ def test_a_recording_follows_its_input():
 def test_what_looks_at_values_is_refused():
     x = torch.ones(3)
     with pytest.raises(RuntimeError, match="reads the values of a tensor"):
-        record(lambda: x + x.sum().item())
+        capture(lambda: x + x.sum().item())
 
 
 def model_on(family: str, dtype: torch.dtype | None):
@@ -65,7 +66,7 @@ def test_recorded_steps_are_the_steps(family, dtype, monkeypatch):
     prompts = [[7 * i % 97 + 1] * (i % 5 + 1) for i in range(MAX_CAPTURED_ROWS + 1)]
     params = [SamplingParams(temperature=0, max_tokens=3 + 2 * i, ignore_eos=True) for i in range(len(prompts))]
     recorded = run(tiny_engine(model), prompts, params)
-    monkeypatch.setattr("octavo.gpt.runner.model_runner.recorder", lambda ops: None)
+    monkeypatch.setattr("octavo.gpt.runner.model_runner.graph_capture", lambda ops: None)
     assert recorded == run(tiny_engine(model), prompts, params)
 
 
@@ -80,6 +81,6 @@ def test_steps_are_recorded_once_for_each_number_of_rows():
 @pytest.mark.parametrize("name", ["write_kv", "paged_attention"])
 def test_a_backend_whose_ops_look_at_values_is_not_recorded(name):
     ours = load("cpu")
-    assert recorder(ours) is ours.record
-    assert recorder(replace(ours, **{name: getattr(REFERENCE, name)})) is None
-    assert recorder(REFERENCE) is None
+    assert graph_capture(ours) is ours.capture
+    assert graph_capture(replace(ours, **{name: getattr(REFERENCE, name)})) is None
+    assert graph_capture(REFERENCE) is None

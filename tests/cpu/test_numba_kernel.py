@@ -1,17 +1,27 @@
 """The compiled loops of the cpu backend: their arithmetic and their threads; attention over many splits."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numba import njit
 
-from octavo.kernels import ops, reference
+from octavo.kernels import backends, reference
 from octavo.kernels.cpu import norm, numba_kernel
-from octavo.kernels.cpu.attention import paged_attention
-from octavo.kernels.cpu.numba_kernel import Loop, exp, narrow, numbers, share, values, widen
+from octavo.kernels.cpu.numba_kernel import (
+    cpu_kernel,
+    exp,
+    float_ptrs,
+    from_float32,
+    int_args,
+    thread_range,
+    to_float32,
+)
+from octavo.kernels.cpu.paged_attention import paged_attention
 from octavo.kernels.cpu.paged_decode import SPLIT
 
 from numerics import assert_accurate
@@ -42,21 +52,21 @@ def test_exp():
     np.testing.assert_array_equal(y, np.array([0, 0, 0, np.inf, np.inf, np.nan], np.float32))
 
 
-@Loop
+@cpu_kernel("vv q")
 def _copy(fields):
-    source, target = values(fields, 0, 2)
-    (count,) = numbers(fields, 2, 1)
-    first, last = share(count)
+    source, target = float_ptrs(fields, 0, 2)
+    (count,) = int_args(fields, 2, 1)
+    first, last = thread_range(count)
     for i in range(first, last):
-        target[i] = narrow(widen(source[i]), source[i])
+        target[i] = from_float32(to_float32(source[i]), source[i])
 
 
-@Loop
+@cpu_kernel("vv q")
 def _shrink(fields):
-    source, target = values(fields, 0, 2)
-    (count,) = numbers(fields, 2, 1)
+    source, target = float_ptrs(fields, 0, 2)
+    (count,) = int_args(fields, 2, 1)
     for i in range(count):
-        target[i] = narrow(widen(source[i]) * np.float32(0.99999), source[i])
+        target[i] = from_float32(to_float32(source[i]) * np.float32(0.99999), source[i])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -71,11 +81,11 @@ def test_halves_are_rounded_as_torch_rounds_them(dtype):
     assert torch.equal(got.nan_to_num(nan=0.0), wanted.nan_to_num(nan=0.0))
 
 
-@Loop
+@cpu_kernel("v q")
 def _count_visits(fields):
-    (visits,) = values(fields, 0, 1)
-    (count,) = numbers(fields, 1, 1)
-    first, last = share(count)
+    (visits,) = float_ptrs(fields, 0, 1)
+    (count,) = int_args(fields, 1, 1)
+    first, last = thread_range(count)
     for i in range(first, last):
         visits[i] += np.float32(1)
 
@@ -177,10 +187,10 @@ def test_other_dtypes_and_mixed_ones_are_refused(dtypes):
 
 
 def test_without_numba_auto_means_the_reference(monkeypatch):
-    monkeypatch.setattr(ops, "find_spec", lambda name: None)
-    assert ops.best_for("cpu") == "reference"
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    assert backends.best_for("cpu") == "reference"
     with pytest.raises(RuntimeError, match=r"needs the package numba, which is not installed"):
-        ops.load("cpu")
+        backends.load("cpu")
 
 
 def test_the_cache_folder_of_numba_is_put_back():
@@ -199,3 +209,47 @@ def test_the_key_of_numbas_cache_follows_every_source(tmp_path, name):
         (tmp_path / name).write_text(text)
         keys.add(numba_kernel.digest_of(tmp_path))
     assert len(keys) == 3
+
+
+def test_a_whole_number_given_for_a_float_is_that_number():
+    """It was once read as the bits of a float: eps=1 computed with 5e-324, and nobody said so."""
+    x, weight = torch.randn(3, 64), torch.rand(64)
+    results = []
+    for eps in (1, 1.0):
+        out = torch.empty_like(x)
+        norm._rms_norm(torch.float32, x.numel(), x, x, x, weight, out, 3, 64, 0, eps)
+        results.append(out)
+    assert torch.equal(*results)
+    assert_accurate(results[0], reference.rms_norm, x, weight, 1.0)
+    assert torch.equal(norm.rms_norm(x, weight, 1), results[0])
+
+
+@pytest.mark.parametrize(
+    "wrong", ["a float for a whole number", "one too few", "one too many", "a number for a tensor", "another dtype"]
+)
+def test_arguments_that_were_not_declared_are_refused(wrong):
+    x, weight = torch.ones(3, 64), torch.ones(64)
+    arguments = {
+        "a float for a whole number": (x, x, x, weight, x, 3.0, 64, 0, 1e-5),
+        "one too few": (x, x, x, weight, x, 3, 64, 0),
+        "one too many": (x, x, x, weight, x, 3, 64, 0, 1e-5, 1),
+        "a number for a tensor": (x, x, x, 64, x, 3, 64, 0, 1e-5),
+        "another dtype": (x, x, x, weight.double(), x, 3, 64, 0, 1e-5),
+    }
+    with pytest.raises(TypeError, match=r"_rms_norm takes \(vvvvv qqq d\) with values of torch.float32, not \("):
+        norm._rms_norm(torch.float32, x.numel(), *arguments[wrong])
+
+
+@pytest.mark.parametrize("path", sorted(Path(numba_kernel.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_kernel_reads_is_what_it_declares(path):
+    letters = {"float_ptrs": "v", "int32_ptrs": "i", "float32_ptrs": "f", "int8_ptrs": "b", "int_args": "q"}
+    letters["float_args"] = "d"
+    for function in ast.parse(path.read_text()).body:
+        for decorator in getattr(function, "decorator_list", []):
+            if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "cpu_kernel":
+                reads = sorted(
+                    (call.args[1].value, letters[call.func.id] * call.args[2].value)
+                    for call in ast.walk(function)
+                    if isinstance(call, ast.Call) and getattr(call.func, "id", "") in letters
+                )
+                assert "".join(part for _, part in reads) == decorator.args[0].value.replace(" ", ""), function.name

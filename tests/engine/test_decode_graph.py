@@ -14,7 +14,8 @@ from octavo.gpt.runner.decode_graph import capture_sizes
 from octavo.gpt.runner.model_runner import PendingStep
 from octavo.gpt.runner.sampler import SampleMode, sample_mode
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.kernels.ops import REFERENCE, WAITING_OPS, can_be_captured
+from octavo.kernels.backends import can_be_captured
+from octavo.kernels.ops import REFERENCE, WAITING_OPS
 
 from tiny import TINY, run, tiny_engine, tiny_model
 

@@ -17,7 +17,8 @@ from octavo.bench.measuring.accuracy import verdict
 from octavo.bench.measuring.op_cases import Shapes, cases
 from octavo.gpt.models.gpt2 import GPT2Config
 from octavo.gpt.models.llama import LlamaConfig
-from octavo.kernels.ops import REFERENCE, load
+from octavo.kernels.backends import load
+from octavo.kernels.ops import REFERENCE
 
 GPT2 = GPT2Config(
     vocab_size=777, context_size=64, dim=40, num_layers=1, num_heads=5, num_kv_heads=5, head_dim=8,

@@ -240,7 +240,7 @@ def test_the_interpreter_is_not_timed(gpt2, tmp_path, capsys):
 
 def test_an_ablation_takes_an_op_back_to_the_reference():
     from octavo.bench.peers.base import backend
-    from octavo.kernels.ops import load
+    from octavo.kernels.backends import load
 
     found = backend("cpu-rope-linear")
     assert found.name == "cpu-rope-linear"
@@ -251,7 +251,8 @@ def test_an_ablation_takes_an_op_back_to_the_reference():
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "rope", "linear", "lm_head_sample", "write_kv", "sample"])
 def test_an_ablation_differs_from_the_backend_in_its_op_alone(op):
     from octavo.bench.peers.base import backend
-    from octavo.kernels.ops import OP_NAMES, load
+    from octavo.kernels.backends import load
+    from octavo.kernels.ops import OP_NAMES
 
     whole, without = load("cpu"), backend(f"cpu-{op}")
     assert [name for name in OP_NAMES if getattr(whole, name) is not getattr(without, name)] == [op]

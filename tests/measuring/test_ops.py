@@ -9,7 +9,8 @@ from octavo.bench.measuring.roofline import Peaks
 from octavo.bench.peers.kernels import flashinfer_op, torch_op
 from octavo.bench.reporting import records
 from octavo.gpt import SamplingParams
-from octavo.kernels.ops import OP_NAMES, REFERENCE, load
+from octavo.kernels.backends import load
+from octavo.kernels.ops import OP_NAMES, REFERENCE
 
 from bench_tiny import bench, checkpoint
 from tiny import TINY_GPT2

@@ -106,14 +106,14 @@ def test_numbers_that_json_does_not_have_are_never_written(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_field_is_explained(kind):
-    page = (Path(records.__file__).parent / "results" / "README.md").read_text()
+    page = (Path(records.__file__).parent.parent / "results" / "README.md").read_text()
     section = page.split(f"## {kind}\n")[1].split("\n## ")[0]
     explained = {name for line in section.splitlines() for name in line.split("|")[1:2] for name in name.split()}
     assert {f"`{field.name}`" for field in fields(KINDS[kind])} == {name for name in explained if name[0] == "`"}
 
 
 def test_committed_results_fit_the_schema():
-    committed = sorted((Path(records.__file__).parent / "results").rglob("*.jsonl"))
+    committed = sorted((Path(records.__file__).parent.parent / "results").rglob("*.jsonl"))
     for path in committed:
         results = records.read(path)
         assert results.cells, path

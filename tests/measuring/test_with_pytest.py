@@ -14,7 +14,8 @@ from octavo.bench.measuring.timing import ColdCaches
 from octavo.bench.ops import SIZES, judge, packed
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import KNOWN_SHAPES
-from octavo.kernels.ops import REFERENCE, best_for, load
+from octavo.kernels.backends import best_for, load
+from octavo.kernels.ops import REFERENCE
 
 from tiny import TINY
 

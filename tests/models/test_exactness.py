@@ -18,7 +18,7 @@ from octavo.gpt.runner.kv_cache import PagedCache
 from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
-from octavo.kernels import ops
+from octavo.kernels import backends
 from octavo.kernels.ops import REFERENCE, Ops
 
 from counted import count
@@ -149,7 +149,7 @@ def small_model(family: str, backend: Ops) -> Model:
 
 @cache
 def real_model(family: str) -> Model:
-    return load_model(f"dummy:{family}", ops.load("triton"), "bfloat16", "cuda").model
+    return load_model(f"dummy:{family}", backends.load("triton"), "bfloat16", "cuda").model
 
 
 @cache
@@ -160,7 +160,7 @@ def alone(model: Model, scale: Scale) -> Yielded:
 @pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize("name", CIRCUMSTANCES)
 def test_the_same_bits_on_the_kernels(name, family):
-    model = small_model(family, ops.load("triton"))
+    model = small_model(family, backends.load("triton"))
     assert needle_in(CIRCUMSTANCES[name], model, SMALL) == alone(model, SMALL)
     count("exactness, bit for bit on the Triton ops: needles compared")
 

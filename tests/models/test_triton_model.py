@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.kernels import ops
+from octavo.kernels import backends
 
 from tiny import TINY, run, tiny_engine, tiny_model
 
@@ -19,7 +19,7 @@ EVERYTHING = SamplingParams(
 
 @pytest.fixture(scope="module")
 def triton():
-    return ops.load("triton")
+    return backends.load("triton")
 
 
 ONE_BY_ONE = [

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from octavo.kernels.triton.sampling import launch as launch_sampling
 from octavo.kernels.triton.sampling.sampling_math import FLOAT_MAX, best_of, gumbel_noise
+from octavo.kernels.weights import Weight
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -88,7 +89,7 @@ def _best_kernel(token_ids_ptr, tile_score_ptr, tile_id_ptr, NUM_TILES: tl.const
     tl.store(token_ids_ptr + row + tl.zeros([1, 1], tl.int32), tl.where(broken > 0, -1, token))
 
 
-def lm_head_sample(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     """The LM head and an unfiltered draw in one: the ids that `sample` chooses from `linear(hidden, weight)`.
 
     hidden `[num_seqs, dim]` and weight `[vocab_size, dim]` of one dtype (float32, float16, bfloat16), rows strided as
@@ -96,6 +97,8 @@ def lm_head_sample(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: T
     contiguous. Returns token_ids `[num_seqs]` int32, -1 where a row's logits have a NaN or none above -inf. ValueError
     on a wrong shape, dtype, device or stride; values are not looked at.
     """
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight must be a dense tensor, not {type(weight).__name__}, on backend triton")
     _check(hidden, weight, temperature, seeds, positions)
     (num_rows, dim), vocab_size = hidden.shape, weight.shape[0]
     token_ids = torch.empty_like(positions)

@@ -1,0 +1,34 @@
+"""The cpu backend: the reference with what gains from knowing that it runs on a CPU."""
+
+from dataclasses import replace
+
+from octavo.kernels.cpu.activation import silu_mul
+from octavo.kernels.cpu.attention import causal_attention
+from octavo.kernels.cpu.graph import capture
+from octavo.kernels.cpu.kv_cache import write_kv
+from octavo.kernels.cpu.linear import linear, pack
+from octavo.kernels.cpu.lm_head_sample import lm_head_sample
+from octavo.kernels.cpu.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from octavo.kernels.cpu.paged_attention import paged_attention
+from octavo.kernels.cpu.rope import rope
+from octavo.kernels.cpu.sample import sample
+from octavo.kernels.ops import REFERENCE
+
+CPU = replace(
+    REFERENCE,
+    name="cpu",
+    layer_norm=layer_norm,
+    rms_norm=rms_norm,
+    add_layer_norm=add_layer_norm,
+    add_rms_norm=add_rms_norm,
+    rope=rope,
+    silu_mul=silu_mul,
+    pack=pack,
+    linear=linear,
+    write_kv=write_kv,
+    causal_attention=causal_attention,
+    paged_attention=paged_attention,
+    sample=sample,
+    lm_head_sample=lm_head_sample,
+    capture=capture,
+)
