@@ -36,7 +36,7 @@ class AsyncLLM:
         self._driver: asyncio.Task | None = None
 
     async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[RequestOutput]:
-        """The request's output so far, each time it grows, the last time finished.
+        """Yield the request's output so far, each time that it grows, the last time finished.
 
         Leaving the loop, or cancelling the task, ends the request and frees its blocks. ValueError for a bad request.
         """
@@ -90,12 +90,12 @@ class AsyncLLM:
 
 
 def _progress(request: RequestOutput) -> int:
-    """A number that changes whenever the request does."""
+    """Return a number that changes whenever the request does."""
     return sum(len(output.token_ids) + output.finished for output in request.outputs)
 
 
 def _snapshot(request: RequestOutput) -> RequestOutput:
-    """A copy that later steps leave alone."""
+    """Copy the request: later steps leave the copy alone."""
     outputs = []
     for output in request.outputs:
         pieces = list(output.pieces())

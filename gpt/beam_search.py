@@ -2,8 +2,8 @@
 
 The rules are transformers', so that the beams are the same: each step ranks twice as many continuations as there are
 beams (more with several end tokens); one that ends counts only if it ranks among the first `beam_width`; a finished
-text's score is its log-probability over its length to the power `length_penalty`. Beams share what they have in common
-through the prefix cache: a step adds each beam as a request for one token.
+text's score is its log-probability over its length to the power `length_penalty`. Each step adds each beam as a request
+for one token; the prefix cache computes what beams have in common once.
 """
 
 import math
@@ -16,7 +16,7 @@ Expand = Callable[[list[list[int]], int], list[Continuations]]  # (texts, how ma
 
 @dataclass(frozen=True)
 class Beam:
-    """A continuation of the prompt; `score` is what beams are ranked by once finished."""
+    """A continuation of the prompt; finished beams are ranked by `score`."""
 
     token_ids: list[int]
     cumulative_logprob: float
@@ -79,7 +79,7 @@ class BeamSearch:
 
 
 def check_options(beam_width: int, max_tokens: int, length_penalty: float, early_stopping: bool | str) -> None:
-    """ValueError naming the option that makes no sense."""
+    """Raise ValueError naming the option that makes no sense."""
     for name, value, most in (("beam_width", beam_width, 256), ("max_tokens", max_tokens, 2**31 - 1)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise ValueError(f"{name} must be an integer in [1, {most}], not {value!r}")
@@ -90,7 +90,7 @@ def check_options(beam_width: int, max_tokens: int, length_penalty: float, early
 
 
 def run(searches: list[BeamSearch], expand: Expand) -> None:
-    """Take all searches to their ends, together."""
+    """Run all searches to their ends, together."""
     while open_searches := [search for search in searches if not search.done]:
         texts = [search.prompt + beam.token_ids for search in open_searches for beam in search.running]
         found = iter(expand(texts, max(search.num_candidates for search in open_searches)))

@@ -98,13 +98,13 @@ class LLM:
         return self.engine.has_unfinished
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
-        """Queue a request for `step`; returns its number. QueueFullError when `max_num_waiting` wait already."""
+        """Queue a request for `step`, and return its number. QueueFullError when `max_num_waiting` wait already."""
         return self._add(prompt, params or SamplingParams()).request_id
 
     def step(self) -> list[RequestOutput]:
-        """One forward step for all requests; the live outputs of those that got something new.
+        """Run one forward step for all requests; return the live outputs of those that got something new.
 
-        A step that raises ends every request with an error: what it left half done is not gone on with.
+        A step that raises ends every request with an error, so no request goes on from a step half done.
         """
         try:
             return self.engine.step()
@@ -117,7 +117,7 @@ class LLM:
         self.engine.abort(request_id)
 
     def stats(self) -> dict[str, Any]:
-        """Requests, tokens, blocks, the share of prompt tokens that were cached, and percentiles of times in seconds.
+        """Return counts of requests, tokens and blocks, the prefix hit rate, and percentiles of times in seconds.
 
         A request counts once for each of its `n` completions, tokens are those computed (again after a preemption by
         recompute), and times are of the last thousand completions.
@@ -151,7 +151,7 @@ class LLM:
         return requests
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
-        """The completion's text, piece by piece; leaving the loop ends the request."""
+        """Yield the completion's text, piece by piece; leaving the loop ends the request."""
         params = params or SamplingParams()
         if self.tokenizer is None:
             raise ValueError("stream needs a tokenizer, and this model has none: use generate with token ids")
@@ -182,7 +182,7 @@ class LLM:
         return self.generate([self.encode_chat(conversation) for conversation in conversations], params, use_tqdm)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation in the model's own template, ready for the assistant's answer."""
+        """Return the token ids of a conversation in the model's own template, ready for the assistant's answer."""
         if self.tokenizer is None or self.tokenizer.chat_template is None:
             raise ValueError(f"the model {self.name} has no chat template")
         return self.tokenizer.encode_chat(list(messages))
@@ -195,7 +195,7 @@ class LLM:
         length_penalty: float = 1.0,
         early_stopping: bool | str = False,
     ) -> list[list[Beam]]:
-        """For each prompt its `beam_width` best continuations, best first; transformers' rules."""
+        """Return for each prompt its `beam_width` best continuations, best first, by transformers' rules."""
         check_options(beam_width, max_tokens, length_penalty, early_stopping)
         eos_ids = self.model.config.eos_ids
         searches = []
@@ -207,7 +207,7 @@ class LLM:
         return [search.finished for search in searches]
 
     def _likeliest(self, texts: list[list[int]], number: int) -> list[Continuations]:
-        """The most likely next tokens of each text, with their log-probabilities, best first."""
+        """Return the most likely next tokens of each text, with their log-probabilities, best first."""
         number = min(number, self.model.config.vocab_size)
         requests = self.generate(texts, SamplingParams(temperature=0, max_tokens=1, logprobs=number), use_tqdm=False)
         found = []
@@ -218,19 +218,19 @@ class LLM:
         return found
 
     def next_tokens(self, prompt: Prompt, n: int = 10) -> list[TokenProbability]:
-        """The n most likely next tokens, best first; n up to 1000."""
+        """Return the n most likely next tokens, best first; n up to 1000."""
         if not isinstance(n, int) or not 1 <= n <= MAX_LOGPROBS:
             raise ValueError(f"n must be an integer in [1, {MAX_LOGPROBS}], not {n!r}")
         entries = self._likeliest([self.encode(prompt)], n)[0][:n]
         return [TokenProbability(i, self.engine.text_of(i) or "", math.exp(logprob)) for i, logprob in entries]
 
     def score(self, prompt: Prompt) -> Score:
-        """How likely the model finds a text; one longer than the window is read in windows that overlap by half."""
+        """Score how likely the model finds a text; beyond the context, it is read in windows that overlap by half."""
         window = min(self.config.max_model_len, self.model.config.context_size)
         return score(self.model, self.encode(prompt), window, self.device)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt as token ids; text begins with the model's beginning-of-text token where it wants one."""
+        """Return a prompt as token ids; text begins with the model's beginning-of-text token where it wants one."""
         if not isinstance(prompt, str):
             return self.engine.checked_ids(prompt)
         if self.tokenizer is None:
@@ -244,7 +244,7 @@ class LLM:
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
-    """Several prompts, or one: a text, or a list of token ids."""
+    """Return a list of prompts, be it one (a text, or a list of token ids) or several."""
     is_one = isinstance(prompts, str) or (isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int))
     return [prompts] if is_one else list(prompts)
 

@@ -1,4 +1,4 @@
-"""What a request gives back: vLLM's field names. The objects are live, `step` updates them in place."""
+"""Outputs of a request, with vLLM's field names. The objects are live: each step updates them in place."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,14 +21,14 @@ class TokenProbability(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class CompletionOutput:
-    """One completion. `logprobs` holds a dict for each token, id -> Logprob, and `cumulative_logprob` the sum over the
-    chosen ids, if the request asked for them.
+    """One completion. Its text is decoded when it is read.
 
-    Text is decoded when it is asked for.
+    If the request asked for them, `logprobs` holds a dict for each token, id -> Logprob, and `cumulative_logprob` the
+    sum over the chosen ids.
     """
 
     index: int
-    token_ids: list[int]
+    token_ids: list[int]  # the sequence's own list, which `Sequence.append` extends
     cumulative_logprob: float | None = None
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
@@ -46,7 +46,7 @@ class CompletionOutput:
         return self.finish_reason is not None
 
     def pieces(self) -> list[str]:
-        """The text so far in the pieces in which it became certain; the list grows until the completion is finished."""
+        """Return the text so far in the pieces in which it became certain; the list grows until the completion ends."""
         if self.stream is None or self._num_read < 0:
             return self._pieces
         for token_id in self.token_ids[self._num_read :]:
@@ -74,7 +74,7 @@ class RequestOutput:
 
 
 def raise_if_failed(request: RequestOutput) -> None:
-    """ValueError with the message of a completion that ended with an error."""
+    """Raise ValueError with the message of a completion that ended with an error."""
     for output in request.outputs:
         if output.finish_reason == "error":
             raise ValueError(f"request {request.request_id} failed: {output.stop_reason}")

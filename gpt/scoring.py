@@ -1,4 +1,4 @@
-"""Scoring: how likely a network finds a text, read window by window, with no cache."""
+"""Scoring: how likely a model finds a text, read window by window, without a cache."""
 
 import math
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Score(NamedTuple):
 
 @torch.inference_mode()
 def score(model: Model, ids: list[int], window: int, device: torch.device) -> Score:
-    """The score of `ids`; more than `window` of them are read in windows that overlap by half.
+    """Score `ids`; more than `window` of them are read in windows that overlap by half.
 
     ValueError for fewer than two ids.
     """
@@ -39,7 +39,7 @@ def score(model: Model, ids: list[int], window: int, device: torch.device) -> Sc
 
 
 def _losses(model: Model, ids: list[int], device: torch.device) -> Tensor:
-    """Negative log-likelihood of each id but the first, float32 `[len(ids) - 1]`."""
+    """Return the negative log-likelihood of each id but the first, float32 `[len(ids) - 1]`."""
     tokens = torch.tensor([ids], dtype=torch.int32, device=device)
     hidden = model(dense_batch(tokens), None)[:-1]
     targets = tokens[0, 1:].long()

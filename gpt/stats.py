@@ -1,16 +1,16 @@
-"""Stats: what an engine did, counted and timed. Percentiles are over the last thousand requests."""
+"""Stats: counts and times of an engine. Percentiles are over the last thousand completions."""
 
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import quantiles
 
-KEPT = 1000  # requests whose times are remembered
+KEPT = 1000  # completions whose times are kept
 
 
 @dataclass(eq=False, slots=True)
 class Clock:
-    """One request's moments, in seconds of the monotonic clock."""
+    """Moments of one completion, in seconds of `time.perf_counter`; None before they have come."""
 
     added: float = field(default_factory=time.perf_counter)
     started: float | None = None
@@ -18,7 +18,7 @@ class Clock:
 
 
 class Stats:
-    """Counters of one engine, and the times of its last requests."""
+    """Counters of one engine, and the times of its last completions."""
 
     def __init__(self) -> None:
         self.num_finished = 0
@@ -29,7 +29,7 @@ class Stats:
         }
 
     def finish(self, clock: Clock, num_tokens: int) -> None:
-        """A completion of `num_tokens` ended now."""
+        """Note that a completion of `num_tokens` ended now."""
         self.num_finished += 1
         if clock.started is not None:
             self._times["queue_time"].append(clock.started - clock.added)
@@ -40,7 +40,7 @@ class Stats:
                 self._times["time_per_output_token"].append(per_token)
 
     def percentiles(self) -> dict[str, dict[str, float]]:
-        """Seconds: name -> p50, p90, p99; empty where nothing was timed yet."""
+        """Return name -> p50, p90, p99 in seconds; empty where nothing was timed yet."""
         return {name: _percentiles(list(times)) for name, times in self._times.items()}
 
 

@@ -1,6 +1,6 @@
 """Chat templates: a conversation to text, by the jinja2 template that came with the model, in jinja2's sandbox.
 
-The environment is the one such templates are written for: blocks trimmed, loop controls, `raise_exception`,
+The environment is the one that such templates are written for: blocks trimmed, loop controls, `raise_exception`,
 `strftime_now`, a `tojson` that escapes no HTML, `{% generation %}` blocks. https://jinja.palletsprojects.com/en/stable/sandbox
 """
 
@@ -59,7 +59,7 @@ def render(
     bos_token: str | None = None,
     eos_token: str | None = None,
 ) -> str:
-    """The conversation as text. ValueError: bad messages, a broken template, or one that rejects the conversation."""
+    """Render the conversation as text. ValueError for bad messages, a broken template, or one that rejects them."""
     named = {"bos_token": bos_token, "eos_token": eos_token}
     variables = {name: token for name, token in named.items() if token is not None}
     plain, compiled = plain_messages(messages), _compile(template)
@@ -67,12 +67,12 @@ def render(
         return compiled.render(
             messages=plain, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **variables
         )
-    except Exception as error:  # a template is foreign code: whatever it raises is about the template
+    except Exception as error:  # a template is foreign code and may raise anything
         raise ValueError(f"chat template: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A copy in plain Python values, all a template may touch. ValueError names what is wrong and where."""
+    """Copy messages to plain Python values, all that a template may touch. ValueError names what is wrong and where."""
     if not isinstance(messages, (list, tuple)):
         raise ValueError(f"messages must be a list of dicts, not {type(messages).__name__}")
     if not messages:
@@ -96,7 +96,7 @@ def _plain(value: Any, name: str) -> Any:
     raise ValueError(f"{name} must be text, a number, a list or a dict, not {type(value).__name__}")
 
 
-class StandIns:
+class SpecialTokenEscaper:
     """Hides control-token text inside messages from the tokenizer while a template is rendered.
 
     Each character of such text is replaced by a private character that occurs nowhere else, so lengths and positions
@@ -111,11 +111,11 @@ class StandIns:
         self._hidden = dict(zip(map(ord, letters), free, strict=False))
         if len(self._hidden) < len(letters):
             raise ValueError("messages use up every private Unicode character, none is left to mark control-token text")
-        self._shown = {stand_in: letter for letter, stand_in in self._hidden.items()}
+        self._shown = {private: letter for letter, private in self._hidden.items()}
         self._special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
     def hide(self, value: Any) -> Any:
-        """The same plain value, with every special text in its strings written in stand-ins."""
+        """Return the same plain value, with private characters for every control-token text in its strings."""
         if isinstance(value, str):
             return self._special.sub(lambda match: match.group().translate(self._hidden), value)
         if isinstance(value, dict):
@@ -123,4 +123,5 @@ class StandIns:
         return [self.hide(item) for item in value] if isinstance(value, list) else value
 
     def reveal(self, text: str) -> str:
+        """Return the text with its private characters put back."""
         return text.translate(self._shown)

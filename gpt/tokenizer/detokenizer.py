@@ -1,4 +1,4 @@
-"""TextStream: tokens in, text out that never has to be taken back, cut at the first stop string."""
+"""TextStream: decode tokens to text that never has to be taken back, cut at the first stop string."""
 
 from collections.abc import Set
 
@@ -28,14 +28,14 @@ class TextStream:
         self.stopped_by: str | None = None
 
     def push(self, token_id: int, number: int) -> str:
-        """The text settled by the completion's `number`-th token; after a stop string, `stopped_by` names it."""
+        """Return the text settled by the completion's `number`-th token; `stopped_by` names a stop string found."""
         if token_id in self._silent_ids or token_id >= self._vocab_size:
             return ""
         text = self._decoder.push(token_id)
         return self._settle(text, number >= self._min_tokens) if self._stops else text
 
     def flush(self) -> str:
-        """What was still held back, when no more tokens come."""
+        """Return the text still held back, when no more tokens come."""
         if self.stopped_by is not None:
             return ""
         text = self._pending + self._decoder.flush()
@@ -54,7 +54,7 @@ class TextStream:
         return text[: len(text) - keep]
 
     def _possible_stop(self, text: str) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+        """Return the length of the longest end of the text that begins a stop string."""
         longest = max(map(len, self._stops)) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):

@@ -1,4 +1,4 @@
-"""Tokenizers from a model's data: a GGUF's metadata, GPT-2's ranks; the parts a Hugging Face folder needs as well.
+"""Tokenizers from a GGUF's metadata and from GPT-2's ranks; `make_tokenizer` serves Hugging Face folders too.
 
 Byte-level tokens are spelled with one printable character for each byte; merges stand in the order they apply, and ids
 need not follow it. What asks for anything but byte-level BPE is refused by the name of what it asks for.
@@ -22,7 +22,7 @@ BYTE_SPELLING = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte f
 _UNSPELL = dict.fromkeys(_OTHERS, 0xFFFF) | {ord(char): byte for char, byte in BYTE_SPELLING.items()}
 
 
-class Pre(NamedTuple):
+class PreTokenizer(NamedTuple):
     """What a GGUF's `tokenizer.ggml.pre` stands for."""
 
     splits: tuple[str, ...]
@@ -30,19 +30,20 @@ class Pre(NamedTuple):
     add_bos: bool = False  # where the file does not say
 
 
-_GPT2, _SMOLLM, _LLAMA3 = Pre((GPT2,)), Pre((DIGIT, GPT2)), Pre((LLAMA3,), ignore_merges=True, add_bos=True)
+_GPT2, _SMOLLM = PreTokenizer((GPT2,)), PreTokenizer((DIGIT, GPT2))
+_LLAMA3 = PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True)
 PRE = {
     **dict.fromkeys(("gpt-2", "phi-2"), _GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), _SMOLLM),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), _LLAMA3),
-    **dict.fromkeys(("smaug-bpe", "dbrx"), Pre((LLAMA3,))),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), Pre((QWEN2,))),
-    "tekken": Pre((TEKKEN,), ignore_merges=True, add_bos=True),
+    **dict.fromkeys(("smaug-bpe", "dbrx"), PreTokenizer((LLAMA3,))),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), PreTokenizer((QWEN2,))),
+    "tekken": PreTokenizer((TEKKEN,), ignore_merges=True, add_bos=True),
 }
 
 
 def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tokenizer | None:
-    """The tokenizer of a GGUF file, None if it has none. ValueErrors begin with `source`, the file's name."""
+    """Return the tokenizer of a GGUF file, None if it has none. ValueErrors begin with `source`, the file's name."""
     model = metadata.get("tokenizer.ggml.model")
     if model in (None, "none", "no_vocab"):
         return None
@@ -99,7 +100,7 @@ def _gguf_id(metadata: Mapping[str, Any], key: str, vocab_size: int, source: str
 
 
 def gpt2(path: Path) -> Tokenizer:
-    """Plain GPT-2 BPE from a file of ranks, a line each: the token's bytes in base64, its rank, which is its id.
+    """Return plain GPT-2 BPE from a file of ranks, a line each: the token's bytes in base64, its rank, which is its id.
 
     `<|endoftext|>` has the id after the last rank.
     """
@@ -137,21 +138,24 @@ def make_tokenizer(
     ignore_merges: bool = False,
     **facts: Any,
 ) -> Tokenizer:
-    """`tokens` are spelled by byte, all but the added ones; `facts` are the other fields of a Vocabulary."""
+    """Make a tokenizer from byte-level tokens (the added ones are plain text) and the other fields of a Vocabulary."""
     added = tuple(added)
     literal = {token.id for token in added}
     ids: dict[str, int] = {}
     for id, token in tokens.items():
         ids.setdefault(token, id)
     mergeable = _mergeable(source, ids, merges)
-    by_id = {id: token.encode() if id in literal else spelled(token) or token.encode() for id, token in tokens.items()}
-    unmerged = {token: id for id, token in by_id.items() if id not in literal and token not in mergeable}
-    whole = unmerged if ignore_merges else {}
-    return Tokenizer(Vocabulary(tokens=by_id, mergeable=mergeable, whole=whole, added=added, **facts))
+    by_id = {
+        id: token.encode() if id in literal else from_byte_level(token) or token.encode()
+        for id, token in tokens.items()
+    }
+    unbuilt = {token: id for id, token in by_id.items() if id not in literal and token not in mergeable}
+    unmerged = unbuilt if ignore_merges else {}
+    return Tokenizer(Vocabulary(tokens=by_id, mergeable=mergeable, unmerged=unmerged, added=added, **facts))
 
 
-def spelled(token: str) -> bytes | None:
-    """The bytes that a byte-level token spells, None where a character stands for no byte."""
+def from_byte_level(token: str) -> bytes | None:
+    """Return the bytes that a byte-level token spells; None where a character stands for no byte."""
     try:
         return token.translate(_UNSPELL).encode("latin-1")
     except UnicodeEncodeError:

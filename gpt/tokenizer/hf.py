@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, and what stands beside.
+"""The tokenizer of a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, and their companions.
 
 `tokenizer_config.json` and `special_tokens_map.json` name the BOS and EOS tokens, `config.json` numbers them where no
 name is given; chat templates are in `chat_template.jinja` or the tokenizer's configuration. Whatever would make ids
@@ -28,7 +28,7 @@ _PLAIN_BPE = {
 
 @dataclass
 class _Parts:
-    """What `tokenizer.json`, or `vocab.json` and `merges.txt`, say."""
+    """Contents of `tokenizer.json`, or of `vocab.json` and `merges.txt`."""
 
     source: Path
     tokens: dict[int, str]
@@ -41,7 +41,7 @@ class _Parts:
 
 
 def from_folder(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer; None if it has no tokenizer files. ValueErrors name the file at fault."""
+    """Return the folder's tokenizer; None if it has no tokenizer files. ValueErrors name the file at fault."""
     names = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
     one_file, vocab, merges, sentencepiece = (folder / name for name in names)
     try:
@@ -60,7 +60,7 @@ def from_folder(folder: Path) -> Tokenizer | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file."""
+    """Read the object in a JSON file; empty if there is no such file."""
     if not path.exists():
         return {}
     try:
@@ -87,7 +87,7 @@ def _by_id(vocab: dict[str, int], source: Path) -> dict[int, str]:
 
 
 def _from_vocab_and_merges(vocab: Path, merges: Path, config: dict[str, Any]) -> _Parts:
-    """GPT-2's pair of files; other tokenizers kept in such a pair cut text in other ways."""
+    """Read GPT-2's pair of files; other tokenizers kept in such a pair cut text in other ways."""
     name, source = config.get("tokenizer_class"), vocab.parent / "tokenizer_config.json"
     if name not in (None, "GPT2Tokenizer", "GPT2TokenizerFast"):
         raise ValueError(f"{source}: tokenizer_class {name!r} needs a tokenizer.json")
@@ -140,7 +140,7 @@ def _added(id: int, entry: dict[str, Any], source: Path) -> AddedToken:
 
 
 def _splits(spec: dict[str, Any] | None, source: Path) -> tuple[str, ...]:
-    """The regular expressions of a pre-tokenizer, which must end in ByteLevel."""
+    """Return the regular expressions of a pre-tokenizer, which must end in ByteLevel."""
     stages = _flat(spec, "pretokenizers")
     if not stages or stages[-1]["type"] != "ByteLevel" or any(stage["type"] == "ByteLevel" for stage in stages[:-1]):
         names = " + ".join(stage["type"] for stage in stages)
@@ -175,7 +175,7 @@ def _stage(stage: dict[str, Any], source: Path) -> str | None:
 
 
 def _prompt_start(spec: dict[str, Any] | None, source: Path) -> int | None:
-    """The id that a post-processor puts before a prompt."""
+    """Return the id that a post-processor puts before a prompt, None if there is none."""
     found = None
     for stage in _flat(spec, "processors"):
         match stage:
@@ -220,7 +220,7 @@ def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokeniz
 
 
 def _named(folder: Path, config: dict[str, Any], key: str, texts: dict[int, str], parts: _Parts) -> tuple[int, ...]:
-    """The ids of the BOS or EOS token: by its name beside the tokenizer, else by its number in `config.json`."""
+    """Return the ids of the BOS or EOS token: by its name beside the tokenizer, else by its number in `config.json`."""
     name = config.get(key) or _read(folder / "special_tokens_map.json").get(key) or parts.default_special
     text = name["content"] if isinstance(name, dict) else name
     numbers = {token: id for id, token in texts.items()}

@@ -41,7 +41,7 @@ ONE_PATTERN = {
 
 
 def split(text: str, stages: Iterable[str]) -> list[str]:
-    """The pieces of `text`, in order; joined they are the text."""
+    """Return the pieces of `text`, in order; joined they are the text."""
     pieces = [text] if text else []
     for stage in stages:
         pattern = regex.compile(stage)
@@ -61,22 +61,22 @@ def _isolate(pattern: regex.Pattern[str], text: str) -> Iterator[str]:
         yield text[end:]
 
 
-# Unicode's White_Space; Python's own notion of space has four control characters more.
+# Unicode's White_Space; `str.isspace` accepts four control characters more.
 _BLANKS = "".join(char for char in map(chr, range(0x3001)) if char.isspace() and char not in "\x1c\x1d\x1e\x1f")
 _BLANK_RUN = re.compile(f"[{_BLANKS}]*")
 
 
 class AddedToken(NamedTuple):
-    """A token that stands for its own text, whatever the merges say; `special`: never for text that a user wrote."""
+    """A token found by its text before any merge; a `special` one is never found in text that a user wrote."""
 
     text: str
     id: int
     special: bool
-    lstrip: bool = False  # takes the whitespace on its left with it
+    lstrip: bool = False  # drops the whitespace on its left
     rstrip: bool = False
 
 
-class Cutter:
+class AddedTokenSplitter:
     """Finds added tokens in a text: the leftmost, then the longest."""
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
@@ -84,7 +84,7 @@ class Cutter:
         self._pattern = re.compile("|".join(f"({re.escape(token.text)})" for token in self._tokens))
 
     def cut(self, text: str) -> Iterator[str | int]:
-        """The stretches of ordinary text and the ids of the tokens between them, in order."""
+        """Yield the stretches of ordinary text and the ids of the tokens between them, in order."""
         end = 0
         for match in self._pattern.finditer(text) if self._tokens else ():
             token = self._tokens[(match.lastindex or 0) - 1]

@@ -1,10 +1,10 @@
 """Text to token ids and back: byte-level BPE, run by tiktoken on a vocabulary from the model's own files.
 
-A tokenizer knows nothing of files: `tokenizer_files` reads them into a `Vocabulary`. Text that spells a control token
-is ordinary text; only chat templates and token ids make control tokens.
+A tokenizer knows nothing of files: `gguf` and `hf` read them into a `Vocabulary`. Text that spells a control token is
+ordinary text; only chat templates and token ids make control tokens.
 
 tiktoken merges the pair whose joined bytes rank lowest, Hugging Face's tokenizers the pair that ranks lowest among the
-merges. The two agree where every merge joins what earlier merges built, as training makes them; the reader checks it.
+merges. The two agree where every merge joins what earlier merges built, as trained merges do; the readers check it.
 """
 
 import codecs
@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import tiktoken
 
-from octavo.gpt.tokenizer.chat_template import StandIns, plain_messages, render
-from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, Cutter, split
+from octavo.gpt.tokenizer.chat_template import SpecialTokenEscaper, plain_messages, render
+from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, AddedTokenSplitter, split
 
 # tiktoken's regular expressions keep a state for each character of whitespace before a word, a million at most.
 _LONG_BLANK = re.compile(r"(?<!\s)\s{100000}")
@@ -26,16 +26,16 @@ _LONG_BLANK = re.compile(r"(?<!\s)\s{100000}")
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What a model's files say about its tokens, in one form."""
+    """The tokens of one model, in one form whatever the files."""
 
     tokens: Mapping[int, bytes]  # every id
-    mergeable: Mapping[bytes, int]  # what BPE builds -> id, in order: single bytes, then the merges, first to last
+    mergeable: Mapping[bytes, int]  # tokens that BPE builds -> id: single bytes, then the merges in order
     splits: tuple[str, ...]  # the pre-tokenizer
     added: tuple[AddedToken, ...] = ()
-    whole: Mapping[bytes, int] = field(default_factory=dict)  # pieces that are tokens though no merge builds them
+    unmerged: Mapping[bytes, int] = field(default_factory=dict)  # pieces that are tokens though no merge builds them
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()  # the first is the end of a text, the others end a turn
-    unk_id: int | None = None  # stands for a byte with no token; without it such bytes are dropped
+    unk_id: int | None = None  # for a byte with no token; None drops such bytes
     fuse_unk: bool = False
     add_bos: bool = False
     normal_form: Literal["NFC"] | None = None
@@ -60,13 +60,13 @@ class Tokenizer:
         self._bytes = {**vocabulary.tokens, **{token.id: token.text.encode() for token in vocabulary.added}}
         self.vocab_size = max(self._bytes) + 1
         self._special_ids = frozenset(self.specials.values())
-        self._in_any_text = Cutter(token for token in vocabulary.added if not token.special)
-        self._in_templates = Cutter(vocabulary.added)
+        self._in_any_text = AddedTokenSplitter(token for token in vocabulary.added if not token.special)
+        self._in_templates = AddedTokenSplitter(vocabulary.added)
         self._build_bpe()
 
     def _build_bpe(self) -> None:
         mergeable, splits = self._vocabulary.mergeable, self._vocabulary.splits
-        self._one_pattern = splits in ONE_PATTERN and not self._vocabulary.whole
+        self._one_pattern = splits in ONE_PATTERN and not self._vocabulary.unmerged
         self._id_of_rank = list(mergeable.values())
         self._bpe = tiktoken.Encoding(
             "octavo",
@@ -79,27 +79,27 @@ class Tokenizer:
         self._unknown = re.compile(b"[" + re.escape(self._no_token) + b"]" + one_or_more) if self._no_token else None
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without BOS. Bytes that the vocabulary lacks become its unknown token or nothing."""
+        """Return the ids of a text, without BOS. Bytes that the vocabulary lacks become unk_id or nothing."""
         self._check(text)
         return self._encode_cut(self._in_any_text.cut(text))
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
-        """The ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.
+        """Return the ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.
 
         The template's control tokens become special; the same text inside a message stays text.
         """
         if self.chat_template is None:
             raise ValueError("this model's files hold no chat template")
         plain = plain_messages(messages)
-        stand_ins = StandIns(self.specials, self.chat_template, plain)
+        escaper = SpecialTokenEscaper(self.specials, self.chat_template, plain)
         bos, eos = (self.token_bytes(id).decode() if id is not None else None for id in (self.bos_id, self.eos_id))
-        text = render(self.chat_template, stand_ins.hide(plain), add_generation_prompt, bos, eos)
+        text = render(self.chat_template, escaper.hide(plain), add_generation_prompt, bos, eos)
         self._check(text)
         parts = self._in_templates.cut(text)
-        return self._encode_cut(stand_ins.reveal(part) if isinstance(part, str) else part for part in parts)
+        return self._encode_cut(escaper.reveal(part) if isinstance(part, str) else part for part in parts)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of the ids; bytes that are no UTF-8 become U+FFFD. ValueError names an id outside the vocabulary."""
+        """Return the text of the ids, U+FFFD where it is not UTF-8; ValueError for an id outside the vocabulary."""
         return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int], skip_special_tokens: bool = False) -> bytes:
@@ -110,7 +110,7 @@ class Tokenizer:
         return b"".join(self._bytes.get(number, b"") for number in numbers if number not in skipped)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What one id stands for; b"" for an id that the files leave unused."""
+        """Return the bytes of one id; b"" for an id that the files leave unused."""
         return self._bytes.get(self._check_id(token_id), b"")
 
     def is_special(self, token_id: int) -> bool:
@@ -149,8 +149,8 @@ class Tokenizer:
         ids: list[int] = []
         for piece in split(text, self._vocabulary.splits):
             data = piece.encode()
-            whole = self._vocabulary.whole.get(data)
-            ids += self._encode_piece(data) if whole is None else [whole]
+            token_id = self._vocabulary.unmerged.get(data)
+            ids += self._encode_piece(data) if token_id is None else [token_id]
         return ids
 
     def _lacks_bytes_of(self, text: str) -> bool:
@@ -178,12 +178,12 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The text that this id completes: whole characters only."""
+        """Return the text that this id completes: whole characters only."""
         data = self._tokenizer.token_bytes(token_id)
         return "" if self._skip and self._tokenizer.is_special(token_id) else self._utf8.decode(data)
 
     def flush(self) -> str:
-        """The end: U+FFFD if the bytes stop inside a character. The decoder is then as new."""
+        """Return U+FFFD if the bytes stop inside a character, and start anew."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest

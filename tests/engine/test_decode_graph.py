@@ -1,7 +1,7 @@
-"""Decode steps: padded to captured sizes, read one step late, ended in three ways; the tokens are always the same.
+"""Decode steps: padded to captured sizes, processed one step late, sampled in three modes; the tokens stay the same.
 
 On the CPU a "captured" step is the step itself: what stays different from an eager run are the padded rows and the
-buffers that are used again. `test_decode_step_gpu.py` has the graphs.
+buffers that are used again. `test_decode_graph_gpu.py` has the graphs.
 """
 
 import random
@@ -51,8 +51,8 @@ def mixture(number, seed):
 
 @pytest.mark.parametrize("num_rows", range(1, 11))
 @pytest.mark.parametrize("family", TINY)
-def test_catalogue_27_padded_rows_change_nothing(family, num_rows):
-    """Catalogue row 27: every number of rows around the captured sizes (1, 2, 4, 8, 9) gives the eager tokens."""
+def test_padded_rows_change_nothing(family, num_rows):
+    """Every number of rows around the captured sizes (1, 2, 4, 8, 9) gives the eager tokens."""
     model = tiny_model(TINY[family])
     prompts = [[7 * i % 97 + 1] * (i + 1) for i in range(num_rows)]
     padded = run(tiny_engine(model, capture=same, max_num_seqs=9), prompts, GREEDY)

@@ -29,8 +29,8 @@ def results(llm, prompts, params):
 
 
 @pytest.mark.parametrize("num_rows", [*range(1, 10), 16, 17, 20])
-def test_catalogue_27_graph_equals_eager(models, num_rows):
-    """Catalogue row 27: the bits of tokens and log-probabilities, at every number of rows around the captured sizes."""
+def test_graph_equals_eager(models, num_rows):
+    """The bits of tokens and log-probabilities, at every number of rows around the captured sizes."""
     prompts = [[(11 * i + 3 * j) % 5000 for j in range(5 + 7 * i)] for i in range(num_rows)]
     params = [KINDS[i % len(KINDS)] for i in range(num_rows)]
     startup, lazy, eager = (results(llm, prompts, params) for llm in models)
@@ -38,8 +38,8 @@ def test_catalogue_27_graph_equals_eager(models, num_rows):
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**31, 2**63 - 1])
-def test_catalogue_14_replays_draw_anew(models, seed):
-    """Catalogue row 14: a captured draw depends on the position; the ids are the eager ones for the same seed."""
+def test_replays_draw_anew(models, seed):
+    """A captured draw depends on the position; the ids are the eager ones for the same seed."""
     params = SamplingParams(seed=seed, temperature=50.0, max_tokens=40, ignore_eos=True)
     (token_ids, _), (expected, _) = (results(llm, [[1, 2, 3]], params)[0] for llm in (models[0], models[2]))
     assert token_ids == expected

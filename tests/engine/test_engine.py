@@ -73,7 +73,7 @@ def test_prefix_hit_equals_miss(model):
 
 @pytest.mark.parametrize("length", [8, 16, 17, 63, 64])
 def test_a_known_prompt_is_still_computed_to_its_last_token(model, length):
-    """Catalogue row 17: a prompt that the cache holds whole."""
+    """A prompt that the cache holds whole."""
     prompt = prompts(1, longest=1)[0] * length
     engine = tiny_engine(model)
     once = run(engine, [prompt], GREEDY)
@@ -81,13 +81,13 @@ def test_a_known_prompt_is_still_computed_to_its_last_token(model, length):
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False])
-def test_slide_sees_exactly_the_last_tokens(model, prefix_caching):
+def test_shift_sees_exactly_the_last_tokens(model, prefix_caching):
     params = SamplingParams(temperature=0, max_tokens=40, overflow="shift")
     many = [prompt * 20 for prompt in prompts(3, longest=3)] + prompts(2)
     many[0] = (many[0] * 4)[:70]  # longer than the window from the start
     engine = tiny_engine(model, prefix_caching, num_blocks=128)
     assert run(engine, many, params) == [greedy_by_hand(model, prompt, 40) for prompt in many]
-    assert run(engine, many, params) == [greedy_by_hand(model, prompt, 40) for prompt in many], "after the slide"
+    assert run(engine, many, params) == [greedy_by_hand(model, prompt, 40) for prompt in many], "after the shift"
 
 
 @pytest.mark.parametrize(("length", "expected"), [(64, 1), (63, 2), (40, 25)])

@@ -1,4 +1,4 @@
-"""The engine's draws: what the catalogue of other engines' bugs has on seeds and on what may be drawn."""
+"""The engine's samples: bugs that other engines had with seeds, and with what may be sampled."""
 
 import random
 
@@ -24,7 +24,7 @@ def async_scheduling(request):
 
 
 def test_every_seed_is_a_seed(model, async_scheduling):
-    """Catalogue row 14: extreme seeds, negative ones too, draw their own tokens, anew each step, the same each time."""
+    """Extreme seeds, negative ones too, draw their own tokens, anew each step, the same each time."""
     engine = tiny_engine(model, async_scheduling=async_scheduling)
     params = [SamplingParams(seed=seed, temperature=5.0, max_tokens=16) for seed in SEEDS]
     drawn = run(engine, [[1, 2, 3]] * len(SEEDS), params)
@@ -35,7 +35,7 @@ def test_every_seed_is_a_seed(model, async_scheduling):
 
 
 def test_samples_of_the_last_seed_wrap_around(model):
-    """Catalogue row 14: seed 2^63 - 1 with n=2 goes on at -2^63."""
+    """Seed 2^63 - 1 with n=2 goes on at -2^63."""
     engine = tiny_engine(model)
     request = engine.add([4, 5], SamplingParams(seed=2**63 - 1, n=2, max_tokens=9))
     finish(engine)
@@ -44,13 +44,13 @@ def test_samples_of_the_last_seed_wrap_around(model):
 
 
 def test_requests_without_a_seed_differ(model):
-    """Catalogue row 14: no seed is not one seed for all."""
+    """Leaving the seed out does not mean one seed for all."""
     params = SamplingParams(temperature=5.0, max_tokens=8)
     assert len(set(map(tuple, run(tiny_engine(model), [[1, 2]] * 6, params)))) == 6
 
 
 def test_what_is_drawn_in_a_crowd_was_allowed(model, async_scheduling):
-    """Catalogue row 15: under load, every token is among the likeliest k, in the nucleus, and above min_p."""
+    """Under load, every token is among the likeliest k, in the nucleus, and above min_p."""
     rng = random.Random(2)
     params = [
         SamplingParams(

@@ -1,4 +1,4 @@
-"""The engine at its limits: exhaustion, aborts, windows, batch sizes and rows that are not numbers."""
+"""The engine at its limits: exhaustion, aborts, full contexts, batch sizes and rows that are not numbers."""
 
 from unittest.mock import Mock
 
@@ -31,7 +31,7 @@ def async_scheduling(request):
 @pytest.mark.parametrize("preemption", PREEMPTIONS)
 @pytest.mark.parametrize("overflow", ["stop", "shift"])
 def test_exhaustion_never_deadlocks(model, preemption, overflow, async_scheduling):
-    """Catalogue row 19: eight completions, each of which may need the whole pool, all end in bounded steps."""
+    """Eight completions, each of which may need the whole pool, all end in bounded steps."""
     engine = poison(tiny_engine(model, num_blocks=16, preemption=preemption, async_scheduling=async_scheduling))
     params = SamplingParams(temperature=0, max_tokens=40 if overflow == "shift" else None, overflow=overflow, n=2)
     requests = [engine.add(prompt, params) for prompt in prompts(4, longest=WINDOW)]
@@ -42,7 +42,7 @@ def test_exhaustion_never_deadlocks(model, preemption, overflow, async_schedulin
 
 
 def test_an_infeasible_request_is_refused_with_both_numbers(model):
-    """Catalogue row 19: what fits the window but not the cache is refused at the door; what just fits is served."""
+    """What fits the window but not the cache is refused at the door; what just fits is served."""
     engine = tiny_engine(model, num_blocks=5)
     with pytest.raises(ValueError, match=r"21 cached tokens, the cache holds 20"):
         engine.add([1] * 11, SamplingParams(max_tokens=11))
@@ -68,7 +68,7 @@ ABORTS = {
 
 @pytest.mark.parametrize("state", ABORTS)
 def test_an_abort_in_any_state_gives_everything_back(model, state, async_scheduling):
-    """Catalogue row 20: whatever a request was doing, twice or unknown; the others do not notice."""
+    """An abort works whatever the request is doing, twice, or with an unknown number; the others do not notice."""
     limits, is_so = ABORTS[state]
     long, prompt = SamplingParams(temperature=0, max_tokens=30), [1, 2, 3] * 8
     engine = poison(tiny_engine(model, async_scheduling=async_scheduling, **limits))
@@ -92,7 +92,7 @@ def test_an_abort_in_any_state_gives_everything_back(model, state, async_schedul
 @pytest.mark.parametrize("max_tokens", [1, 2, None])
 @pytest.mark.parametrize("length", [WINDOW - 1, WINDOW, WINDOW + 1])
 def test_prompts_as_long_as_the_window(model, length, max_tokens, async_scheduling):
-    """Catalogue row 21: the last position of the model is used, and none after it."""
+    """The last position of the model is used, and none after it."""
     engine = poison(tiny_engine(model, async_scheduling=async_scheduling))
     prompt = prompts(1, seed=4)[0][:1] * length
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
@@ -102,19 +102,19 @@ def test_prompts_as_long_as_the_window(model, length, max_tokens, async_scheduli
             engine.add(prompt, params)
     else:
         assert [len(ids) for ids, _ in outputs_of(engine, [prompt], params)] == [room]
-    slides = SamplingParams(temperature=0, max_tokens=max_tokens or 5, overflow="shift")
-    assert [len(ids) for ids, _ in outputs_of(engine, [prompt], slides)] == [max_tokens or 5]
+    shifts = SamplingParams(temperature=0, max_tokens=max_tokens or 5, overflow="shift")
+    assert [len(ids) for ids, _ in outputs_of(engine, [prompt], shifts)] == [max_tokens or 5]
 
 
 def test_no_tokens_at_all_is_refused():
-    """Catalogue row 21: max_tokens=0."""
+    """max_tokens=0 would be a request that never has anything to give back."""
     with pytest.raises(ValueError, match="max_tokens must be an integer in"):
         SamplingParams(max_tokens=0)
 
 
 @pytest.mark.parametrize("size", range(1, 7))
 def test_every_batch_size_gives_what_each_gets_alone(model, size, async_scheduling):
-    """Catalogue row 27: one sequence up to one more than run together."""
+    """From one sequence up to one more than run together."""
     many = prompts(size, seed=6)
     engine = tiny_engine(model, max_num_seqs=5, async_scheduling=async_scheduling)
     assert run(engine, many, GREEDY) == [run(tiny_engine(model), [prompt], GREEDY)[0] for prompt in many]
@@ -122,7 +122,7 @@ def test_every_batch_size_gives_what_each_gets_alone(model, size, async_scheduli
 
 @pytest.mark.parametrize("where", ["prefill", "decode"])
 def test_a_row_that_is_not_numbers_ends_alone(where, async_scheduling):
-    """Catalogue row 8: NaN logits end their request with an error; neighbours and later owners of its blocks go on."""
+    """NaN logits end their request with an error; neighbours and later owners of its blocks go on."""
     broken = 96
     model = tiny_model(TINY["llama"])
     model.embed_tokens.weight.data[broken] = torch.nan
@@ -148,7 +148,7 @@ def test_a_row_that_is_not_numbers_ends_alone(where, async_scheduling):
 def test_a_step_that_raises_ends_every_request(error, when, monkeypatch):
     """Half a step is not gone on with: all end with its message, everything is back, and the engine serves again."""
     monkeypatch.setitem(KNOWN_SHAPES, "tiny", TINY["gpt2"])
-    # The reference, since a recorded step does not come back to `forward`.
+    # The reference, since a captured step does not call `forward`.
     llm = LLM("dummy:tiny", backend="reference", dtype="float32", num_blocks=20, block_size=4)
     requests = [llm.engine.add(prompt, GREEDY) for prompt in prompts(6)]
     for _ in range(3):

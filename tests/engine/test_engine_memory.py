@@ -1,4 +1,4 @@
-"""The engine and its cache: what the catalogue of other engines' bugs has on blocks, prefixes and padding."""
+"""The engine and its cache: bugs that other engines had with blocks, prefixes and padding."""
 
 import os
 import random
@@ -29,7 +29,7 @@ def async_scheduling(request):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 def test_dead_slots_reach_nobody(model, value):
-    """Catalogue row 3: NaN in all cache slots that no token owns, new blocks and blocks used before, changes no bit."""
+    """NaN in all cache slots that no token owns, new blocks and blocks used before, changes no bit."""
     params = SamplingParams(temperature=0.8, seed=5, max_tokens=12, logprobs=2)
     many = prompts(10)
     clean = tiny_engine(model, num_blocks=20)
@@ -40,7 +40,7 @@ def test_dead_slots_reach_nobody(model, value):
 
 
 def test_padding_rows_write_nothing(model):
-    """Catalogue row 4: slot -1, taken for Python's last index, overwrote the last block."""
+    """A padding row's slot -1, taken for Python's last index, overwrote the last block."""
     padded, exact = (tiny_engine(model, capture=capture, max_num_seqs=8) for capture in (lambda step: step, None))
     for engine in (padded, exact):
         requests = [engine.add(prompt, GREEDY) for prompt in prompts(5)]  # five rows, padded to eight
@@ -51,7 +51,7 @@ def test_padding_rows_write_nothing(model):
 
 
 def test_a_prefix_evicted_before_its_turn_is_computed(model):
-    """Catalogue row 16: the queued prompt's blocks are known when it is added and gone when it is scheduled."""
+    """The queued prompt's blocks are known when it is added and gone when it is scheduled."""
     engine = poison(tiny_engine(model, num_blocks=17, max_num_seqs=1))
     known, *others = [prompt * 10 for prompt in prompts(4, longest=4)]
     expected = outputs_of(engine, [known], GREEDY)
@@ -61,7 +61,7 @@ def test_a_prefix_evicted_before_its_turn_is_computed(model):
 
 
 def test_blocks_found_are_not_evicted_for_the_rest(model):
-    """Catalogue row 16: a prompt takes its known blocks before it evicts others to hold its end."""
+    """A prompt takes its known blocks before it evicts others to hold its end."""
     prefix = list(range(16))
     engine = poison(tiny_engine(model, num_blocks=10))
     first = outputs_of(engine, [[*prefix, 50, 51]], GREEDY)  # 4 full blocks stay known, the oldest ones in the pool
@@ -75,7 +75,7 @@ def test_blocks_found_are_not_evicted_for_the_rest(model):
 
 @pytest.mark.parametrize("block_size", [1, 4])
 def test_hits_equal_misses_while_a_tiny_pool_churns(model, block_size):
-    """Catalogue row 16: few prefixes, many tails, each block used many times over, freed ones poisoned."""
+    """Few prefixes, many tails, each block used many times over, freed ones poisoned."""
     rng = random.Random(3)
     heads = [[rng.randrange(VOCAB) for _ in range(12)] for _ in range(3)]
     many = [rng.choice(heads) + [rng.randrange(VOCAB)] * rng.randint(1, 6) for _ in range(30)]
@@ -89,7 +89,7 @@ def test_hits_equal_misses_while_a_tiny_pool_churns(model, block_size):
 
 @pytest.mark.parametrize("length", [15, 16, 17])
 def test_a_prompt_sent_again_computes_at_least_its_last_token(model, length):
-    """Catalogue row 17: prompts of a whole number of blocks, one more and one less, known to the cache."""
+    """Prompts of a whole number of blocks, one more and one less, known to the cache."""
     engine = tiny_engine(model)
     prompt = list(range(length))
     once = outputs_of(engine, [prompt], GREEDY)
@@ -101,7 +101,7 @@ def test_a_prompt_sent_again_computes_at_least_its_last_token(model, length):
 @pytest.mark.parametrize("preemption", PREEMPTIONS)
 @pytest.mark.parametrize("budget", [8, 64], ids=["in chunks", "whole"])
 def test_what_is_computed_again_is_no_prefix_hit(model, preemption, budget, async_scheduling):
-    """Catalogue row 18: prompts that share nothing hit nothing, however often they are preempted."""
+    """Prompts that share nothing hit nothing, however often they are preempted."""
     many = [[i, *prompt] for i, prompt in enumerate(prompts(8, seed=1))]
     limits = {"num_blocks": 14, "max_num_batched_tokens": budget, "preemption": preemption}
     engine = tiny_engine(model, async_scheduling=async_scheduling, **limits)
@@ -112,7 +112,7 @@ def test_what_is_computed_again_is_no_prefix_hit(model, preemption, budget, asyn
 
 
 def test_two_engines_on_one_model_do_not_meet(model, async_scheduling):
-    """Catalogue row 28: steps of two engines in turn, each with buffers that are used again, on the same weights."""
+    """Each engine has its own buffers: two engines step in turn, both reusing theirs, on the same weights."""
     many = prompts(6, seed=7)
     engines = [tiny_engine(model, async_scheduling=async_scheduling, capture=lambda step: step) for _ in range(2)]
     requests = [engines[i // 4].add(prompt, GREEDY) for i, prompt in enumerate(many)]
@@ -136,7 +136,7 @@ print([(r.outputs[0].token_ids, r.outputs[0].cumulative_logprob) for r in output
 
 @pytest.mark.gpu
 def test_freed_device_memory_is_not_used():
-    """Catalogue row 28: the caching allocator hides use after free; without it, the same bits."""
+    """The caching allocator hides use after free; without it, the same bits."""
     runs = [
         subprocess.run(
             [sys.executable, "-c", GPU_RUN], env=os.environ | more, capture_output=True, text=True, check=True

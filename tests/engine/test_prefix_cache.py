@@ -66,7 +66,7 @@ def test_what_cannot_be_shared_is_not_waited_for(second, options):
     assert planned(scheduler) == [(0, 0, 10), (1, 0, len(second))]
 
 
-def test_a_text_that_slid_makes_nothing_to_wait_for():
+def test_a_text_that_was_shifted_makes_nothing_to_wait_for():
     """Its first tokens are forgotten and its positions have moved: nobody finds its blocks."""
     scheduler = scheduler_of(range(300), range(300 - WINDOW, 300), budget=1024, overflow="shift")
     assert planned(scheduler) == [(0, 0, WINDOW), (1, 0, WINDOW)]

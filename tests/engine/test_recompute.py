@@ -16,7 +16,7 @@ OPTIONS = {
     "drawn": {"temperature": 1.0, "seed": 3},
     "penalties": {"repetition_penalty": 1.4, "frequency_penalty": 0.7, "presence_penalty": 0.5},
     "min tokens": {"min_tokens": 14, "stop_token_ids": tuple(range(0, 97, 2))},
-    "slide": {"overflow": "shift", "max_tokens": 60},
+    "shift": {"overflow": "shift", "max_tokens": 60},
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from octavo.gpt.loading.gguf_file import open_gguf
-from octavo.gpt.tokenizer.chat_template import StandIns, render
+from octavo.gpt.tokenizer.chat_template import SpecialTokenEscaper, render
 from octavo.gpt.tokenizer.gguf import from_gguf_metadata
 from octavo.gpt.tokenizer.hf import from_folder
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
@@ -105,14 +105,14 @@ def test_messages_cannot_forge_control_tokens(tmp_path: Path) -> None:
 def test_overlapping_control_tokens_stay_text() -> None:
     specials = ["ab", "bc", "abc", "d"]
     messages = [{"role": "user", "content": "xababcdbcd"}]
-    stand_ins = StandIns(specials, "", messages)
-    hidden = stand_ins.hide(messages)[0]["content"]
+    escaper = SpecialTokenEscaper(specials, "", messages)
+    hidden = escaper.hide(messages)[0]["content"]
     assert not any(special in hidden for special in specials)
     assert len(hidden) == len("xababcdbcd")
-    assert stand_ins.reveal(hidden) == "xababcdbcd"
+    assert escaper.reveal(hidden) == "xababcdbcd"
 
 
-def test_stand_ins_occur_nowhere_else(tmp_path: Path) -> None:
+def test_escaper_occur_nowhere_else(tmp_path: Path) -> None:
     ours, _ = pair(tmp_path, CHATML)
     content = "".join(map(chr, range(0xF0000, 0xF0100))) + "<s>"
     assert ours.decode(ours.encode_chat([{"role": "user", "content": content}])).startswith(f"<s>user\n{content}")
