@@ -56,6 +56,7 @@ results: $(READY)  ## measure bench/results/cpu anew, make its page and pictures
 	@$(BIN)/python -m octavo.bench report bench/results/cpu
 	@$(BIN)/python -m octavo.bench report bench/results/cpu-gpt2
 	@$(BIN)/python -m octavo.bench report --readme README.md
+	@$(BIN)/python -m octavo.bench report --readme bench/results/README.md
 
 bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run; ARGS="-k rope"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
