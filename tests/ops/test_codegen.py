@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from triton import knobs
 
-from octavo.kernels.codegen import compiler, waivers
-from octavo.kernels.codegen import sass
+from octavo.kernels.codegen import compiler, sass, waivers
 from octavo.kernels.codegen.cases import CASES, DTYPES
 from octavo.kernels.triton import launch
 
