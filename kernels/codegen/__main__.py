@@ -3,7 +3,7 @@
     python -m octavo.kernels.codegen [--arch sm_90 ...] [--op linear ...] [--dtype bf16 ...] [--quick] [--markdown]
 
 What is compiled stands in cases.py, how in sass.py. Exit status 1 if a kernel breaks a limit that no
-entry of `launch.WAIVERS` covers, or if an entry covers nothing; 2 if asked for something unknown. gfx942 is compiled
+entry of `waivers.WAIVERS` covers, or if an entry covers nothing; 2 if asked for something unknown. gfx942 is compiled
 only. TRITON_INTERPRET must not be set: it leaves nothing to compile.
 """
 
@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from triton import knobs
 
+from octavo.kernels.codegen import waivers
 from octavo.kernels.codegen.cases import CASES, DTYPES
 from octavo.kernels.codegen.sass import MACHINES, Code, compile_case
-from octavo.kernels.triton import launch
 
 
 def broken_limits(code: Code) -> Iterator[tuple[str, str]]:
@@ -42,10 +42,10 @@ def broken_limits(code: Code) -> Iterator[tuple[str, str]]:
         yield "wide_load", f"widest global load {code.load_bits} bits"
 
 
-def waiver_for(code: Code, check: str) -> launch.Waiver | None:
-    """The entry of `launch.WAIVERS` that lets this kernel break this limit."""
+def waiver_for(code: Code, check: str) -> waivers.Waiver | None:
+    """The entry of `waivers.WAIVERS` that lets this kernel break this limit."""
     facts = {**code.constants, "dtype": code.dtype}
-    for waiver in launch.WAIVERS:
+    for waiver in waivers.WAIVERS:
         named = (waiver.kernel, waiver.check) == (code.kernel, check) and code.arch in waiver.archs
         if named and all(facts.get(name) == value for name, value in waiver.where.items()):
             return waiver
@@ -115,7 +115,7 @@ def show(arch: str, lines: list[list[str]], markdown: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def judge(code: Code, used: list[launch.Waiver], failures: list[str]) -> str:
+def judge(code: Code, used: list[waivers.Waiver], failures: list[str]) -> str:
     """The verdict on one kernel, in a word or with the reason of its waiver; notes the waiver used or the failure."""
     verdicts = []
     for check, problem in broken_limits(code):
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     if knobs.runtime.interpret:
         print("TRITON_INTERPRET is set: there is nothing to compile", file=sys.stderr)
         return 2
-    used: list[launch.Waiver] = []
+    used: list[waivers.Waiver] = []
     failures: list[str] = []
     archs, ops, dtypes = options.arch or MACHINES, options.op or CASES, options.dtype or DTYPES
     parts = [(op, dtype, arch, options.quick) for arch in archs for op in ops for dtype in dtypes]
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
             failures += broken
         show(arch, lines, options.markdown)
     if not (options.arch or options.op or options.dtype or options.quick):
-        failures += [f"waiver without a use: {waiver}" for waiver in launch.WAIVERS if waiver not in used]
+        failures += [f"waiver without a use: {waiver}" for waiver in waivers.WAIVERS if waiver not in used]
     if failures:
         print(*failures, sep="\n", file=sys.stderr)
     return 1 if failures else 0

@@ -9,7 +9,6 @@ rows, run `python -m octavo.kernels.codegen --arch sm_NN`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -26,17 +25,6 @@ class Row:
     @property
     def kwargs(self) -> dict[str, int]:
         return {**self.tiles, **self.options, "num_warps": self.num_warps, "num_stages": self.num_stages}
-
-
-@dataclass(frozen=True)
-class Waiver:
-    """A limit of codegen.py that a row cannot hold, and why: where all of `where` match constexprs or dtype."""
-
-    kernel: str
-    check: str  # spill | shared | tensor_core | k_order | wide_load
-    archs: tuple[str, ...]
-    where: dict[str, Any]
-    reason: str
 
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -68,24 +56,6 @@ def power_of_two(size: int) -> int:
     """The least power of two not below size."""
     return 1 << max(0, size - 1).bit_length()
 
-
-WAIVERS: tuple[Waiver, ...] = (
-    Waiver(
-        "_split_kernel",
-        "tensor_core",
-        ("sm_90", "sm_100"),
-        {},
-        "decode has 16 rows of queries, wgmma and tcgen05 take 64: mma.sync keeps up with the cache's bandwidth",
-    ),
-    Waiver("_bias_kernel", "wide_load", ARCHS[:3], {}, "an id a lane: the logits it changes lie scattered"),
-    *(
-        Waiver(kernel, "wide_load", ARCHS[:3], {"VOCAB_SIZE": 50257}, "rows of 50,257 values are not aligned")
-        for kernel in ("_scan_kernel", "_choose_kernel", "_rank_kernel", "_penalties_kernel")
-    ),
-    Waiver(
-        "_best_kernel", "wide_load", ARCHS[:3], {"NUM_TILES": 1571}, "rows of 1,571 tiles (50,257 ids) are not aligned"
-    ),
-)
 
 NORM_MAX_DIM = 32768  # beyond it a row no longer fits the registers of one program
 
@@ -250,3 +220,49 @@ def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int) -> tup
     options = {"maxnreg": 168} if aims_too_low else {}
     tiles = {"BLOCK_N": attention(device, dtype, head_dim).tiles["BLOCK_N"]}
     return Row(warps, stages, tiles, options), programs * MULTIPROCESSORS[arch]
+
+
+# Rows of the sampling kernels: none of them decides a bit of a token.
+NO_FUSION = {"enable_fp_fusion": False}  # a fused multiply-add rounds once where the reference rounds twice
+GROUPS = 2048  # of a row at most: one program holds their maxima
+
+
+def scan(device: torch.device, vocab_size: int) -> Row:
+    """A program reads 2048 logits, 16 a thread. In the interpreter, where a step takes the same time for more, tiles
+    of several rows."""
+    group = max(32, power_of_two(vocab_size) // GROUPS)
+    if arch_of(device) != "interpreter":
+        return _exact(4, GROUP=group, TILE=2048, ROWS=1)
+    tile = max(group, min(2048, power_of_two(vocab_size)))
+    return _exact(4, GROUP=group, TILE=tile, ROWS=16384 // tile)
+
+
+def choose(device: torch.device, vocab_size: int) -> Row:
+    """A program keeps 2048 ids in registers, 8 a thread; two programs fill a multiprocessor's registers."""
+    arch = arch_of(device)
+    row = _exact(8, CHUNK=min(2048, max(32, power_of_two(vocab_size))) if arch == "interpreter" else 2048)
+    # Told how many registers it has, the compiler no longer spills some of them to have more programs resident.
+    return replace(row, options={**NO_FUSION, "maxnreg": 128}) if arch.startswith("sm_") else row
+
+
+def penalties(device: torch.device, vocab_size: int) -> Row:
+    """A program changes 1024 logits of one row, 8 a thread."""
+    return _exact(4, TILE=min(1024, power_of_two(vocab_size)))
+
+
+def bias() -> Row:
+    return _exact(1, TILE=128)
+
+
+def lm_head(device: torch.device, dtype: torch.dtype, num_rows: int, vocab_size: int) -> Row:
+    """The row of `linear` for as many tokens, up to its widest thin tile: beyond, a program's noise would spill."""
+    row = linear(device, dtype, min(num_rows, THIN_ROWS), vocab_size)
+    return replace(row, options={**row.options, **NO_FUSION})
+
+
+def best() -> Row:
+    return _exact(4, TILE=1024)
+
+
+def _exact(num_warps: int, **tiles: int) -> Row:
+    return Row(num_warps, 1, tiles, NO_FUSION)

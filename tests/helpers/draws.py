@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo.kernels.triton import launch
 from octavo.kernels.triton.launch import power_of_two
-from octavo.kernels.triton.sampling import launch as launch_sampling
 
 from guarded import DEVICE
 
@@ -80,13 +80,13 @@ def set_programs(
     chunk: int | None = None,
 ) -> None:
     """Launch the kernels of `sample` and `top_logprobs` with these sizes instead of the table's."""
-    scan, choose = launch_sampling.scan, launch_sampling.choose
+    scan, choose = launch.scan, launch.choose
 
     def changed(row: Any, **sizes: int | None) -> Any:
         return replace(row, tiles=row.tiles | {name: size for name, size in sizes.items() if size})
 
-    monkeypatch.setattr(launch_sampling, "scan", lambda d, v: changed(scan(d, v), ROWS=rows, TILE=tile, GROUP=group))
-    monkeypatch.setattr(launch_sampling, "choose", lambda d, v: changed(choose(d, v), CHUNK=chunk))
+    monkeypatch.setattr(launch, "scan", lambda d, v: changed(scan(d, v), ROWS=rows, TILE=tile, GROUP=group))
+    monkeypatch.setattr(launch, "choose", lambda d, v: changed(choose(d, v), CHUNK=chunk))
 
 
 def wide_programs(monkeypatch: pytest.MonkeyPatch, vocab_size: int, lanes: int = 2**17) -> None:

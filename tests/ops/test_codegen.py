@@ -11,6 +11,7 @@ from triton import knobs
 
 from octavo.kernels.codegen import __main__ as codegen
 from octavo.kernels.codegen import sass as codegen_inspect
+from octavo.kernels.codegen import waivers
 from octavo.kernels.codegen.cases import CASES, DTYPES
 from octavo.kernels.triton import launch
 
@@ -109,8 +110,8 @@ def test_each_broken_limit_is_named(change, check):
 
 
 def test_a_waiver_covers_what_it_names_and_nothing_else(monkeypatch):
-    waiver = launch.Waiver("_linear_kernel", "spill", ("sm_90",), {"BLOCK_M": 16, "dtype": "bf16"}, "because")
-    monkeypatch.setattr(launch, "WAIVERS", (waiver,))
+    waiver = waivers.Waiver("_linear_kernel", "spill", ("sm_90",), {"BLOCK_M": 16, "dtype": "bf16"}, "because")
+    monkeypatch.setattr(waivers, "WAIVERS", (waiver,))
     assert codegen.waiver_for(CLEAN, "spill") is waiver
     for change in ({"arch": "sm_80"}, {"kernel": "_norm_kernel"}, {"constants": {"BLOCK_M": 32}}, {"dtype": "fp32"}):
         assert codegen.waiver_for(dataclasses.replace(CLEAN, **change), "spill") is None
@@ -118,7 +119,7 @@ def test_a_waiver_covers_what_it_names_and_nothing_else(monkeypatch):
 
 
 def test_a_failure_is_reported_and_a_waived_one_is_not():
-    used: list[launch.Waiver] = []
+    used: list[waivers.Waiver] = []
     failures: list[str] = []
     spilled = dataclasses.replace(CLEAN, stack=8)
     assert codegen.judge(spilled, used, failures) == "spill: 8 bytes of stack"
@@ -165,9 +166,9 @@ def test_the_interpreter_has_nothing_to_compile(capsys, monkeypatch):
     assert capsys.readouterr().err == "TRITON_INTERPRET is set: there is nothing to compile\n"
 
 
-def test_the_readme_s_table_is_of_these_kernels():
-    """Every line of the README's table is a call that codegen makes, and none of them breaks a limit unexplained."""
-    text = (Path(codegen.__file__).parent.parent / "README.md").read_text()
+def test_the_page_s_table_is_of_these_kernels():
+    """Every line of CODEGEN.md is a call that codegen makes, and none of them breaks a limit unexplained."""
+    text = (Path(codegen.__file__).parent.parent / "CODEGEN.md").read_text()
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| sm" not in line]
     known = {(case.label, dtype) for dtype, kind in DTYPES.items() for calls in CASES.values() for case in calls(kind)}
     listed = [cells for cells in lines if len(cells) == 12 and cells[2] in DTYPES]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from octavo.kernels import reference
+from octavo.kernels.triton import launch
 from octavo.kernels.triton.linear import linear
-from octavo.kernels.triton.sampling import launch as launch_sampling
 from octavo.kernels.triton.sampling.lm_head_sample import lm_head_sample
 from octavo.kernels.triton.sampling.sample import sample
 
@@ -69,7 +69,7 @@ def test_a_row_draws_alone_what_it_draws_in_any_company():
 
 
 def test_tokens_do_not_depend_on_the_vocabulary_s_tiles(monkeypatch):
-    values, row = arguments(6, 300, 32), launch_sampling.lm_head
+    values, row = arguments(6, 300, 32), launch.lm_head
     expected = lm_head_sample(*values)
     for tokens, features in ((16, 16), (16, 64), (32, 256)):
 
@@ -78,7 +78,7 @@ def test_tokens_do_not_depend_on_the_vocabulary_s_tiles(monkeypatch):
             return replace(table, tiles=table.tiles | {"BLOCK_M": tiles[0], "BLOCK_N": tiles[1]})
 
         with monkeypatch.context() as patch:
-            patch.setattr(launch_sampling, "lm_head", changed)
+            patch.setattr(launch, "lm_head", changed)
             assert torch.equal(lm_head_sample(*values), expected)
 
 

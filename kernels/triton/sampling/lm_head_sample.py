@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton import launch
 from octavo.kernels.triton.sampling.sampling_math import FLOAT_MAX, best_of, gumbel_noise
 from octavo.kernels.weights import Weight
 
@@ -104,7 +104,7 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
     token_ids = torch.empty_like(positions)
     if num_rows == 0:
         return token_ids
-    row = launch_sampling.lm_head(hidden.device, hidden.dtype, num_rows, vocab_size)
+    row = launch.lm_head(hidden.device, hidden.dtype, num_rows, vocab_size)
     num_tiles = triton.cdiv(vocab_size, row.tiles["BLOCK_N"])
     tile_score = torch.empty(num_rows, num_tiles, dtype=torch.float64, device=hidden.device)
     tile_id = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=hidden.device)
@@ -124,7 +124,7 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
         NUM_TILES=num_tiles,
         **row.kwargs,
     )
-    _best_kernel[(num_rows,)](token_ids, tile_score, tile_id, NUM_TILES=num_tiles, **launch_sampling.best().kwargs)
+    _best_kernel[(num_rows,)](token_ids, tile_score, tile_id, NUM_TILES=num_tiles, **launch.best().kwargs)
     return token_ids
 
 

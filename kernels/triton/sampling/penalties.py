@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton import launch
 from octavo.kernels.triton.sampling.scan import check_logits
 
 
@@ -82,7 +82,7 @@ def apply_penalties(
     (num_rows, vocab_size), max_bias = logits.shape, bias_ids.shape[1]
     if num_rows == 0:
         return
-    row = launch_sampling.penalties(logits.device, vocab_size)
+    row = launch.penalties(logits.device, vocab_size)
     _penalties_kernel[num_rows, triton.cdiv(vocab_size, row.tiles["TILE"])](
         logits,
         counts,
@@ -95,7 +95,7 @@ def apply_penalties(
         **row.kwargs,
     )
     if max_bias:
-        row = launch_sampling.bias()
+        row = launch.bias()
         grid = num_rows, triton.cdiv(max_bias, row.tiles["TILE"])
         _bias_kernel[grid](logits, bias_ids, bias_values, logits.stride(0), max_bias, vocab_size, **row.kwargs)
 

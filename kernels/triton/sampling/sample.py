@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton import launch
 from octavo.kernels.triton.sampling.sampling_math import (
     FLOAT_MAX,
     NO_CUT,
@@ -163,7 +163,7 @@ def sample(
         return token_ids, logprobs
     found = scan(logits, parameters)
     groups = torch.empty_like(found.group_key)
-    row = launch_sampling.choose(logits.device, vocab_size)
+    row = launch.choose(logits.device, vocab_size)
     _choose_kernel[(triton.cdiv(num_rows, found.row.tiles["ROWS"]),)](
         token_ids,
         logprobs,

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.triton import launch
 from octavo.kernels.triton.launch import Row
-from octavo.kernels.triton.sampling import launch as launch_sampling
 from octavo.kernels.triton.sampling.sampling_math import (
     FLOAT_MAX,
     NO_KEY,
@@ -169,7 +169,7 @@ class Scan:
 
 def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
     """Read logits `[num_rows, vocab_size]` once; parameters are `sample`'s per-row tensors, None to draw nothing."""
-    (num_rows, vocab_size), row = logits.shape, launch_sampling.scan(logits.device, logits.shape[1])
+    (num_rows, vocab_size), row = logits.shape, launch.scan(logits.device, logits.shape[1])
     num_tiles, num_groups = (triton.cdiv(vocab_size, row.tiles[name]) for name in ("TILE", "GROUP"))
     tiles, groups = (num_rows, num_tiles), (num_rows, num_groups)
     found = Scan(

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.sampling import launch as launch_sampling
+from octavo.kernels.triton import launch
 from octavo.kernels.triton.sampling.sampling_math import NO_CUT, NO_KEY, best_of, from_key, gap_below
 from octavo.kernels.triton.sampling.scan import (
     check_logits,
@@ -100,6 +100,6 @@ def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
         num,
         VOCAB_SIZE=vocab_size,
         **found.sizes,
-        **launch_sampling.choose(logits.device, vocab_size).kwargs,
+        **launch.choose(logits.device, vocab_size).kwargs,
     )
     return ids, logprobs
