@@ -115,7 +115,7 @@ def instant_engine(num_seqs: int, context: int, steps: int, tokenizer: Tokenizer
     length = context + steps + WARM_UP + BLOCK_SIZE
     shape = GPT2Config(
         vocab_size=50257, context_size=length, dim=1, num_layers=1, num_heads=1, num_kv_heads=1,
-        head_dim=1, hidden_dim=1,
+        head_dim=1, intermediate_dim=1,
     )  # fmt: skip
     config = EngineConfig(
         max_model_len=length,

@@ -67,7 +67,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` of a fused projection: `[num_tokens, 2 * hidden_dim]` -> `[num_tokens, hidden_dim]`."""
+    """`silu(gate) * up` of a fused projection, `[num_tokens, 2 * dim]` -> `[num_tokens, dim]` for any dim."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 

@@ -136,3 +136,30 @@ def test_asking_for_triton_where_there_is_none_is_one_line():
     result = blocked("from octavo.kernels import backends; backends.load('triton')", "triton")
     assert result.returncode != 0
     assert "RuntimeError: backend 'triton'" in result.stderr.splitlines()[-1]
+
+
+def own_imports(path: Path, names: dict[str, Path]) -> set[str]:
+    """The modules of this project that a file imports when it is imported itself, not later inside a function."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & names.keys()
+
+
+def test_no_import_goes_in_a_circle():
+    paths = [path for name in PACKAGES for path in modules(name)]
+    names = {".".join(("octavo", *path.relative_to(ROOT).with_suffix("").parts)): path for path in paths}
+    left = {name: own_imports(path, names) for name, path in names.items()}
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests"])
+def test_no_folder_holds_more_than_14_files_and_no_file_more_than_350_lines(folder):
+    paths = modules(folder)
+    assert {path: lines for path in paths if (lines := len(path.read_text().splitlines())) > 350} == {}
+    counts = {parent: len(list(parent.glob("*.py"))) for parent in {path.parent for path in paths}}
+    assert {parent: count for parent, count in counts.items() if count > 14} == {}

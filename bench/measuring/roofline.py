@@ -53,7 +53,7 @@ def step_weights(config: ModelConfig) -> int:
     model = empty_network(config)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     read = [weight for weight in model.parameters() if weight.dim() > 1 and id(weight) not in tables]
-    return sum(weight.numel() for weight in read) + (model.embedding.weight.numel() if config.tied_head else 0)
+    return sum(weight.numel() for weight in read) + (model.embedding.weight.numel() if config.tied_embeddings else 0)
 
 
 def step_bytes(config: ModelConfig, weight_bytes: float, value_bytes: int, batch: int, context: int) -> int:

@@ -39,7 +39,7 @@ def _shape(config: ModelConfig) -> dict[str, int]:
         "context_length": config.context_size,
         "embedding_length": config.dim,
         "block_count": config.num_layers,
-        "feed_forward_length": config.hidden_dim,
+        "feed_forward_length": config.intermediate_dim,
         "attention.head_count": config.num_heads,
         "attention.head_count_kv": config.num_kv_heads,
         "vocab_size": config.vocab_size,

@@ -19,7 +19,7 @@ def network(model: Model) -> Any:
     twin = transformers.AutoModelForCausalLM.from_config(configuration(model.config), dtype=dtype)
     missing, unexpected = twin.load_state_dict(weights, strict=False, assign=True)
     twin.tie_weights()
-    if unexpected or [name for name in missing if not (name == "lm_head.weight" and model.config.tied_head)]:
+    if unexpected or [name for name in missing if not (name == "lm_head.weight" and model.config.tied_embeddings)]:
         raise ValueError(f"transformers names its weights otherwise: {[*missing, *unexpected][:3]}")
     return twin.eval()
 

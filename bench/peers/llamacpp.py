@@ -70,7 +70,7 @@ def _format(setting: Setting) -> tuple[str, float]:
     """The commonest format of a GGUF file's matrices, and the mean size of a weight that a step reads."""
     reader = gguf.GGUFReader(setting.source.path)
     read = [tensor for tensor in reader.tensors if tensor.name not in UNREAD]
-    if not setting.source.config.tied_head:
+    if not setting.source.config.tied_embeddings:
         read = [tensor for tensor in read if tensor.name != "token_embd.weight"]
     kinds = [tensor.tensor_type.name.lower() for tensor in read if len(tensor.shape) > 1]
     size = sum(int(tensor.n_bytes) for tensor in read)

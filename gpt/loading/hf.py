@@ -116,7 +116,7 @@ def _canonical(
     tensors: dict[str, tuple[TensorFile, str]] = {}
     for full_name, file in stored.items():
         name = full_name.removeprefix(family.hf_prefix)
-        if re.fullmatch(family.hf_buffers, name) or (name == "lm_head.weight" and config.tied_head):
+        if re.fullmatch(family.hf_buffers, name) or (name == "lm_head.weight" and config.tied_embeddings):
             continue
         if name in tensors:
             raise ValueError(f"{index_file}: tensor {name} is there twice, with and without its prefix")

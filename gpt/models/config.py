@@ -5,7 +5,16 @@ from typing import ClassVar
 
 MAX_CONTEXT = 2**20  # the rotary tables of a longer context would outweigh the model
 
-COUNTS = ("vocab_size", "context_size", "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+COUNTS = (
+    "vocab_size",
+    "context_size",
+    "dim",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "intermediate_dim",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +30,9 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    hidden_dim: int  # width inside the feed-forward
+    intermediate_dim: int  # width inside the feed-forward
     norm_eps: float = 1e-5
-    tied_head: bool = True  # the head is the token embedding
+    tied_embeddings: bool = True  # the head is the token embedding
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
 

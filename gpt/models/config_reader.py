@@ -90,6 +90,6 @@ def gguf_shape(reader: ConfigReader, file: TensorSource) -> dict[str, Any]:
         "num_heads": num_heads,
         "num_kv_heads": reader.count("attention.head_count_kv", num_heads),
         "head_dim": reader.count("attention.key_length", dim // num_heads),
-        "hidden_dim": reader.count("feed_forward_length"),
-        "tied_head": "output.weight" not in file.tensors,
+        "intermediate_dim": reader.count("feed_forward_length"),
+        "tied_embeddings": "output.weight" not in file.tensors,
     }

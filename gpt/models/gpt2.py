@@ -44,8 +44,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = Linear(config.dim, config.hidden_dim, bias=True)
-        self.c_proj = Linear(config.hidden_dim, config.dim, bias=True, ends_branch=True)
+        self.c_fc = Linear(config.dim, config.intermediate_dim, bias=True)
+        self.c_proj = Linear(config.intermediate_dim, config.dim, bias=True, ends_branch=True)
 
     def forward(self, x: Tensor, ops: Ops) -> Tensor:
         return self.c_proj(self.c_fc(x, ops, activation="gelu"), ops)
@@ -67,7 +67,7 @@ class GPT2(Model):
         self.wpe = embedding(config.context_size, config.dim)
         self.h = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.ln_f = LayerNorm(config.dim, config.norm_eps)
-        if not config.tied_head:
+        if not config.tied_embeddings:
             self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
         initialise(self, seed)
 
@@ -104,9 +104,9 @@ def from_hf(reader: ConfigReader) -> GPT2Config:
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=dim // num_heads,
-        hidden_dim=reader.count("n_inner", 4 * dim),
+        intermediate_dim=reader.count("n_inner", 4 * dim),
         norm_eps=reader.number("layer_norm_epsilon", 1e-5),
-        tied_head=reader.flag("tie_word_embeddings", True),
+        tied_embeddings=reader.flag("tie_word_embeddings", True),
     )
 
 
@@ -120,8 +120,8 @@ def to_hf(config: GPT2Config) -> dict[str, Any]:
     """The arguments of transformers' configuration of the same network."""
     return {
         "model_type": "gpt2", "vocab_size": config.vocab_size, "n_positions": config.context_size,
-        "n_embd": config.dim, "n_layer": config.num_layers, "n_head": config.num_heads, "n_inner": config.hidden_dim,
-        "layer_norm_epsilon": config.norm_eps, "tie_word_embeddings": config.tied_head,
+        "n_embd": config.dim, "n_layer": config.num_layers, "n_head": config.num_heads,
+        "n_inner": config.intermediate_dim, "layer_norm_epsilon": config.norm_eps, "tie_word_embeddings": config.tied_embeddings,
     }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def to_gguf(config: GPT2Config) -> dict[str, Any]:
 def _shape(num_layers: int, dim: int, num_heads: int) -> GPT2Config:
     return GPT2Config(
         vocab_size=50257, context_size=1024, dim=dim, num_layers=num_layers, num_heads=num_heads,
-        num_kv_heads=num_heads, head_dim=dim // num_heads, hidden_dim=4 * dim, bos_id=50256, eos_ids=(50256,),
+        num_kv_heads=num_heads, head_dim=dim // num_heads, intermediate_dim=4 * dim, bos_id=50256, eos_ids=(50256,),
     )  # fmt: skip
 
 

@@ -61,8 +61,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(config.dim, (config.hidden_dim, config.hidden_dim), config.mlp_bias)
-        self.down_proj = Linear(config.hidden_dim, config.dim, config.mlp_bias, ends_branch=True)
+        self.gate_up_proj = Linear(config.dim, (config.intermediate_dim, config.intermediate_dim), config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_dim, config.dim, config.mlp_bias, ends_branch=True)
 
     def forward(self, x: Tensor, ops: Ops) -> Tensor:
         return self.down_proj(ops.silu_mul(self.gate_up_proj(x, ops)), ops)
@@ -85,7 +85,7 @@ class Llama(Model):
         self.embed_tokens = embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        if not config.tied_head:
+        if not config.tied_embeddings:
             self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
         self.register_buffer("cos", None, persistent=False)
         self.register_buffer("sin", None, persistent=False)
@@ -128,9 +128,9 @@ def from_hf(reader: ConfigReader) -> LlamaConfig:
         num_heads=num_heads,
         num_kv_heads=reader.count("num_key_value_heads", num_heads),
         head_dim=reader.count("head_dim", dim // num_heads),
-        hidden_dim=reader.count("intermediate_size"),
+        intermediate_dim=reader.count("intermediate_size"),
         norm_eps=reader.number("rms_norm_eps", 1e-6),
-        tied_head=reader.flag("tie_word_embeddings", False),
+        tied_embeddings=reader.flag("tie_word_embeddings", False),
         attention_bias=reader.flag("attention_bias", False),
         mlp_bias=reader.flag("mlp_bias", False),
         rope_theta=theta,
@@ -171,8 +171,8 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
         "model_type": "llama", "vocab_size": config.vocab_size, "max_position_embeddings": config.context_size,
         "hidden_size": config.dim, "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
-        "intermediate_size": config.hidden_dim, "rms_norm_eps": config.norm_eps, "mlp_bias": config.mlp_bias,
-        "attention_bias": config.attention_bias, "tie_word_embeddings": config.tied_head, "rope_parameters": rope,
+        "intermediate_size": config.intermediate_dim, "rms_norm_eps": config.norm_eps, "mlp_bias": config.mlp_bias,
+        "attention_bias": config.attention_bias, "tie_word_embeddings": config.tied_embeddings, "rope_parameters": rope,
     }  # fmt: skip
 
 
@@ -217,11 +217,11 @@ FAMILY = Family(
     known_shapes={
         "smollm2": LlamaConfig(
             vocab_size=49152, context_size=8192, dim=576, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
-            hidden_dim=1536, rope_theta=100000.0, bos_id=1, eos_ids=(2,),
+            intermediate_dim=1536, rope_theta=100000.0, bos_id=1, eos_ids=(2,),
         ),
         "llama-3.2-1b": LlamaConfig(
             vocab_size=128256, context_size=131072, dim=2048, num_layers=16, num_heads=32, num_kv_heads=8,
-            head_dim=64, hidden_dim=8192, rope_theta=500000.0, rope_scaling=RopeScaling("llama3", 32.0),
+            head_dim=64, intermediate_dim=8192, rope_theta=500000.0, rope_scaling=RopeScaling("llama3", 32.0),
             bos_id=128000, eos_ids=(128001, 128008, 128009),
         ),
     },

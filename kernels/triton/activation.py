@@ -34,18 +34,19 @@ def _silu_mul_kernel(y_ptr, gate_up_ptr, stride_gate_up, HIDDEN_DIM: tl.constexp
 def silu_mul(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of a fused projection, a new tensor.
 
-    `[num_tokens, 2 * hidden_dim]` -> `[num_tokens, hidden_dim]`, float32, float16 or bfloat16. ValueError otherwise.
+    `[num_tokens, 2 * intermediate_dim]` -> `[num_tokens, intermediate_dim]`, float32, float16 or bfloat16. ValueError
+    otherwise.
     """
     if gate_up.ndim != 2 or gate_up.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"gate_up must be 2-D in 16 or 32 bits, not {list(gate_up.shape)} {gate_up.dtype}")
     if gate_up.stride(-1) != 1:
         raise ValueError(f"gate_up must have a contiguous last dimension, not stride {gate_up.stride(-1)}")
-    num_tokens, hidden_dim = gate_up.shape[0], gate_up.shape[1] // 2
+    num_tokens, intermediate_dim = gate_up.shape[0], gate_up.shape[1] // 2
     if gate_up.shape[1] % 2:
-        raise ValueError(f"gate_up must be [num_tokens, 2 * hidden_dim], not {list(gate_up.shape)}")
-    y = torch.empty(num_tokens, hidden_dim, dtype=gate_up.dtype, device=gate_up.device)
+        raise ValueError(f"gate_up must be [num_tokens, 2 * intermediate_dim], not {list(gate_up.shape)}")
+    y = torch.empty(num_tokens, intermediate_dim, dtype=gate_up.dtype, device=gate_up.device)
     if y.numel():
-        row = launch.elementwise(gate_up.device, hidden_dim)
-        grid = (num_tokens, triton.cdiv(hidden_dim, row.tiles["TILE"]))
-        _silu_mul_kernel[grid](y, gate_up, gate_up.stride(0), HIDDEN_DIM=hidden_dim, **row.kwargs)
+        row = launch.elementwise(gate_up.device, intermediate_dim)
+        grid = (num_tokens, triton.cdiv(intermediate_dim, row.tiles["TILE"]))
+        _silu_mul_kernel[grid](y, gate_up, gate_up.stride(0), HIDDEN_DIM=intermediate_dim, **row.kwargs)
     return y

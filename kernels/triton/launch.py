@@ -66,9 +66,9 @@ def norm(device: torch.device, dim: int) -> Row:
     return row(min(max(tile // (16 * lanes), 1), 1024 // lanes), 1, TILE=tile)
 
 
-def elementwise(device: torch.device, hidden_dim: int) -> Row:
+def elementwise(device: torch.device, intermediate_dim: int) -> Row:
     """A program computes up to 1024 values of one token, 8 a thread; 1024 divides most hidden dims."""
-    tile = min(1024, power_of_two(hidden_dim))
+    tile = min(1024, power_of_two(intermediate_dim))
     return row(max(tile // (8 * _warp_size(device)), 1), 1, TILE=tile)
 
 

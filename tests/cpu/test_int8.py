@@ -78,7 +78,7 @@ def test_a_model_of_each_family_runs_on_half_the_bytes(model, monkeypatch):
     """Tied heads, biases: a whole network, its weights of layers and head in one byte each."""
     from octavo.gpt.models import registry
 
-    small = {"num_layers": 2, "vocab_size": 500, "context_size": 64, "dim": 64, "head_dim": 16, "hidden_dim": 96}
+    small = {"num_layers": 2, "vocab_size": 500, "context_size": 64, "dim": 64, "head_dim": 16, "intermediate_dim": 96}
     heads = {"num_heads": 4, "num_kv_heads": 4 if model == "dummy:gpt2" else 2}
     shape = model.removeprefix("dummy:")
     config = registry.KNOWN_SHAPES[shape].__class__(

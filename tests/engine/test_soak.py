@@ -20,7 +20,7 @@ from watched import check, check_idle, finish, letters, poison, yielded
 NUM_REQUESTS = 2000
 VOCAB, WINDOW = 97, 32
 SMALL = {
-    family: replace(config, context_size=WINDOW, num_layers=1, dim=16, num_heads=2, num_kv_heads=2, hidden_dim=16)
+    family: replace(config, context_size=WINDOW, num_layers=1, dim=16, num_heads=2, num_kv_heads=2, intermediate_dim=16)
     for family, config in TINY.items()
 }
 SMALL["llama"] = replace(SMALL["llama"], num_kv_heads=1, eos_ids=(3, 50))

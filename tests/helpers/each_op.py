@@ -22,11 +22,11 @@ from octavo.kernels.ops import REFERENCE
 
 GPT2 = GPT2Config(
     vocab_size=777, context_size=64, dim=40, num_layers=1, num_heads=5, num_kv_heads=5, head_dim=8,
-    hidden_dim=72,
+    intermediate_dim=72,
 )  # fmt: skip
 LLAMA = LlamaConfig(
     vocab_size=777, context_size=64, dim=48, num_layers=1, num_heads=6, num_kv_heads=2, head_dim=24,
-    hidden_dim=56,
+    intermediate_dim=56,
 )  # fmt: skip
 
 

@@ -19,9 +19,9 @@ from octavo.kernels.ops import REFERENCE, Ops
 
 TINY_GPT2 = GPT2Config(
     vocab_size=97, context_size=64, dim=32, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=8,
-    hidden_dim=64,
+    intermediate_dim=64,
 )  # fmt: skip
-TINY_LLAMA = LlamaConfig(**{**vars(TINY_GPT2), "num_kv_heads": 2, "hidden_dim": 48, "tied_head": False})
+TINY_LLAMA = LlamaConfig(**{**vars(TINY_GPT2), "num_kv_heads": 2, "intermediate_dim": 48, "tied_embeddings": False})
 TINY: dict[str, ModelConfig] = {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}
 
 

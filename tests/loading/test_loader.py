@@ -164,7 +164,7 @@ def test_a_model_without_tokenizer_files_has_no_tokenizer(tmp_path: Path) -> Non
 def test_dummy_models_have_the_real_shape_and_seeded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = LlamaConfig(
         vocab_size=50, context_size=16, dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
-        hidden_dim=96,
+        intermediate_dim=96,
     )  # fmt: skip
     monkeypatch.setitem(KNOWN_SHAPES, "tiny", tiny)
     loaded = load("dummy:tiny", "bfloat16")
@@ -182,7 +182,7 @@ def test_a_dummy_gpt2_takes_the_vocabulary_that_is_cached(
 ) -> None:
     tiny = GPT2Config(
         vocab_size=50257, context_size=8, dim=4, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4,
-        hidden_dim=4,
+        intermediate_dim=4,
     )  # fmt: skip
     monkeypatch.setitem(KNOWN_SHAPES, "gpt2", tiny)
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))

@@ -138,7 +138,7 @@ def test_the_roofline_counts_what_the_network_computes(family):
 def test_the_roofline_counts_the_weights_that_a_step_reads(family):
     config = TINY[family]
     read = {name: t for name, t in tiny_model(config).named_parameters() if t.dim() > 1 and not name.startswith("wpe")}
-    if not config.tied_head:
+    if not config.tied_embeddings:
         del read["embed_tokens.weight"]
     weights = sum(t.numel() for t in read.values())
     assert roofline.step_weights(config) == weights

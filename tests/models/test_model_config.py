@@ -130,7 +130,8 @@ def test_gguf_metadata_becomes_a_configuration(tmp_path: Path) -> None:
     config = open_gguf_checkpoint(save_gguf(tmp_path / "m.gguf", LLAMA_GGUF | fields, tensors))[0].config
     assert config == LlamaConfig(
         vocab_size=29, context_size=16, dim=12, num_layers=2, num_heads=3, num_kv_heads=1, head_dim=6,
-        hidden_dim=20, norm_eps=config.norm_eps, tied_head=True, rope_theta=5e5, rope_interleaved=True, bos_id=1,
+        intermediate_dim=20, norm_eps=config.norm_eps, tied_embeddings=True, rope_theta=5e5, rope_interleaved=True,
+        bos_id=1,
         rope_scaling=RopeScaling("linear", 4.0), eos_ids=(2, 5),
     )  # fmt: skip
     assert config.norm_eps == pytest.approx(1e-6)  # a float32 in the file

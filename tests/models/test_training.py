@@ -57,7 +57,7 @@ def train(model, rows: torch.Tensor, steps: int) -> float:
 def test_abc_becomes_cdf(family):
     config = CONFIGS[family](
         vocab_size=len(LETTERS), context_size=16, dim=32, num_layers=2, num_heads=4, num_kv_heads=4,
-        head_dim=8, hidden_dim=64,
+        head_dim=8, intermediate_dim=64,
     )  # fmt: skip
     rows, unseen = split()
     model = FAMILIES[family](config, seed=1)

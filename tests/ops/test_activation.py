@@ -13,9 +13,9 @@ pytestmark = pytest.mark.usefixtures("guarded_memory")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("hidden_dim", [1, 2, 25, 64, 127, 576, 1030, 1536, 3072, 4096])
-def test_silu_mul_is_accurate(dtype, hidden_dim):
-    gate_up = strided(noise(3, 2 * hidden_dim, dtype=dtype) * 3)
+@pytest.mark.parametrize("intermediate_dim", [1, 2, 25, 64, 127, 576, 1030, 1536, 3072, 4096])
+def test_silu_mul_is_accurate(dtype, intermediate_dim):
+    gate_up = strided(noise(3, 2 * intermediate_dim, dtype=dtype) * 3)
     assert_accurate(activation.silu_mul(gate_up), reference.silu_mul, gate_up)
 
 
