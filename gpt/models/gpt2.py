@@ -121,7 +121,8 @@ def to_hf(config: GPT2Config) -> dict[str, Any]:
     return {
         "model_type": "gpt2", "vocab_size": config.vocab_size, "n_positions": config.context_size,
         "n_embd": config.dim, "n_layer": config.num_layers, "n_head": config.num_heads,
-        "n_inner": config.intermediate_dim, "layer_norm_epsilon": config.norm_eps, "tie_word_embeddings": config.tied_embeddings,
+        "n_inner": config.intermediate_dim, "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tied_embeddings,
     }  # fmt: skip
 
 
