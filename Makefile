@@ -43,7 +43,7 @@ bench: $(READY)  ## a laptop's grid beside the peers that are installed: tables,
 	  $(BIN)/python -m octavo.bench report $$out
 
 # The figures that are committed, and the README's tables of them. On an idle machine, on a clean checkout; half an hour.
-results: $(READY)  ## measure bench/results/cpu anew, make its page and pictures and the README's tables
+results: $(READY)  ## measure bench/results/cpu anew, make its page, its pictures and the tables of both READMEs
 	@rm -rf bench/results/cpu bench/results/cpu-gpt2
 	@$(BIN)/python -m octavo.bench decode --backend auto --dtype float32,bfloat16 --weights int8 --batch 1,8 --context 128,512 \
 	  --peers installed --output bench/results/cpu
@@ -55,8 +55,7 @@ results: $(READY)  ## measure bench/results/cpu anew, make its page and pictures
 	  --context 128 --peers installed --output bench/results/cpu-gpt2
 	@$(BIN)/python -m octavo.bench report bench/results/cpu
 	@$(BIN)/python -m octavo.bench report bench/results/cpu-gpt2
-	@$(BIN)/python -m octavo.bench report --readme README.md
-	@$(BIN)/python -m octavo.bench report --readme bench/results/README.md
+	@$(BIN)/python -m octavo.bench report --readme README.md bench/results/README.md
 
 bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run; ARGS="-k rope"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -29,9 +29,9 @@ from octavo.bench.reporting.schema import Decode, Op, Scene, Serve
 from octavo.bench.reporting.serve_table import load_of
 
 EXAMPLE = "python -m octavo.bench compare build/bench/before build/bench/after"
-LEAST = 0.08  # a smaller change is never reported
+MIN_CHANGE = 0.08  # a smaller change is never reported
 DRIFT_COUNTS = 2  # times the probes' change is what ours may have changed by the machine
-STRETCHES = 5
+CHUNKS = 5
 UNLIKELY = 0.05  # that the true median lies outside a run's interval, where its samples are many enough to say
 STYLES = {"slower": "bold red", "broken": "bold red", "faster": "green", "same": "", "too noisy": "yellow"}
 
@@ -72,11 +72,11 @@ class Change:
     @property
     def word(self) -> str:
         """A machine that became slower excuses what became slower, and the other way round."""
-        if self.share > max(LEAST, self.noise + DRIFT_COUNTS * self.drift):
+        if self.share > max(MIN_CHANGE, self.noise + DRIFT_COUNTS * self.drift):
             return "slower"
-        if 1 / (1 + self.share) - 1 > max(LEAST, self.noise - DRIFT_COUNTS * self.drift):
+        if 1 / (1 + self.share) - 1 > max(MIN_CHANGE, self.noise - DRIFT_COUNTS * self.drift):
             return "faster"
-        return "too noisy" if self.noise + DRIFT_COUNTS * abs(self.drift) > 2 * LEAST else "same"
+        return "too noisy" if self.noise + DRIFT_COUNTS * abs(self.drift) > 2 * MIN_CHANGE else "same"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,10 +161,10 @@ def _machine(old: Results, new: Results, changes: Sequence[Change]) -> str:
     now = {record.key: record for record in new.cells}
     pairs = [(record, now[record.key]) for record in old.cells if record.key in now]
     drifts = [_drift(*both) for pair in pairs for both in zip(*map(_quantities, pair), strict=True) if both[0].probes]
-    parts = [f"the measured bandwidth changed by {100 * share:+.0f} %"] if abs(share) > LEAST else []
-    if peers and abs(median(peers)) > LEAST:
+    parts = [f"the measured bandwidth changed by {100 * share:+.0f} %"] if abs(share) > MIN_CHANGE else []
+    if peers and abs(median(peers)) > MIN_CHANGE:
         parts.append(f"the peers' times changed by {100 * median(peers):+.0f} %")
-    if drifts and abs(median(drifts)) > LEAST:
+    if drifts and abs(median(drifts)) > MIN_CHANGE:
         parts.append(f"a fixed piece of work took {100 * median(drifts):+.0f} %")
     return f"mind the machine first: {' and '.join(parts)}" if parts else ""
 
@@ -198,7 +198,7 @@ def _quantities(record: Any) -> list[Quantity]:
 
 def _stretches(samples: Sequence[float]) -> list[float]:
     """Medians of successive fifths."""
-    size = max(1, len(samples) // STRETCHES)
+    size = max(1, len(samples) // CHUNKS)
     return [median(samples[start : start + size]) for start in range(0, len(samples) - size + 1, size)]
 
 

@@ -1,7 +1,8 @@
 """Results as a page: Markdown tables and pictures, or the tables of a README.
 
-`--readme FILE` rewrites what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` from bench/results/NAME.jsonl;
-`<!-- bench:NAME summary -->` asks for decode tokens/s only.
+`--readme FILE ...` rewrites what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` from
+bench/results/NAME.jsonl; `<!-- bench:NAME summary -->` asks for decode tokens/s only, `<!-- bench:NAME small -->` for
+those of the shortest context and the contenders that most readers know.
 """
 
 import argparse
@@ -23,7 +24,7 @@ BLOCK = re.compile(r"<!-- bench:([\w./-]+)(?: (\w+))? -->\n(.*?)<!-- /bench -->"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, nargs="*", metavar="RESULTS", help="folders or .jsonl files")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the page (where the first results are)")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite its tables from the committed results")
+    parser.add_argument("--readme", type=Path, nargs="+", metavar="FILE", help="rewrite the tables of these pages")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -31,11 +32,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if bool(arguments.results) == bool(arguments.readme):
         raise ValueError("report takes either RESULTS or --readme FILE")
     if arguments.readme:
-        if not arguments.readme.is_file():
-            raise FileNotFoundError(f"{arguments.readme}: no such file")
-        text = arguments.readme.read_text(encoding="utf-8")
-        arguments.readme.write_text(refreshed(text), encoding="utf-8")
-        console.print(f"{len(BLOCK.findall(text))} tables of {arguments.readme} made anew")
+        for readme in arguments.readme:
+            refresh(readme, console)
         return 0
     runs = [result for path in arguments.results for result in read_all(path)]
     folder = arguments.output or runs[0].path.parent
@@ -75,6 +73,15 @@ def write_page(runs: list[Results], folder: Path, console: Console) -> Path:
     return page
 
 
+def refresh(readme: Path, console: Console) -> None:
+    """Rewrites the bench blocks of a file."""
+    if not readme.is_file():
+        raise FileNotFoundError(f"{readme}: no such file")
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(refreshed(text), encoding="utf-8")
+    console.print(f"{len(BLOCK.findall(text))} tables of {readme} made anew")
+
+
 def refreshed(text: str) -> str:
     """The text with every bench block made anew from the committed results."""
     return BLOCK.sub(_block, text)
@@ -83,7 +90,7 @@ def refreshed(text: str) -> str:
 def _block(match: re.Match[str]) -> str:
     name, view = match[1], match[2] or "full"
     if view not in VIEWS:
-        raise ValueError(f"bench:{name} {view}: a table is {' or '.join(VIEWS)}")
+        raise ValueError(f"bench:{name} {view}: a table is {', '.join(VIEWS[:-1])} or {VIEWS[-1]}")
     path = COMMITTED / f"{name}.jsonl"
     if not path.exists() and not match[3].strip():
         return match[0]  # an empty block waits for its results

@@ -1,23 +1,22 @@
-"""Searches the launch table's rows on the GPU at hand and prints a patch of the table; a person commits it.
+"""Searches the launch table's rows on the GPU at hand and prints the faster rows as JSON; a person commits them.
 
 A candidate changes warps, stages and the tiles on which no bit depends: BLOCK_K of `linear` and the key tile of
 attention stay. It is timed only if its results are right, and proposed only if it wins again in a second round.
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import track
 
 from octavo.bench import options
-from octavo.bench.launch_patch import Place, current, diff
 from octavo.bench.measuring.accuracy import verdict
 from octavo.bench.measuring.op_cases import Case, Shapes, cases
 from octavo.bench.measuring.timing import measure, median
@@ -28,11 +27,25 @@ from octavo.kernels.ops import REFERENCE, Ops
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.launch import Row
 
-EXAMPLE = "python -m octavo.bench tune --model dummy:gpt2 --dtype bfloat16 > launch.patch"
+EXAMPLE = "python -m octavo.bench tune --model dummy:gpt2 --dtype bfloat16 > rows.json"
 GAIN = 0.03  # a candidate must save this share of the time, twice
 SECONDS = 0.02  # timed for each candidate and case
 ROUNDS = 3  # of the second round, current row and winner in turn
 TOKENS = (16, 32, 64)  # decode batches: the largest that each thin tile holds
+
+
+class Place(NamedTuple):
+    """Where a row stands: `LINEAR["sm_90", 2].few[0]`, or `ATTENTION["sm_90", 2][64]` with no field."""
+
+    table: str
+    key: tuple[str, int]
+    field: str | None
+    number: int  # of the row in its field, or its key
+
+    def __str__(self) -> str:
+        name = f'{self.table}["{self.key[0]}", {self.key[1]}]'
+        return f"{name}.{self.field}[{self.number}]" if self.field else f"{name}[{self.number}]"
+
 
 Timer = Callable[[Case, Place, Row], float | None]
 
@@ -45,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """search launch rows on this GPU, print a patch of the table"""
+    """search launch rows on this GPU, print the faster ones as JSON"""
     if not torch.cuda.is_available():
         raise RuntimeError("tune needs a CUDA device: the launch table is for GPUs, and this PyTorch sees none")
     device = torch.device("cuda")
@@ -65,10 +78,20 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             if row != current(place):
                 changes.append((place, row))
                 progress.print(f"{place}: {current(place).kwargs} -> {row.kwargs}, {100 * saved:.0f} % less time")
-    patch = diff(Path(launch.__file__).read_text(encoding="utf-8"), changes)
-    progress.print(f"{len(changes)} of {len(places)} rows can be faster" + ("; the patch:" if patch else ""))
-    print(patch, end="")
+    progress.print(f"{len(changes)} of {len(places)} rows can be faster")
+    print(json.dumps([proposal(place, row, dtype) for place, row in changes], indent=1))
     return 0
+
+
+def proposal(place: Place, row: Row, dtype: str) -> dict[str, Any]:
+    """What the table should hold at that place."""
+    return {"arch": place.key[0], "dtype": dtype, "place": str(place), "row": row.kwargs}
+
+
+def current(place: Place) -> Row:
+    """The row that the table holds now."""
+    rows: Any = getattr(launch, place.table)[place.key]
+    return rows[place.number] if place.field is None else getattr(rows, place.field)[place.number]
 
 
 def users(found: Sequence[Case], device: torch.device, dtype: torch.dtype, head_dim: int) -> dict[Place, list[Case]]:

@@ -7,7 +7,7 @@ import torch
 
 from octavo.bench.measuring import machine
 from octavo.bench.measuring.roofline import Peaks
-from octavo.bench.measuring.workloads import Cell, Effort
+from octavo.bench.measuring.workloads import Budget, Cell
 from octavo.bench.peers import base, registry
 from octavo.bench.peers.base import Contender, Octavo, Setting
 from octavo.bench.peers.sources import Source
@@ -28,7 +28,7 @@ class Plan:
     backends: tuple[Ops, ...]
     peers: tuple[str, ...]
     cells: tuple[Cell, ...]
-    effort: Effort
+    effort: Budget
     seed: int
 
     @property

@@ -16,7 +16,7 @@ from octavo.bench.measuring.check import Verdict, Verifier
 from octavo.bench.measuring.memory import PeakMemory
 from octavo.bench.measuring.plan import Entry, Plan, label, named
 from octavo.bench.measuring.timing import Probe
-from octavo.bench.measuring.workloads import CHECK, Cell, Effort, prompts
+from octavo.bench.measuring.workloads import CHECK, Budget, Cell, prompts
 from octavo.bench.peers.base import Contender, Generation, UnsupportedError
 from octavo.bench.reporting import tables
 from octavo.bench.reporting.figures import figures, identity
@@ -28,7 +28,7 @@ STEP_WORTH = 25  # prompt tokens that take about as long as one decode step, for
 
 
 @dataclass(frozen=True)
-class Entrant:
+class OpenContender:
     """A contender with its weights loaded."""
 
     contender: Contender
@@ -41,7 +41,7 @@ class Entrant:
 class Trial:
     """An entrant at one cell: checked, then timed, then written down."""
 
-    entrant: Entrant
+    entrant: OpenContender
     verdict: Verdict | None = None
     warmup_s: float = 0.0
     repeats: list[Generation] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Trial:
     seconds: float = 0.0  # spent on repeats
     has_failed: bool = False
 
-    def is_over(self, effort: Effort) -> bool:
+    def is_over(self, effort: Budget) -> bool:
         if self.has_failed or self.verdict is None or self.verdict.word == "wrong":
             return True
         enough = len(self.repeats) >= effort.min_repeats and self.seconds >= effort.seconds
@@ -93,7 +93,7 @@ class Session:
                 self._measure(cell, entrants)
                 yield cell
 
-    def _open(self, entry: Entry, closing: ExitStack) -> Entrant | None:
+    def _open(self, entry: Entry, closing: ExitStack) -> OpenContender | None:
         """The contender with its weights loaded; None where it cannot run, which is then written down."""
         who, dtype = entry
         name, version, memory = label(who), "", PeakMemory(self.plan.device)
@@ -110,9 +110,9 @@ class Session:
             for cell in self.plan.cells:
                 self._fail(cell, name, version, dtype, error)
             return None
-        return Entrant(contender, dtype, load_s, memory)
+        return OpenContender(contender, dtype, load_s, memory)
 
-    def _measure(self, cell: Cell, entrants: list[Entrant]) -> None:
+    def _measure(self, cell: Cell, entrants: list[OpenContender]) -> None:
         """Check first; what passed is timed, in turns, so that whatever else the machine does meets everyone alike."""
         trials = [Trial(entrant) for entrant in entrants if not self._is_done(entrant.contender, cell)]
         for trial in trials:

@@ -12,7 +12,7 @@ CHECK = 0  # the repeat whose tokens are checked; timed repeats count from 1, ea
 
 
 @dataclass(frozen=True)
-class Effort:
+class Budget:
     """How hard each cell is measured. Repeats go on until `seconds` are spent, within the two bounds."""
 
     min_repeats: int
@@ -28,12 +28,12 @@ class Grid:
 
 
 EFFORTS = {
-    ("cpu", "quick"): Effort(2, 4, 2.0, 17),
-    ("cpu", "normal"): Effort(5, 9, 6.0, 33),
-    ("cpu", "full"): Effort(5, 9, 15.0, 65),
-    ("cuda", "quick"): Effort(3, 5, 1.0, 65),
-    ("cuda", "normal"): Effort(5, 9, 3.0, 129),
-    ("cuda", "full"): Effort(9, 15, 8.0, 257),
+    ("cpu", "quick"): Budget(2, 4, 2.0, 17),
+    ("cpu", "normal"): Budget(5, 9, 6.0, 33),
+    ("cpu", "full"): Budget(5, 9, 15.0, 65),
+    ("cuda", "quick"): Budget(3, 5, 1.0, 65),
+    ("cuda", "normal"): Budget(5, 9, 3.0, 129),
+    ("cuda", "full"): Budget(9, 15, 8.0, 257),
 }
 
 GRIDS = {

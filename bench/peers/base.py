@@ -51,7 +51,7 @@ class Contender(ABC):
         vars(self).clear()
 
 
-class EndOnly(Contender):
+class NonStreamingContender(Contender):
     """A contender that tells the tokens only when all are there. The first token is timed apart, on the prompts read
     backwards, so that what was kept of them cannot help the second pass."""
 

@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 from octavo.bench.measuring.timing import Stopwatch
-from octavo.bench.peers.base import Contender, EndOnly, Generation, Setting, UnsupportedError
+from octavo.bench.peers.base import Contender, Generation, NonStreamingContender, Setting, UnsupportedError
 from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import Source, plain_model
 from octavo.gpt.loading.loader import DTYPES
@@ -63,10 +63,10 @@ class _Clock:
         """Nothing is left to do."""
 
 
-class Continuous(Transformers, EndOnly):
+class Continuous(Transformers, NonStreamingContender):
     """`generate_batch`: paged and scheduled."""
 
-    generate = EndOnly.generate
+    generate = NonStreamingContender.generate
 
     def __init__(self, setting: Setting, variant: str) -> None:
         if setting.device.type != "cuda":

@@ -5,13 +5,13 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from octavo.bench.peers.base import Contender, EndOnly, Setting
+from octavo.bench.peers.base import Contender, NonStreamingContender, Setting
 from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import plain_model
 from octavo.gpt.loading.loader import DTYPES
 
 
-class Server(EndOnly):
+class Server(NonStreamingContender):
     """An engine that reads a Hugging Face folder; ids in, ids out."""
 
     def __init__(self, setting: Setting, name: str) -> None:

@@ -10,17 +10,21 @@ from octavo.bench.reporting import engine_table, serve_table, tables
 from octavo.bench.reporting.records import Results
 from octavo.bench.reporting.schema import Decode, Host, Op, Scene, Serve
 
-VIEWS = ("full", "summary")
+VIEWS = ("full", "summary", "small")
+KNOWN = ("octavo", "llama.cpp", "transformers")  # contenders of the small view, by the start of their name
 
 
 def render(results: Results, view: str = "full") -> str:
-    """The run's table and where it comes from; summary: decode tokens/s only, a row a contender."""
+    """The run's table and where it comes from; summary: decode tokens/s only, a row a contender; small: less of it."""
     cells = list({cell.key: cell for cell in results.cells}.values())
     if not cells:
         return f"_Nothing was measured._\n\n{provenance(results)}"
-    if view == "summary" and not isinstance(cells[0], Decode):
+    if view != "full" and not isinstance(cells[0], Decode):
         raise ValueError(f"{results.path}: only a run of decode has a summary, this is one of {results.run.command}")
-    body = _summary(cells) if view == "summary" else BODIES[type(cells[0])](cells)
+    if view == "small":
+        context = min(cell.context for cell in cells)
+        cells = [cell for cell in cells if cell.context == context and cell.contender.startswith(KNOWN)]
+    body = BODIES[type(cells[0])](cells) if view == "full" else _summary(cells)
     return f"{body}\n\n{provenance(results)}"
 
 

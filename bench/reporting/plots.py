@@ -1,16 +1,26 @@
-"""Pictures of a run, PNG and SVG. Of decode: throughput, latency, share of the roofline, one against the other."""
+"""Draws a run as PNG and SVG.
+
+Of decode: throughput, latency, share of the roofline, one against the other. Of serve: latency and goodput under load.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
 from octavo.bench.peers.base import OWN
-from octavo.bench.reporting.axes import MARKERS, fit, legend, logarithmic, panels
 from octavo.bench.reporting.records import Results
 from octavo.bench.reporting.schema import Decode, Serve
-from octavo.bench.reporting.serve_plots import load_curve
 
 FORMATS = ("png", "svg")
+PANEL = (4.6, 3.6)  # inches
+MARKERS = "os^Dv<>P*X"
+DECADES = 15  # a largest over a smallest value beyond which an axis is logarithmic
+PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
+KINDS = ("open", "closed")
+SHARES = {"median": "-", "p90": ":"}
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -108,6 +118,95 @@ def _styles(cells: Sequence[Decode]) -> dict[str, dict[str, Any]]:
 
 def _label(cell: Decode) -> str:
     return cell.contender if cell.contender.endswith(cell.dtype) else f"{cell.contender} {cell.dtype}"
+
+
+def load_curve(records: Sequence[Serve]) -> Any:
+    """First token and gap over tokens/s, medians and p90; where the loop was open, what came and what was good."""
+    rates = [record for record in records if record.load == "open"]
+    figure, axes = panels(3 if rates else 2)
+    _over_throughput(axes[0], records, "ttft", "time to first token, ms")
+    _over_throughput(axes[1], records, "itl", "time between tokens, ms")
+    if rates:
+        _goodput(axes[2], sorted(rates, key=lambda record: record.level))
+    return legend(figure, *axes)
+
+
+def _over_throughput(axis: Any, records: Sequence[Serve], what: str, label: str) -> None:
+    shown = []
+    for i, kind in enumerate(KINDS):
+        own = sorted((record for record in records if record.load == kind), key=lambda record: record.level)
+        across = [record.output_tokens_per_s for record in own]
+        for share, line in SHARES.items():
+            up = [1e3 * getattr(record, f"{what}_{share}_s") for record in own]
+            shown += up
+            if own:
+                style = {"color": f"C{i}", "marker": MARKERS[i], "linestyle": line, "markersize": 5}
+                axis.plot(across, up, label=f"{kind} loop, {share}", **style)
+        for record in own:
+            at = record.output_tokens_per_s, 1e3 * getattr(record, f"{what}_median_s")
+            axis.annotate(f"{record.level:g}", at, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    fit(axis.yaxis, shown)
+    fit(axis.xaxis, [record.output_tokens_per_s or 0 for record in records])
+    axis.set(xlabel="output tokens/s", ylabel=label)
+    axis.set_title("points: requests/s (open), callers (closed)", fontsize=10)
+
+
+def _goodput(axis: Any, records: Sequence[Serve]) -> None:
+    levels = [record.level for record in records]
+    done, good = ([getattr(record, name) or 0 for record in records] for name in ("requests_per_s", "goodput_per_s"))
+    axis.plot(levels, levels, label="requests that came", color="grey", linewidth=1, linestyle="--")
+    axis.plot(levels, done, label="requests completed", color="C2", marker=MARKERS[2], markersize=5)
+    axis.plot(levels, good, label="requests completed in bounds", color="C3", marker=MARKERS[3], markersize=5)
+    logarithmic(axis, levels)
+    fit(axis.yaxis, [*levels, *done, *good])
+    ttft, gap = (1e3 * (bound or 0) for bound in (records[0].ttft_bound_s, records[0].tpot_bound_s))
+    axis.set(xlabel="requests/s that came", ylabel="requests/s")
+    axis.set_title(f"bounds: first token {ttft:,g} ms, mean gap {gap:,g} ms", fontsize=10)
+
+
+def panels(number: int) -> tuple[Figure, Any]:
+    """Panels side by side, at most three in a row, those left over hidden."""
+    columns = 2 if number == 4 else min(number, 3)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[number:]:
+        axis.set_visible(False)
+    return figure, axes.flat[:number]
+
+
+def legend(figure: Any, *axes: Any) -> Any:
+    """The legend of these axes, each label once, below all panels; returns the figure."""
+    entries: dict[str, Any] = {}
+    for axis in axes:
+        entries |= dict(reversed(pair) for pair in zip(*axis.get_legend_handles_labels(), strict=True))
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(3, len(entries)), "frameon": False}
+    figure.legend(entries.values(), entries.keys(), fontsize=8, **place)
+    return figure
+
+
+def logarithmic(axis: Any, ticks: Sequence[float]) -> None:
+    """A base-2 axis that shows the measured values and nothing between."""
+    if len(ticks) > 1:
+        axis.set_xscale("log", base=2)
+        margin = (ticks[-1] / ticks[0]) ** 0.05
+        axis.set_xlim(ticks[0] / margin, ticks[-1] * margin)
+    axis.set_xticks(ticks)
+    axis.xaxis.set_major_formatter(PLAIN)
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def fit(axis: Any, values: Sequence[float]) -> None:
+    """An axis that begins at zero, or one of decades where small values would lie on the ground."""
+    plane, name = axis.axes, axis.axis_name
+    if max(values) > DECADES * min(values) > 0:
+        getattr(plane, f"set_{name}scale")("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        getattr(plane, f"set_{name}lim")(0, 1.1 * max(values))
+    axis.set_major_formatter(PLAIN)
+    plane.grid(alpha=0.3)
 
 
 def _undated(kind: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from octavo.bench import tune
 from octavo.bench.__main__ import COMMANDS
 from octavo.bench.measuring.roofline import Peaks
 
@@ -164,3 +165,18 @@ def test_the_schema_of_a_line_is_the_first_thing_that_is_said(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"throughput": 9000}) + "\n")
     assert "line 1 is of schema None" in refused(capsys, "report", path)
+
+
+def test_tune_proposes_a_row_as_data():
+    place = tune.Place("LINEAR", ("sm_90", 2), "few", 0)
+    faster = replace(tune.current(place), num_warps=8)
+    proposed = json.loads(json.dumps(tune.proposal(place, faster, "bfloat16")))
+    assert proposed == {
+        "arch": "sm_90",
+        "dtype": "bfloat16",
+        "place": 'LINEAR["sm_90", 2].few[0]',
+        "row": {**faster.tiles, **faster.options, "num_warps": 8, "num_stages": faster.num_stages},
+    }
+    with tune.in_place(place, faster):
+        assert tune.current(place) is faster
+    assert tune.current(place) is not faster

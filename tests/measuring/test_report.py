@@ -174,7 +174,7 @@ def test_an_empty_block_waits_for_its_results():
     assert report.refreshed(text) == text
 
 
-@pytest.mark.parametrize(("block", "message"), [("bench:gone", "no such file"), ("bench:cpu half", "full or summary")])
+@pytest.mark.parametrize(("block", "message"), [("bench:gone", "no such file"), ("bench:cpu half", "summary or small")])
 def test_a_block_that_names_nothing(block, message, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "COMMITTED", tmp_path)
     write(tmp_path / "cpu.jsonl", RUN, *GRID)
@@ -182,9 +182,25 @@ def test_a_block_that_names_nothing(block, message, tmp_path, monkeypatch):
         report.refreshed(f"<!-- {block} -->\nan old table\n<!-- /bench -->")
 
 
+def test_the_small_view_is_the_shortest_context_and_the_known_contenders():
+    cells = [*GRID, record("ctranslate2", batch=1, context=16)]
+    text = render(results(*cells), "small")
+    assert text.splitlines()[0] == "| contender | dtype | 1 x 16 | 8 x 16 |"
+    assert "| octavo:cpu | float32 | 100 (4.00) | 283 (4.00) |" in text
+    assert "ctranslate2" not in text
+
+
 @pytest.mark.parametrize("page", ["README.md", "bench/results/README.md"])
-def test_the_pages_have_not_drifted_from_the_committed_results(page):
-    """Make them anew with `python -m octavo.bench report --readme PAGE`."""
+def test_the_readmes_have_not_drifted_from_the_committed_results(page):
+    """Make them anew with `python -m octavo.bench report --readme README.md bench/results/README.md`."""
     text = (ROOT / page).read_text(encoding="utf-8")
     assert report.refreshed(text) == text
-    assert text.count("<!-- bench:") == len(list(report.BLOCK.finditer(text))), "a block is not closed"
+    blocks = list(report.BLOCK.finditer(text))
+    assert blocks, "a page without tables"
+    assert text.count("<!-- bench:") == len(blocks), "a block is not closed"
+
+
+def test_every_committed_file_of_results_has_its_table():
+    page = (ROOT / "bench/results/README.md").read_text(encoding="utf-8")
+    names = {f"{path.parent.name}/{path.stem}" for path in report.COMMITTED.glob("*/*.jsonl")}
+    assert {match[1] for match in report.BLOCK.finditer(page)} == names
