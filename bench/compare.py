@@ -23,10 +23,9 @@ from rich.table import Table
 from octavo.bench.measuring.timing import median
 from octavo.bench.peers.base import OWN
 from octavo.bench.peers.kernels import PEER_OPS
-from octavo.bench.reporting import records
+from octavo.bench.reporting import records, tables
 from octavo.bench.reporting.records import Results
-from octavo.bench.reporting.schema import Decode, Op, Scene, Serve
-from octavo.bench.reporting.serve_table import load_of
+from octavo.bench.reporting.schema import Decode, Measured, Op, Scenario, Serve
 
 EXAMPLE = "python -m octavo.bench compare build/bench/before build/bench/after"
 MIN_CHANGE = 0.08  # a smaller change is never reported
@@ -70,7 +69,7 @@ class Change:
         return self.new_s / self.old_s - 1
 
     @property
-    def word(self) -> str:
+    def status(self) -> str:
         """A machine that became slower excuses what became slower, and the other way round."""
         if self.share > max(MIN_CHANGE, self.noise + DRIFT_COUNTS * self.drift):
             return "slower"
@@ -99,7 +98,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     for what in broken:
         console.print(f"broken: {what}", style=STYLES["broken"])
     ours = [change for change in changes if change.own]
-    slower, noisy = (sum(change.word == word for change in ours) for word in ("slower", "too noisy"))
+    slower, noisy = (sum(change.status == status for change in ours) for status in ("slower", "too noisy"))
     console.print(f"{slower} of {len(ours)} of ours slower, {len(broken)} broken, {noisy} too noisy to tell")
     return 1 if slower or broken else 0
 
@@ -180,23 +179,23 @@ def _quantities(record: Any) -> list[Quantity]:
     name = _name(record)
     if isinstance(record, Decode):
         steps = [median(steps) for steps in record.step_s]
-        group = f"{record.contender} {record.dtype}"
         return [
-            Quantity(f"{name} step", steps, record.step_probe_s, group),
-            Quantity(f"{name} first token", record.ttft_s, record.prefill_probe_s, group),
+            Quantity(f"{name} step", steps, record.step_probe_s, record.who),
+            Quantity(f"{name} first token", record.ttft_s, record.prefill_probe_s, record.who),
         ]
     if isinstance(record, Serve):
         gaps = [median(gaps) for gaps in record.itl_s]
-        return [
-            Quantity(f"{name} first token", _stretches(record.ttft_s)),
-            Quantity(f"{name} gap", _stretches(gaps)),
-        ]
-    if isinstance(record, Scene):
+        return [Quantity(f"{name} first token", _chunks(record.ttft_s)), Quantity(f"{name} gap", _chunks(gaps))]
+    if isinstance(record, Scenario):
         return [Quantity(name, record.seconds)]
-    return [Quantity(name, _stretches(record.samples))]
+    return [Quantity(name, _chunks(record.samples))]
 
 
-def _stretches(samples: Sequence[float]) -> list[float]:
+def _name(record: Measured) -> str:
+    return f"{record.who} {record.place}".strip()
+
+
+def _chunks(samples: Sequence[float]) -> list[float]:
     """Medians of successive fifths."""
     size = max(1, len(samples) // CHUNKS)
     return [median(samples[start : start + size]) for start in range(0, len(samples) - size + 1, size)]
@@ -219,19 +218,8 @@ def _ranks_outside(count: int) -> int:
     return out
 
 
-def _name(record: Any) -> str:
-    if isinstance(record, Decode):
-        return f"{record.contender} {record.dtype} batch {record.batch} context {record.context}"
-    if isinstance(record, Serve):
-        return f"{record.backend} {record.dtype} {load_of(record)}"
-    if isinstance(record, Scene):
-        return f"{record.backend} {record.dtype} {record.scene} {record.way}"
-    return " ".join(str(part) for part in record.key)
-
-
 def _about(results: Results) -> str:
-    commit = results.run.commit[:10] if results.run.commit else "no commit"
-    return f"{results.path}: {commit}{' with changes' if results.run.dirty else ''}, {results.run.date}"
+    return f"{results.path}: {tables.commit(results.run).removeprefix('commit ')}, {results.run.date}"
 
 
 def _table(changes: Sequence[Change]) -> Table:
@@ -242,6 +230,6 @@ def _table(changes: Sequence[Change]) -> Table:
         machine = f"{100 * change.drift:+.0f} %" if change.drift else "-"
         table.add_row(
             change.what, f"{change.old_s * 1e3:.3g}", f"{change.new_s * 1e3:.3g}", f"{100 * change.share:+.0f} %",
-            f"{100 * change.noise:.0f} %", machine, change.word, style=STYLES[change.word],
+            f"{100 * change.noise:.0f} %", machine, change.status, style=STYLES[change.status],
         )  # fmt: skip
     return table

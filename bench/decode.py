@@ -10,16 +10,12 @@ from dataclasses import replace
 from rich.console import Console
 
 from octavo.bench import options
-from octavo.bench.measuring.machine import describe
-from octavo.bench.measuring.plan import Plan
-from octavo.bench.measuring.roofline import measure_peaks
-from octavo.bench.measuring.session import Session
-from octavo.bench.measuring.workloads import EFFORTS, GRIDS, cell
+from octavo.bench.measuring.decode_plan import DecodePlan
+from octavo.bench.measuring.decode_run import DecodeRun
+from octavo.bench.measuring.workloads import BUDGETS, GRIDS, grid_point
 from octavo.bench.peers import registry
 from octavo.bench.peers.sources import open_source
-from octavo.bench.reporting import tables
-from octavo.bench.reporting.records import Writer
-from octavo.bench.reporting.schema import Decode
+from octavo.bench.run import ResultLog, run_command
 from octavo.kernels.weights import FORMATS
 
 EXAMPLE = "python -m octavo.bench decode --model smollm2 --batch 1,8 --context 128 --peers transformers"
@@ -56,40 +52,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """tokens/s and latency over batch sizes and contexts, beside peers"""
     plan, absent = make_plan(arguments)
-    path, before = options.results_file(arguments, "decode")
-    done: list[Decode] = []
-    if before is not None:
-        options.same_run(before, describe(plan.device))
-        header, done = before.run, before.cells
-    else:
-        header = plan.describe(measure_peaks(plan.device, [name for name in plan.dtypes if name not in FORMATS]))
-        Writer(path).write(header)
-    tables.header(header, console)
-    for line in absent:
-        console.print(line, style="yellow")
-    session = Session(plan, header, Writer(path), console, done)
-    try:
-        session.measure_all()
-    finally:
-        console.print(tables.decode_table(session.done, console.width))
-        console.print(f"written to {path}", soft_wrap=True)
-    return 0
+
+    def work(log: ResultLog) -> None:
+        for line in absent:
+            console.print(line, style="yellow")
+        DecodeRun(plan, log).measure_all()
+
+    planned, dense = len(plan.entries) * len(plan.points), [name for name in plan.dtypes if name not in FORMATS]
+    return run_command("decode", arguments, console, plan.device, planned, work, dense, plan.packages)
 
 
-def make_plan(arguments: argparse.Namespace) -> tuple[Plan, list[str]]:
+def make_plan(arguments: argparse.Namespace) -> tuple[DecodePlan, list[str]]:
     """The command, checked as far as can be without measuring, and a line for each peer that is not there."""
     device = options.device_of(arguments)
-    grid, effort = GRIDS[device.type, arguments.effort], EFFORTS[device.type, arguments.effort]
+    grid, budget = GRIDS[device.type, arguments.effort], BUDGETS[device.type, arguments.effort]
     if arguments.new_tokens is not None:
-        effort = replace(effort, new_tokens=arguments.new_tokens)
+        budget = replace(budget, new_tokens=arguments.new_tokens)
     batches = options.numbers(arguments.batch, "batch") if arguments.batch else grid.batches
     contexts = options.numbers(arguments.context, "context") if arguments.context else grid.contexts
     dtypes = options.precisions(arguments.dtype, arguments.weights, device)
     backends = options.backends(arguments.backend, device)
     present, absent = _peers(arguments.peers, device.type)
     source = open_source(arguments.model)
-    cells = tuple(cell(source.config, batch, context, effort.new_tokens) for batch in batches for context in contexts)
-    return Plan(source, device, dtypes, backends, present, cells, effort, arguments.seed), absent
+    points = tuple(
+        grid_point(source.config, batch, context, budget.new_tokens) for batch in batches for context in contexts
+    )
+    return DecodePlan(source, device, dtypes, backends, present, points, budget, arguments.seed), absent
 
 
 def _peers(text: str, device_type: str) -> tuple[tuple[str, ...], list[str]]:

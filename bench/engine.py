@@ -10,22 +10,19 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from octavo.bench import options
-from octavo.bench.measuring import loads, machine
 from octavo.bench.measuring.check import Verdict, Verifier
 from octavo.bench.measuring.loads import Request
-from octavo.bench.measuring.roofline import measure_peaks
-from octavo.bench.measuring.timing import median, spread
-from octavo.bench.peers.sources import Source, open_source
-from octavo.bench.reporting import engine_table, tables
-from octavo.bench.reporting.records import Writer
-from octavo.bench.reporting.schema import Run, Scene
+from octavo.bench.measuring.workloads import at_least, ordinary
+from octavo.bench.peers.sources import ModelSource
+from octavo.bench.reporting.schema import VERDICTS, Scenario
+from octavo.bench.run import ResultLog, run_command
 from octavo.gpt import LLM, SamplingParams
 from octavo.kernels.ops import Ops
 
@@ -38,9 +35,7 @@ BLOCK_SIZE = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
-    parser.add_argument("--backend", default="auto", help="auto, reference, cpu or triton (auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
+    options.add_one_model(parser)
     parser.add_argument("--scene", default="prefix,batching", metavar="NAME,...", help="(prefix,batching)")
     parser.add_argument("--requests", type=int, metavar="N", help="of a scene (64 with a prefix, 32 of mixed lengths)")
     parser.add_argument("--prefix", type=int, default=SHARED, metavar="N", help=f"shared tokens ({SHARED})")
@@ -50,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EnginePlan:
     """A checked command."""
 
-    source: Source
+    source: ModelSource
     device: torch.device
     backend: Ops
     dtype: str
@@ -65,7 +60,7 @@ class Plan:
 
     def requests(self, scene: str, repeat: int) -> list[Request]:
         generator = random.Random(f"{scene}/{self.seed}/{repeat}")
-        tokens = loads.ordinary(self.source.config)
+        tokens = ordinary(self.source.config)
         if scene == "prefix":
             shared = generator.choices(tokens, k=self.prefix)
             return [Request(shared + generator.choices(tokens, k=OWN), ANSWER) for _ in range(self.sizes[scene])]
@@ -82,52 +77,29 @@ class Plan:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """prefix caching and continuous batching against doing without"""
     plan = make_plan(arguments)
-    path, before = options.results_file(arguments, "engine")
-    if before is not None:
-        options.same_run(before, machine.describe(plan.device))
-        header, done = before.run, before.cells
-    else:
-        peaks, about = measure_peaks(plan.device, (plan.dtype,)), machine.describe(plan.device)
-        header, done = Run("engine", seed=plan.seed, planned=2 * len(plan.scenes), **peaks._asdict(), **about), []
-        Writer(path).write(header)
-    tables.header(header, console)
-    try:
-        for record in measure_all(plan, done, console):
-            Writer(path).write(record)
-            done.append(record)
-    finally:
-        console.print(engine_table.table(done))
-        console.print(f"written to {path}", soft_wrap=True)
-    return 0
+    work = partial(measure_all, plan)
+    return run_command("engine", arguments, console, plan.device, 2 * len(plan.scenes), work, (plan.dtype,))
 
 
-def make_plan(arguments: argparse.Namespace) -> Plan:
+def make_plan(arguments: argparse.Namespace) -> EnginePlan:
     device = options.device_of(arguments)
     scenes = options.words(arguments.scene, "scene")
     if unknown := [name for name in scenes if name not in SCENES]:
         raise ValueError(f"scene must be {' or '.join(SCENES)}, not {unknown[0]!r}")
     sizes = {name: REQUESTS[name] if arguments.requests is None else arguments.requests for name in scenes}
-    for name, value in (
-        ("requests", min(sizes.values())),
-        ("prefix", arguments.prefix),
-        ("repeats", arguments.repeats),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    (dtype,) = options.single(options.dtypes(arguments.dtype, device), "dtype")
-    (backend,) = options.single(options.backends(arguments.backend, device), "backend")
-    plan = Plan(
-        open_source(arguments.model), device, backend, dtype, scenes, sizes, arguments.prefix, arguments.repeats,
-        arguments.seed,
-    )  # fmt: skip
+    at_least(1, requests=min(sizes.values()), prefix=arguments.prefix, repeats=arguments.repeats)
+    source, backend, dtype = options.one_model(arguments, device)
+    plan = EnginePlan(
+        source, device, backend, dtype, scenes, sizes, arguments.prefix, arguments.repeats, arguments.seed
+    )
     if plan.longest > (window := plan.source.config.context_size):
         raise ValueError(f"a request of {plan.longest} tokens is over the model's window of {window}")
     return plan
 
 
-def measure_all(plan: Plan, done: Sequence[Scene], console: Console) -> Iterator[Scene]:
-    """Two lines a scene, but for scenes that are done; the engine is opened once."""
-    known = {record.key[-3:-1] for record in done if record.passed}
+def measure_all(plan: EnginePlan, log: ResultLog) -> None:
+    """Two lines a scene, except for scenes that are done; the engine is opened once."""
+    known = {(record.scene, record.way) for record in log.done if record.passed}
     left = [scene for scene in plan.scenes if not all((scene, way) in known for way in SCENES[scene])]
     if not left:
         return
@@ -138,15 +110,15 @@ def measure_all(plan: Plan, done: Sequence[Scene], console: Console) -> Iterator
     )  # fmt: skip
     judge = Verifier(plan.source, plan.dtype, plan.device, plan.seed)
     for scene in left:
-        yield from measure(plan, scene, llm, judge, console)
+        for record in measure(plan, scene, llm, judge, log):
+            log.keep(record)
 
 
-def measure(plan: Plan, scene: str, llm: LLM, judge: Verifier, console: Console) -> Iterator[Scene]:
+def measure(plan: EnginePlan, scene: str, llm: LLM, judge: Verifier, log: ResultLog) -> Iterator[Scenario]:
     """The scene both ways, in turn. A pass before them, the faster way, is not counted."""
-    base, better = (Way(llm, name) for name in SCENES[scene])
-    bar = Progress(console=console, disable=not console.is_terminal, transient=True)
+    base, better = (Variant(llm, name) for name in SCENES[scene])
     verdicts: list[Verdict] = []
-    with bar:
+    with log.progress() as bar:
         task = bar.add_task(scene, total=2 * plan.repeats + 1)
         better.serve(plan.requests(scene, 0))
         bar.advance(task)
@@ -159,19 +131,18 @@ def measure(plan: Plan, scene: str, llm: LLM, judge: Verifier, console: Console)
             verdicts.append(judge.compare(prompts, answers[1], answers[0], exact=plan.backend.name == "triton"))
             if repeat == 1:
                 verdicts.append(judge.check(prompts, answers[0], same_weights=True))
-    words = ("wrong", "rounding", "same")
-    worst = min(verdicts, key=lambda verdict: words.index(verdict.word))
+    worst = max(verdicts, key=lambda verdict: VERDICTS.index(verdict.status))
     requests = plan.requests(scene, 1)
     for way in (base, better):
-        yield Scene(
+        yield Scenario(
             model=plan.source.name, dummy=plan.source.dummy, backend=plan.backend.name, dtype=plan.dtype, scene=scene,
             way=way.name, num_requests=len(requests), prompt_tokens=sum(len(request.prompt) for request in requests),
-            new_tokens=sum(request.new_tokens for request in requests), verdict=worst.word, detail=worst.detail,
-            **(way.figures(requests) if worst.word != "wrong" else {}),
+            new_tokens=sum(request.new_tokens for request in requests), verdict=worst.status, detail=worst.detail,
+            **(way.samples() if worst.status != "wrong" else {}),
         )  # fmt: skip
 
 
-class Way:
+class Variant:
     """One of the two ways to serve a scene's requests, on an engine that both share."""
 
     def __init__(self, llm: LLM, name: str) -> None:
@@ -199,12 +170,6 @@ class Way:
         outputs = self.llm.generate([request.prompt for request in requests], params, use_tqdm=False)
         return [output.outputs[0].token_ids for output in outputs]
 
-    def figures(self, requests: Sequence[Request]) -> dict[str, Any]:
-        middle = median(self.seconds)
-        return {
-            "computed_tokens": self.computed[0],
-            "seconds": [round(value, 6) for value in self.seconds],
-            "median_s": middle,
-            "spread": spread(self.seconds),
-            "tokens_per_s": sum(request.new_tokens for request in requests) / middle,
-        }
+    def samples(self) -> dict[str, Any]:
+        """The fields of its line that were measured."""
+        return {"computed_tokens": self.computed[0], "seconds": [round(value, 6) for value in self.seconds]}

@@ -11,20 +11,16 @@ import time
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from octavo.bench import options
-from octavo.bench.measuring import machine
-from octavo.bench.measuring.roofline import measure_peaks
-from octavo.bench.measuring.timing import median, percentile
-from octavo.bench.reporting import tables
-from octavo.bench.reporting.records import Writer
-from octavo.bench.reporting.schema import Host, Run
+from octavo.bench.measuring.workloads import at_least
+from octavo.bench.reporting.schema import Host
+from octavo.bench.run import ResultLog, run_command
 from octavo.gpt import SamplingParams
 from octavo.gpt.engine import Engine
 from octavo.gpt.loading.loader import load_tokenizer
@@ -38,7 +34,6 @@ from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels.ops import REFERENCE
 
 EXAMPLE = "python -m octavo.bench host --seqs 1,64,256 --context 128,4096"
-TARGETS = {1: (60, 30), 64: (150, 80), 256: (400, 200)}  # microseconds a step: wanted, and hoped for
 STEPS = 300
 WARM_UP = 20  # steps before them
 WAITING = 2000  # requests whose memory is measured
@@ -58,36 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """what a step costs the host, with a model that returns at once"""
     sizes, contexts = options.numbers(arguments.seqs, "seqs"), options.numbers(arguments.context, "context")
-    for name, values in (("seqs", sizes), ("context", contexts), ("steps", (arguments.steps,))):
-        if min(values) < 1:
-            raise ValueError(f"{name} must be at least 1, not {min(values)}")
-    tokenizer = None if arguments.tokenizer == "none" else load_tokenizer(arguments.tokenizer)
-    path, before = options.results_file(arguments, "host")
+    at_least(1, seqs=min(sizes), context=min(contexts), steps=arguments.steps)
+    name = None if arguments.tokenizer == "none" else arguments.tokenizer
+    tokenizer = None if name is None else load_tokenizer(name)
     torch.set_num_threads(1)
-    done: list[Host] = before.cells if before else []
-    header = before.run if before else _header(arguments.seed, len(sizes) * len(contexts))
-    if before:
-        options.same_run(before, machine.describe(CPU))
-    else:
-        Writer(path).write(header)
-    tables.header(header, console)
-    tokenizer_name = None if tokenizer is None else arguments.tokenizer
-    try:
-        for num_seqs in sizes:
-            for context in contexts:
-                if (num_seqs, context) not in {record.key for record in done}:
-                    record = measure(num_seqs, context, arguments.steps, tokenizer, tokenizer_name, arguments.seed)
-                    Writer(path).write(record)
-                    done.append(record)
-    finally:
-        console.print(table(done))
-        console.print(f"written to {path}", soft_wrap=True)
-    return 0
 
+    def work(log: ResultLog) -> None:
+        for num_seqs, context in product(sizes, contexts):
+            if not log.has((num_seqs, context)):
+                log.keep(time_steps(num_seqs, context, arguments.steps, tokenizer, name, arguments.seed))
 
-def _header(seed: int, planned: int) -> Run:
-    peaks = measure_peaks(CPU, ())
-    return Run(command="host", seed=seed, planned=planned, **peaks._asdict(), **machine.describe(CPU))
+    return run_command("host", arguments, console, CPU, len(sizes) * len(contexts), work)
 
 
 class Instant(Model):
@@ -129,7 +105,7 @@ def instant_engine(num_seqs: int, context: int, steps: int, tokenizer: Tokenizer
     return Engine(runner, shape, config, tokenizer, seed)
 
 
-def measure(
+def time_steps(
     num_seqs: int, context: int, steps: int, tokenizer: Tokenizer | None, tokenizer_name: str | None, seed: int
 ) -> Host:
     """Decode steps of `num_seqs` sequences whose prompts are `context` long, after a warm-up that is not counted."""
@@ -154,8 +130,6 @@ def measure(
         context=context,
         tokenizer=tokenizer_name,
         samples=[round(sample, 8) for sample in samples],
-        median_s=median(samples),
-        p90_s=percentile(samples, 0.9),
         bytes_per_waiting=_bytes_per_waiting(engine),
     )
 
@@ -172,23 +146,3 @@ def _bytes_per_waiting(engine: Engine) -> int:
     for request in requests:
         engine.abort(request.request_id)
     return held // WAITING - sys.getsizeof(prompt)
-
-
-COLUMNS = ("sequences", "context", "median us", "p90 us", "wanted us", "hoped for us", "bytes a waiting request")
-
-
-def row(record: Host) -> list[str]:
-    """A record's cells under `COLUMNS`."""
-    wanted = TARGETS.get(record.num_seqs, ("-", "-"))
-    measured = f"{record.median_s * 1e6:.0f}", f"{record.p90_s * 1e6:.0f}"
-    return [str(record.num_seqs), str(record.context), *measured, *map(str, wanted), f"{record.bytes_per_waiting:,}"]
-
-
-def table(records: Sequence[Host]) -> Table:
-    """Medians beside what was wanted."""
-    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", title="host cost of a step, one thread")
-    for name in COLUMNS:
-        shown.add_column(name, justify="right")
-    for record in records:
-        shown.add_row(*row(record))
-    return shown

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from octavo.bench.measuring.workloads import at_least
 from octavo.bench.peers.base import backend
+from octavo.bench.peers.sources import ModelSource, open_source
 from octavo.bench.reporting import records
 from octavo.bench.reporting.records import Results
 from octavo.gpt.loading.loader import resolve_device, resolve_dtype
@@ -28,6 +30,12 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and random inputs (0)")
 
 
+def add_one_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
+    parser.add_argument("--backend", default="auto", help="auto, reference, cpu or triton (auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"for the results ({RESULTS}/<date and time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in FOLDER, or with the newest one")
@@ -36,8 +44,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def device_of(arguments: argparse.Namespace) -> torch.device:
     """The device, after PyTorch was told how many threads there are."""
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"threads must be at least 1, not {arguments.threads}")
+        at_least(1, threads=arguments.threads)
         torch.set_num_threads(arguments.threads)
     return resolve_device(arguments.device)
 
@@ -69,11 +76,19 @@ def rates(text: str, name: str) -> tuple[float, ...]:
     return found
 
 
-def single(values: tuple[Value, ...], name: str) -> tuple[Value]:
-    """The values, of which there must be one."""
+def one_model(arguments: argparse.Namespace, device: torch.device) -> tuple[ModelSource, Ops, str]:
+    """The model, the backend and the dtype of a command that takes one of each."""
+    return (
+        open_source(arguments.model),
+        _single(backends(arguments.backend, device), "backend"),
+        _single(dtypes(arguments.dtype, device), "dtype"),
+    )
+
+
+def _single(values: tuple[Value, ...], name: str) -> Value:
     if len(values) != 1:
         raise ValueError(f"{name} must be one, not {len(values)}")
-    return values
+    return values[0]
 
 
 def dtypes(text: str, device: torch.device) -> tuple[str, ...]:

@@ -8,8 +8,7 @@ Goodput counts the requests whose first token and whose mean time per further to
 import argparse
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,15 +18,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from octavo.bench import options
-from octavo.bench.measuring import loads, machine
+from octavo.bench.measuring import loads
 from octavo.bench.measuring.check import Verdict, Verifier, spread_rows
-from octavo.bench.measuring.load_generator import Served, ask, serve
+from octavo.bench.measuring.load_generator import Served, ask, samples_of, serve
 from octavo.bench.measuring.loads import Load, Request
-from octavo.bench.measuring.roofline import measure_peaks
-from octavo.bench.peers.sources import Source, open_source
-from octavo.bench.reporting import serve_table, tables
-from octavo.bench.reporting.records import Writer
-from octavo.bench.reporting.schema import Run, Serve
+from octavo.bench.measuring.workloads import at_least
+from octavo.bench.peers.sources import ModelSource
+from octavo.bench.reporting.schema import Serve
+from octavo.bench.run import ResultLog, aside, reason, run_command
 from octavo.gpt import AsyncLLM
 from octavo.kernels.ops import Ops
 
@@ -42,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def usual(name: str) -> str:
         return f"({USUAL['cpu'][name]}; on a GPU {USUAL['cuda'][name]})"
 
-    parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
-    parser.add_argument("--backend", default="auto", help="auto, reference, cpu or triton (auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
+    options.add_one_model(parser)
     parser.add_argument("--rate", metavar="R,...", help=f"open loop: requests a second, or none {usual('rate')}")
     parser.add_argument("--callers", metavar="N,...", help=f"closed loop: callers, or none {usual('callers')}")
     parser.add_argument("--mix", help=f"of lengths: {', '.join(loads.MIXES)}, fixed:PROMPT:OUTPUT {usual('mix')}")
@@ -57,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ServePlan:
     """A checked command."""
 
-    source: Source
+    source: ModelSource
     device: torch.device
     backend: Ops
     dtype: str
@@ -81,41 +77,26 @@ class Plan:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """load on AsyncLLM: throughput, latency, goodput"""
     plan = make_plan(arguments)
-    path, before = options.results_file(arguments, "serve")
-    if before is not None:
-        options.same_run(before, machine.describe(plan.device))
-        header, done = before.run, before.cells
-    else:
-        peaks = _aside(measure_peaks, plan.device, (plan.dtype,))
-        about = machine.describe(plan.device)
-        header, done = Run("serve", seed=plan.seed, planned=len(plan.loads), **peaks._asdict(), **about), []
-        Writer(path).write(header)
-    tables.header(header, console)
-    session = Session(plan, Writer(path), console, done)
-    try:
-        asyncio.run(session.measure_all())
-    finally:
-        console.print(serve_table.table(session.done))
-        console.print(f"written to {path}", soft_wrap=True)
-    return 0
+
+    def work(log: ResultLog) -> None:
+        asyncio.run(ServeRun(plan, log).measure_all())
+
+    return run_command("serve", arguments, console, plan.device, len(plan.loads), work, (plan.dtype,))
 
 
-def make_plan(arguments: argparse.Namespace) -> Plan:
+def make_plan(arguments: argparse.Namespace) -> ServePlan:
     device = options.device_of(arguments)
     for name, value in USUAL[device.type].items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    for name in ("requests", "max_num_seqs"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(arguments, name)}")
+    at_least(1, requests=arguments.requests, max_num_seqs=arguments.max_num_seqs)
     for name in ("ttft_ms", "tpot_ms"):
         if not getattr(arguments, name) > 0:
             raise ValueError(f"{name.replace('_', '-')} must be above 0, not {getattr(arguments, name):g}")
-    (dtype,) = options.single(options.dtypes(arguments.dtype, device), "dtype")
-    (backend,) = options.single(options.backends(arguments.backend, device), "backend")
-    mix, source = loads.mix_of(arguments.mix), open_source(arguments.model)
+    mix = loads.mix_of(arguments.mix)
+    source, backend, dtype = options.one_model(arguments, device)
     requests = loads.requests(source.config, mix, arguments.requests, arguments.seed)
-    return Plan(
+    return ServePlan(
         source, device, backend, dtype, arguments.mix, requests, _loads(arguments.rate, arguments.callers),
         arguments.ttft_ms / 1e3, arguments.tpot_ms / 1e3, arguments.max_num_seqs, arguments.seed,
     )  # fmt: skip
@@ -132,29 +113,23 @@ def _loads(rates: str, callers: str) -> tuple[Load, ...]:
     return tuple(found)
 
 
-class Session:
-    """One server, all loads one after another; every line is on disk before the next is measured."""
+class ServeRun:
+    """One server, all loads one after another."""
 
-    def __init__(self, plan: Plan, writer: Writer, console: Console, done: list[Serve]) -> None:
-        self.plan, self.writer, self.console, self.done = plan, writer, console, done
-        self.about: dict[str, Any] = {
-            "model": plan.source.name, "dummy": plan.source.dummy, "backend": plan.backend.name, "dtype": plan.dtype,
-            "mix": plan.mix, "num_requests": len(plan.requests), "seed": plan.seed,
-        }  # fmt: skip
+    def __init__(self, plan: ServePlan, log: ResultLog) -> None:
+        self.plan, self.log = plan, log
 
     async def measure_all(self) -> None:
         plan = self.plan
-        known = {record.key for record in self.done if record.passed}
-        left = [load for load in plan.loads if self._record(load, Verdict("", "")).key not in known]
+        left = [load for load in plan.loads if not self.log.has(self._record(load, Verdict("", "")).key)]
         if not left:
             return
         llm = AsyncLLM(
             plan.source.path or plan.source.name, backend=plan.backend, dtype=plan.dtype, device=plan.device.type,
             max_num_seqs=plan.max_num_seqs,
         )  # fmt: skip
-        bar = Progress(console=self.console, disable=not self.console.is_terminal, transient=True)
         try:
-            with bar:
+            with self.log.progress() as bar:
                 await self._check_and_measure(llm, left, bar)
         finally:
             await llm.close()
@@ -164,40 +139,35 @@ class Session:
         own = [plan.requests[row] for row in plan.checked]
         alone = [await _alone(llm, request) for request in own]
         warmup_s = time.perf_counter() - start
-        check = _aside(Check, plan, alone)
+        check = aside(Check, plan, alone)
         for load in left:
-            if check.first.word == "wrong":
-                self._keep(self._record(load, check.first))
+            if check.first.status == "wrong":
+                self.log.keep(self._record(load, check.first))
                 continue
             task = bar.add_task(str(load), total=len(plan.requests))
             llm.llm.engine.scheduler.pool.reset()  # no load profits from the prefixes of the one before
             try:
                 served = await serve(llm, plan.requests, load, plan.seed, partial(bar.advance, task))
             except Exception as error:
-                self._keep(self._record(load, Verdict("failed", " ".join(str(error).split())[:300])))
+                self.log.keep(self._record(load, Verdict("failed", reason(error))))
             else:
-                self._keep(self._record(load, _aside(check, served), served, warmup_s))
+                self.log.keep(self._record(load, aside(check, served), served, warmup_s))
 
     def _record(
         self, load: Load, verdict: Verdict, served: Sequence[Served] = (), warmup_s: float | None = None
     ) -> Serve:
-        passed = served and verdict.word != "wrong"
-        figures = serve_table.figures(served, self.plan.ttft_s, self.plan.tpot_s) if passed else {}
+        plan = self.plan
         return Serve(
-            **self.about, load=load.kind, level=load.level, verdict=verdict.word, detail=verdict.detail,
-            warmup_s=warmup_s, **figures,
+            plan.source.name, plan.source.dummy, plan.backend.name, plan.dtype, plan.mix, load.kind, load.level,
+            len(plan.requests), plan.seed, verdict.status, verdict.detail, warmup_s=warmup_s, ttft_bound_s=plan.ttft_s,
+            tpot_bound_s=plan.tpot_s, **(samples_of(served) if verdict.status != "wrong" else {}),
         )  # fmt: skip
-
-    def _keep(self, record: Serve) -> None:
-        self.writer.write(record)
-        self.done.append(record)
-        self.console.print(serve_table.line(record))
 
 
 class Check:
     """Judges the requests that were also run alone: by the reference, then, under a load, by what they said alone."""
 
-    def __init__(self, plan: Plan, alone: list[list[int]]) -> None:
+    def __init__(self, plan: ServePlan, alone: list[list[int]]) -> None:
         self.rows, self.alone, self.exact = plan.checked, alone, plan.backend.name == "triton"
         self.prompts = [plan.requests[row].prompt for row in self.rows]
         self.judge = Verifier(plan.source, plan.dtype, plan.device, plan.seed)
@@ -206,15 +176,9 @@ class Check:
     def __call__(self, served: Sequence[Served]) -> Verdict:
         answers = [served[row].tokens or own for row, own in zip(self.rows, self.alone, strict=True)]  # none if refused
         verdict = self.judge.compare(self.prompts, answers, self.alone, self.exact)
-        if verdict.word == "same" and self.first.word == "rounding":
+        if verdict.status == "same" and self.first.status == "rounding":
             return Verdict("rounding", f"{verdict.detail}; alone {self.first.detail}")
         return verdict
-
-
-def _aside(function: Callable[..., Any], *arguments: Any) -> Any:
-    """In a thread that ends with it, as do the OpenMP threads it started: they would slow the server's own."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(function, *arguments).result()
 
 
 async def _alone(llm: AsyncLLM, request: Request) -> list[int]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.bench.peers.sources import Source, plain_model
+from octavo.bench.peers.sources import ModelSource, plain_model
 from octavo.gpt.models.batch import Batch
 from octavo.gpt.runner.kv_cache import PagedCache
 
@@ -27,14 +27,14 @@ PROBE_TOKENS = 128  # on which the noise is measured
 
 @dataclass(frozen=True)
 class Verdict:
-    word: str  # same, rounding, quantised or wrong
+    status: str  # same, rounding, quantised or wrong
     detail: str
 
 
 class Verifier:
     """Judges the answers of contenders that run in one dtype."""
 
-    def __init__(self, source: Source, dtype: str, device: torch.device, seed: int) -> None:
+    def __init__(self, source: ModelSource, dtype: str, device: torch.device, seed: int) -> None:
         self.device = device
         self._prompts: dict[tuple[int, ...], PagedCache] = {}
         with torch.inference_mode():
@@ -61,10 +61,10 @@ class Verifier:
             return Verdict("same", f"all {len(gaps)} tokens")
         if not same_weights:
             mean, allowed = sum(gaps) / len(gaps), QUANTISED * self.chance
-            word = "quantised" if mean <= allowed else "wrong"  # NaN is wrong
-            return Verdict(word, f"{counted}, mean gap {mean:.2g} of {allowed:.2g} allowed")
-        word = "rounding" if all(gap <= self.budget for gap in gaps) else "wrong"  # NaN is wrong
-        return Verdict(word, f"{counted}, gap {max(gaps):.2g} of {self.budget:.2g} allowed")
+            status = "quantised" if mean <= allowed else "wrong"  # NaN is wrong
+            return Verdict(status, f"{counted}, mean gap {mean:.2g} of {allowed:.2g} allowed")
+        status = "rounding" if all(gap <= self.budget for gap in gaps) else "wrong"  # NaN is wrong
+        return Verdict(status, f"{counted}, gap {max(gaps):.2g} of {self.budget:.2g} allowed")
 
     def compare(
         self, prompts: list[list[int]], answers: list[list[int]], alone: list[list[int]], exact: bool
@@ -78,7 +78,9 @@ class Verifier:
         if exact:
             return Verdict("wrong", counted)
         verdict = self.check([prompts[row] for row in other], [answers[row] for row in other], same_weights=True)
-        return Verdict("rounding" if verdict.word != "wrong" else "wrong", f"{counted}; of the others {verdict.detail}")
+        return Verdict(
+            "rounding" if verdict.status != "wrong" else "wrong", f"{counted}; of the others {verdict.detail}"
+        )
 
     @torch.inference_mode()
     def _gaps(self, prompt: list[int], answer: list[int]) -> list[float]:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from octavo.bench.measuring.loads import Load, Request, arrivals
 from octavo.gpt import AsyncLLM, QueueFullError, SamplingParams
@@ -11,14 +12,13 @@ from octavo.gpt import AsyncLLM, QueueFullError, SamplingParams
 
 @dataclass
 class Served:
-    """What became of a request; times are of the monotonic clock."""
+    """What became of a request; times are of the monotonic clock, and there are none where it was refused."""
 
     prompt_tokens: int
     due: float
     sent: float = 0.0
     times: list[float] = field(default_factory=list)  # of each token
     tokens: list[int] = field(default_factory=list)
-    refused: bool = False
 
     @property
     def ttft(self) -> float:
@@ -67,7 +67,21 @@ async def ask(llm: AsyncLLM, request: Request, served: Served) -> None:
             if answer.finish_reason == "error":
                 raise ValueError(f"a request failed: {answer.stop_reason}")
     except QueueFullError:
-        served.refused = True
         return
     if len(served.tokens) != request.new_tokens:
         raise ValueError(f"a request ended after {len(served.tokens)} of {request.new_tokens} tokens")
+
+
+def samples_of(served: Sequence[Served]) -> dict[str, Any]:
+    """The fields of a line of `bench serve` that were measured."""
+    done = [request for request in served if request.times]
+    if not done:
+        return {"num_refused": len(served)}
+    return {
+        "num_refused": len(served) - len(done),
+        "prompt_tokens": sum(request.prompt_tokens for request in done),
+        "duration_s": max(request.times[-1] for request in done) - min(request.due for request in served),
+        "ttft_s": [round(request.ttft, 6) for request in done],
+        "itl_s": [[round(gap, 6) for gap in request.gaps] for request in done],
+        "late_s": max(request.sent - request.due for request in served),
+    }

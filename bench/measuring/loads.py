@@ -9,6 +9,7 @@ import math
 import random
 from dataclasses import dataclass
 
+from octavo.bench.measuring.workloads import ordinary
 from octavo.gpt.models.config import ModelConfig
 
 DEVIATION = 1.0  # of a length's logarithm
@@ -72,12 +73,6 @@ def requests(config: ModelConfig, mix: Mix, number: int, seed: int) -> list[Requ
             length = min(length, window // 2)
         found.append(Request(generator.choices(allowed, k=length), min(new_tokens, window - length)))
     return found
-
-
-def ordinary(config: ModelConfig) -> list[int]:
-    """Token ids that begin or end no text."""
-    special = {config.bos_id, *config.eos_ids}
-    return [token_id for token_id in range(config.vocab_size) if token_id not in special]
 
 
 def arrivals(rate: float, number: int, seed: int) -> list[float]:

@@ -1,10 +1,11 @@
-"""Time. On a GPU CUDA events, elsewhere the monotonic clock; medians with their spread, never a best."""
+"""Timing: CUDA events on a GPU, `perf_counter` elsewhere. Report medians with their spread, never minima."""
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 NOISY = 0.25  # a spread beyond this share of the median is said beside the figure
@@ -41,20 +42,20 @@ class Stopwatch:
 class Probe:
     """Fixed pieces of work: how fast the machine is just now, whoever else is at work.
 
-    Products of some rows with matrices from memory, one call after the other on all threads: with a few rows it slows
-    down as a decode step does, with many as a prefill does.
+    Each is a chain of products of some rows with matrices from memory, on all threads: of few rows in a decode step, of
+    many in a prefill.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.matrices = torch.full((PROBE_MATRICES, PROBE_DIM, PROBE_DIM), 1 / PROBE_DIM, device=device).unbind()
 
-    def like_a_step(self) -> float:
-        """Seconds."""
+    def decode_probe(self) -> float:
+        """Seconds of work that slows down as a decode step does."""
         return self._seconds(4, 3 * self.matrices)
 
-    def like_a_prefill(self) -> float:
-        """Seconds."""
+    def prefill_probe(self) -> float:
+        """Seconds of work that slows down as a prefill does."""
         return self._seconds(512, self.matrices[:16])
 
     def _seconds(self, num_rows: int, matrices: Sequence[torch.Tensor]) -> float:
@@ -100,11 +101,7 @@ def measure(
 
 def percentile(samples: Sequence[float], share: float) -> float:
     """The value below which that share of the samples lies, interpolated."""
-    ordered = sorted(samples)
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return float(np.quantile(samples, share))
 
 
 def median(samples: Sequence[float]) -> float:

@@ -1,19 +1,18 @@
-"""What is run: prompts from a seeded generator, the grid of batch sizes and contexts, how long each cell may take."""
+"""Workloads of `decode`: the grid of batch sizes and contexts, the time for each point, prompts from a seed."""
 
 import random
 from dataclasses import dataclass
 
-from octavo.bench.measuring.loads import ordinary
 from octavo.gpt.models.config import ModelConfig
 
-PREFILL_STEP = 2048  # prompt tokens of one step; who is prefilled first decodes while the others are prefilled
+PREFILL_STEP = 2048  # prompt tokens of one step; the sequences prefilled first decode while the others are prefilled
 
 CHECK = 0  # the repeat whose tokens are checked; timed repeats count from 1, each with prompts of its own
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How hard each cell is measured. Repeats go on until `seconds` are spent, within the two bounds."""
+    """How long each point of the grid is measured. Repeats go on until `seconds` are spent, within the two bounds."""
 
     min_repeats: int
     max_repeats: int
@@ -27,7 +26,7 @@ class Grid:
     contexts: tuple[int, ...]
 
 
-EFFORTS = {
+BUDGETS = {
     ("cpu", "quick"): Budget(2, 4, 2.0, 17),
     ("cpu", "normal"): Budget(5, 9, 6.0, 33),
     ("cpu", "full"): Budget(5, 9, 15.0, 65),
@@ -47,7 +46,7 @@ GRIDS = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridPoint:
     """Prompts of `prompt_tokens` each, then `new_tokens` generated; the context is what the last steps see."""
 
     batch: int
@@ -56,32 +55,41 @@ class Cell:
     new_tokens: int
 
 
-def cell(config: ModelConfig, batch: int, context: int, new_tokens: int) -> Cell:
+def at_least(least: int, **values: int) -> None:
+    """ValueError that names the first of the values that is smaller."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name.replace('_', ' ')} must be at least {least}, not {value}")
+
+
+def grid_point(config: ModelConfig, batch: int, context: int, new_tokens: int) -> GridPoint:
     """The prompt is `context` long, or as long as the window leaves room for; ValueError beyond the window.
 
     A batch that is prefilled in several steps generates as many tokens more.
     """
     window = config.context_size
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, not {batch}")
-    if context < 2:
-        raise ValueError(f"context must be at least 2, not {context}")
+    at_least(1, batch=batch)
+    at_least(2, context=context, new_tokens=new_tokens)
     if context > window:
         raise ValueError(f"context {context} is over the model's window of {window}")
-    if new_tokens < 2:
-        raise ValueError(f"new tokens must be at least 2, not {new_tokens}")
     new_tokens += batch * context // PREFILL_STEP
     prompt_tokens = min(context, window - new_tokens)
     if prompt_tokens < 1:
         raise ValueError(f"{new_tokens} new tokens leave no room for a prompt in the window of {window}")
-    return Cell(batch, context, prompt_tokens, new_tokens)
+    return GridPoint(batch, context, prompt_tokens, new_tokens)
 
 
-def prompts(config: ModelConfig, cell: Cell, seed: int, repeat: int) -> list[list[int]]:
+def prompts(config: ModelConfig, point: GridPoint, seed: int, repeat: int) -> list[list[int]]:
     """One prompt a sequence, none beginning as any other of the run does, so that no prefix cache can help."""
-    place = f"{seed}/{cell.batch}/{cell.context}/{repeat}"
-    return [_prompt(config, cell.prompt_tokens, f"{place}/{row}") for row in range(cell.batch)]
+    place = f"{seed}/{point.batch}/{point.context}/{repeat}"
+    return [_prompt(config, point.prompt_tokens, f"{place}/{row}") for row in range(point.batch)]
 
 
 def _prompt(config: ModelConfig, length: int, seed: str) -> list[int]:
     return random.Random(seed).choices(ordinary(config), k=length)
+
+
+def ordinary(config: ModelConfig) -> list[int]:
+    """Token ids that begin or end no text."""
+    special = {config.bos_id, *config.eos_ids}
+    return [token_id for token_id in range(config.vocab_size) if token_id not in special]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from octavo.bench.measuring.timing import Stopwatch
-from octavo.bench.peers.sources import Source
+from octavo.bench.peers.sources import ModelSource
 from octavo.gpt import LLM, SamplingParams
 from octavo.kernels import backends
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
@@ -71,10 +71,10 @@ class NonStreamingContender(Contender):
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunSettings:
     """What every contender of a run is given alike."""
 
-    source: Source
+    source: ModelSource
     dtype: str
     device: torch.device
     threads: int
@@ -85,22 +85,22 @@ class Setting:
 class Octavo(Contender):
     """LLM as its users make it: default settings, room for the largest batch."""
 
-    def __init__(self, setting: Setting, backend: Ops) -> None:
-        format = setting.dtype if setting.dtype in FORMATS else None  # a column of int8 is of weights in int8
+    def __init__(self, settings: RunSettings, backend: Ops) -> None:
+        format = settings.dtype if settings.dtype in FORMATS else None  # a column of int8 is of weights in int8
         if format and format not in backend.formats:
             raise UnsupportedError(f"backend {backend.name} has no products with weights in {format}")
         self.name = OWN + backend.name
         self.version = metadata.version("octavo")
-        self.device = setting.device
+        self.device = settings.device
         self.llm = LLM(
-            setting.source.path or setting.source.name,
+            settings.source.path or settings.source.name,
             backend=backend,
-            dtype="auto" if format else setting.dtype,
+            dtype="auto" if format else settings.dtype,
             weights=format or "auto",
-            device=setting.device.type,
-            max_num_seqs=max(64, setting.max_batch),
+            device=settings.device.type,
+            max_num_seqs=max(64, settings.max_batch),
         )
-        self.dtype, self.same_weights = setting.dtype, format is None
+        self.dtype, self.same_weights = settings.dtype, format is None
         self.value_bytes = self.llm.dtype.itemsize
         self.weight_bytes = float(self.value_bytes) if self.same_weights else 1.0
 

@@ -9,7 +9,7 @@ from typing import Any
 import ctranslate2
 from ctranslate2.converters import TransformersConverter
 
-from octavo.bench.peers.base import Contender, Generation, Setting
+from octavo.bench.peers.base import Contender, Generation, RunSettings
 from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import plain_model
 
@@ -19,20 +19,20 @@ INT8 = "int8"
 class CTranslate2(Contender):
     """A Generator in the run's dtype, or in float32 where CTranslate2 has no kernels for it; `:int8` quantises."""
 
-    def __init__(self, setting: Setting, variant: str) -> None:
+    def __init__(self, settings: RunSettings, variant: str) -> None:
         self.name = f"ctranslate2:{variant}" if variant else "ctranslate2"
         self.version = ctranslate2.__version__
-        kind = "cuda" if setting.device.type == "cuda" else "cpu"
+        kind = "cuda" if settings.device.type == "cuda" else "cpu"
         able = ctranslate2.get_supported_compute_types(kind)
-        self.dtype = variant or (setting.dtype if setting.dtype in able else "float32")
+        self.dtype = variant or (settings.dtype if settings.dtype in able else "float32")
         self.same_weights = not variant
         self.value_bytes = 4 if self.dtype in ("float32", INT8) else 2
         self.weight_bytes = 1.0 if variant else float(self.value_bytes)
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "converted"
-            convert(setting, target, "float32" if variant else self.dtype, INT8 if variant else None)
+            convert(settings, target, "float32" if variant else self.dtype, INT8 if variant else None)
             self.generator = ctranslate2.Generator(
-                str(target), device=kind, compute_type=self.dtype, intra_threads=setting.threads
+                str(target), device=kind, compute_type=self.dtype, intra_threads=settings.threads
             )
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
@@ -65,16 +65,16 @@ class _Clock:
         return False
 
 
-def convert(setting: Setting, target: Path, dtype: str, quantization: str | None) -> None:
+def convert(settings: RunSettings, target: Path, dtype: str, quantization: str | None) -> None:
     """CTranslate2's own converter, given the network at hand instead of a checkpoint to load."""
-    twin = network(plain_model(setting.source, dtype, setting.device)).cpu()
+    twin = network(plain_model(settings.source, dtype, settings.device)).cpu()
 
     class AtHand(TransformersConverter):
         def load_model(self, *_: Any, **__: Any) -> Any:
             return twin
 
         def load_tokenizer(self, *_: Any, **__: Any) -> Any:
-            vocabulary = {_token(token_id): token_id for token_id in range(setting.source.config.vocab_size)}
+            vocabulary = {_token(token_id): token_id for token_id in range(settings.source.config.vocab_size)}
             return SimpleNamespace(
                 get_vocab=lambda: vocabulary, bos_token=_token(0), eos_token=_token(0), unk_token=_token(0)
             )
@@ -89,5 +89,5 @@ def _token(token_id: int) -> str:
     return f"<{token_id}>"
 
 
-def open_peer(setting: Setting, name: str, variant: str) -> Contender:
-    return CTranslate2(setting, variant)
+def open_peer(settings: RunSettings, name: str, variant: str) -> Contender:
+    return CTranslate2(settings, variant)

@@ -9,9 +9,9 @@ import transformers
 from torch import Tensor
 
 from octavo.bench.measuring.timing import Stopwatch
-from octavo.bench.peers.base import Contender, Generation, NonStreamingContender, Setting, UnsupportedError
+from octavo.bench.peers.base import Contender, Generation, NonStreamingContender, RunSettings, UnsupportedError
 from octavo.bench.peers.export_hf import network
-from octavo.bench.peers.sources import Source, plain_model
+from octavo.bench.peers.sources import ModelSource, plain_model
 from octavo.gpt.loading.loader import DTYPES
 
 NOT_FROM_GGUF = ("gpt2",)  # transformers takes context and width of these files for granted
@@ -20,18 +20,18 @@ NOT_FROM_GGUF = ("gpt2",)  # transformers takes context and width of these files
 class Transformers(Contender):
     """`model.generate`, greedy; a streamer notes when tokens come."""
 
-    def __init__(self, setting: Setting, variant: str) -> None:
+    def __init__(self, settings: RunSettings, variant: str) -> None:
         self.name = f"transformers:{variant}" if variant else "transformers"
         self.version = transformers.__version__
-        self.dtype, self.device, self.variant = setting.dtype, setting.device, variant
+        self.dtype, self.device, self.variant = settings.dtype, settings.device, variant
         self.weight_bytes, self.value_bytes = float(DTYPES[self.dtype].itemsize), DTYPES[self.dtype].itemsize
-        self.model: Any = load(setting.source, self.dtype, self.device)
-        settings = self.model.generation_config
-        settings.eos_token_id, settings.do_sample = None, False
-        settings.temperature = settings.top_p = settings.top_k = None
-        settings.pad_token_id = 0  # no prompt is padded: all are of one length
+        self.model: Any = load(settings.source, self.dtype, self.device)
+        generation = self.model.generation_config
+        generation.eos_token_id, generation.do_sample = None, False
+        generation.temperature = generation.top_p = generation.top_k = None
+        generation.pad_token_id = 0  # no prompt is padded: all are of one length
         if variant in ("static", "compile"):
-            settings.cache_implementation = "static"
+            generation.cache_implementation = "static"
         if variant == "compile":
             self.model.forward = torch.compile(self.model.forward, mode="reduce-overhead", fullgraph=True)
 
@@ -68,10 +68,10 @@ class Continuous(Transformers, NonStreamingContender):
 
     generate = NonStreamingContender.generate
 
-    def __init__(self, setting: Setting, variant: str) -> None:
-        if setting.device.type != "cuda":
+    def __init__(self, settings: RunSettings, variant: str) -> None:
+        if settings.device.type != "cuda":
             raise UnsupportedError("continuous batching of transformers is for CUDA devices")
-        super().__init__(setting, variant)
+        super().__init__(settings, variant)
 
     def complete(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
         config = transformers.GenerationConfig(
@@ -82,11 +82,11 @@ class Continuous(Transformers, NonStreamingContender):
         return [by_prompt[tuple(prompt)] for prompt in prompts]
 
 
-def open_peer(setting: Setting, name: str, variant: str) -> Contender:
-    return (Continuous if variant == "continuous" else Transformers)(setting, variant)
+def open_peer(settings: RunSettings, name: str, variant: str) -> Contender:
+    return (Continuous if variant == "continuous" else Transformers)(settings, variant)
 
 
-def load(source: Source, dtype: str, device: torch.device) -> Any:
+def load(source: ModelSource, dtype: str, device: torch.device) -> Any:
     """The model as transformers reads the same file, or its own network around the same random weights."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

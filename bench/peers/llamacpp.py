@@ -9,7 +9,7 @@ import gguf
 import llama_cpp
 
 from octavo.bench.measuring.roofline import step_weights
-from octavo.bench.peers.base import Contender, Generation, Setting, UnsupportedError
+from octavo.bench.peers.base import Contender, Generation, RunSettings, UnsupportedError
 from octavo.bench.peers.export_gguf import write_gguf
 from octavo.bench.peers.sources import plain_model
 from octavo.gpt.loading.loader import DTYPES
@@ -21,33 +21,33 @@ Q8_0_BYTES = 34 / 32  # 32 weights and their scale
 class LlamaCpp(Contender):
     """`Llama.generate` on the run's weights: in the run's dtype, as `:q8_0`, or `:file` for the model's own GGUF."""
 
-    def __init__(self, setting: Setting, variant: str) -> None:
+    def __init__(self, settings: RunSettings, variant: str) -> None:
         self.name = f"llama.cpp:{variant}" if variant else "llama.cpp"
         self.version = llama_cpp.__version__
         self.value_bytes = 2  # its cache is float16 unless told otherwise
         self.same_weights = not variant
         if variant == "file":
-            if setting.source.path is None or not setting.source.is_gguf:
-                raise UnsupportedError(f"{setting.source.name} is no GGUF file")
-            self.dtype, self.weight_bytes = _format(setting)
-            self.llama = self._open(setting.source.path, setting)
+            if settings.source.path is None or not settings.source.is_gguf:
+                raise UnsupportedError(f"{settings.source.name} is no GGUF file")
+            self.dtype, self.weight_bytes = _format(settings)
+            self.llama = self._open(settings.source.path, settings)
             return
-        self.dtype = variant or setting.dtype
-        self.weight_bytes = Q8_0_BYTES if variant else float(DTYPES[setting.dtype].itemsize)
+        self.dtype = variant or settings.dtype
+        self.weight_bytes = Q8_0_BYTES if variant else float(DTYPES[settings.dtype].itemsize)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
-            model = plain_model(setting.source, "float32" if variant else setting.dtype, setting.device)
+            model = plain_model(settings.source, "float32" if variant else settings.dtype, settings.device)
             write_gguf(model, path, self.dtype)
             del model
-            self.llama = self._open(path, setting)
+            self.llama = self._open(path, settings)
 
-    def _open(self, path: Path, setting: Setting) -> llama_cpp.Llama:
+    def _open(self, path: Path, settings: RunSettings) -> llama_cpp.Llama:
         return llama_cpp.Llama(
             str(path),
-            n_ctx=setting.max_context,
-            n_threads=setting.threads,
-            n_threads_batch=setting.threads,
-            n_gpu_layers=-1 if setting.device.type == "cuda" else 0,
+            n_ctx=settings.max_context,
+            n_threads=settings.threads,
+            n_threads_batch=settings.threads,
+            n_gpu_layers=-1 if settings.device.type == "cuda" else 0,
             verbose=False,
         )
 
@@ -66,16 +66,16 @@ class LlamaCpp(Contender):
         super().close()
 
 
-def _format(setting: Setting) -> tuple[str, float]:
+def _format(settings: RunSettings) -> tuple[str, float]:
     """The commonest format of a GGUF file's matrices, and the mean size of a weight that a step reads."""
-    reader = gguf.GGUFReader(setting.source.path)
+    reader = gguf.GGUFReader(settings.source.path)
     read = [tensor for tensor in reader.tensors if tensor.name not in UNREAD]
-    if not setting.source.config.tied_embeddings:
+    if not settings.source.config.tied_embeddings:
         read = [tensor for tensor in read if tensor.name != "token_embd.weight"]
     kinds = [tensor.tensor_type.name.lower() for tensor in read if len(tensor.shape) > 1]
     size = sum(int(tensor.n_bytes) for tensor in read)
-    return max(set(kinds), key=kinds.count), size / step_weights(setting.source.config)
+    return max(set(kinds), key=kinds.count), size / step_weights(settings.source.config)
 
 
-def open_peer(setting: Setting, name: str, variant: str) -> Contender:
-    return LlamaCpp(setting, variant)
+def open_peer(settings: RunSettings, name: str, variant: str) -> Contender:
+    return LlamaCpp(settings, variant)

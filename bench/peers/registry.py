@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from octavo.bench.peers.base import Contender, Setting
+from octavo.bench.peers.base import Contender, RunSettings
 
 
 class Peer(NamedTuple):
@@ -14,7 +14,7 @@ class Peer(NamedTuple):
     module: str
     install: str
     distribution: str
-    adapter: str  # module of octavo.bench.peers whose `open_peer(setting, name, variant)` makes the contender
+    adapter: str  # module of octavo.bench.peers whose `open_peer(settings, name, variant)` makes the contender
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
     int8: str | None = None  # the variant whose weights have one byte
     needs_cuda: bool = False
@@ -84,9 +84,9 @@ def installed(device_type: str) -> list[str]:
     return [name for name in PEERS if missing(name, device_type) is None]
 
 
-def open_peer(name: str, setting: Setting) -> Contender:
+def open_peer(name: str, settings: RunSettings) -> Contender:
     """The peer with the run's weights loaded; ValueError where it cannot take them."""
     base, _, variant = name.partition(":")
     module = import_module(f"octavo.bench.peers.{PEERS[base].adapter}")
-    opener: Callable[[Setting, str, str], Contender] = module.open_peer
-    return opener(setting, base, variant)
+    opener: Callable[[RunSettings, str, str], Contender] = module.open_peer
+    return opener(settings, base, variant)

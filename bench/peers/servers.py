@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from octavo.bench.peers.base import Contender, NonStreamingContender, Setting
+from octavo.bench.peers.base import Contender, NonStreamingContender, RunSettings
 from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import plain_model
 from octavo.gpt.loading.loader import DTYPES
@@ -14,11 +14,11 @@ from octavo.gpt.loading.loader import DTYPES
 class Server(NonStreamingContender):
     """An engine that reads a Hugging Face folder; ids in, ids out."""
 
-    def __init__(self, setting: Setting, name: str) -> None:
-        self.name, self.version, self.dtype = name, version(name), setting.dtype
+    def __init__(self, settings: RunSettings, name: str) -> None:
+        self.name, self.version, self.dtype = name, version(name), settings.dtype
         self.weight_bytes, self.value_bytes = float(DTYPES[self.dtype].itemsize), DTYPES[self.dtype].itemsize
         self.folder = tempfile.TemporaryDirectory()
-        network(plain_model(setting.source, self.dtype, setting.device)).save_pretrained(self.folder.name)
+        network(plain_model(settings.source, self.dtype, settings.device)).save_pretrained(self.folder.name)
 
     def close(self) -> None:
         self.folder.cleanup()
@@ -26,11 +26,11 @@ class Server(NonStreamingContender):
 
 
 class VLLM(Server):
-    def __init__(self, setting: Setting, name: str) -> None:
-        super().__init__(setting, name)
+    def __init__(self, settings: RunSettings, name: str) -> None:
+        super().__init__(settings, name)
         self.vllm: Any = import_module("vllm")
         self.llm = self.vllm.LLM(
-            model=self.folder.name, dtype=self.dtype, max_model_len=setting.max_context, skip_tokenizer_init=True
+            model=self.folder.name, dtype=self.dtype, max_model_len=settings.max_context, skip_tokenizer_init=True
         )
 
     def complete(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -40,8 +40,8 @@ class VLLM(Server):
 
 
 class SGLang(Server):
-    def __init__(self, setting: Setting, name: str) -> None:
-        super().__init__(setting, name)
+    def __init__(self, settings: RunSettings, name: str) -> None:
+        super().__init__(settings, name)
         self.engine: Any = import_module("sglang").Engine(
             model_path=self.folder.name, dtype=self.dtype, skip_tokenizer_init=True, log_level="error"
         )
@@ -56,5 +56,5 @@ class SGLang(Server):
         super().close()
 
 
-def open_peer(setting: Setting, name: str, variant: str) -> Contender:
-    return {"vllm": VLLM, "sglang": SGLang}[name](setting, name)
+def open_peer(settings: RunSettings, name: str, variant: str) -> Contender:
+    return {"vllm": VLLM, "sglang": SGLang}[name](settings, name)

@@ -21,7 +21,7 @@ from octavo.kernels.ops import REFERENCE
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model by name; path is its GGUF file or Hugging Face folder, None for random weights."""
 
     name: str
@@ -37,15 +37,15 @@ class Source:
         return self.path is not None and self.path.is_file()
 
 
-def open_source(name: str) -> Source:
+def open_source(name: str) -> ModelSource:
     """The model's place and shape, without its weights; ValueError or FileNotFoundError where there is none."""
     if name.startswith(DUMMY):
-        return Source(name, None, known_shape(name))
+        return ModelSource(name, None, known_shape(name))
     path = hub.resolve(name)
-    return Source(name, path, read_config(path) if path.is_dir() else open_gguf_checkpoint(path)[0].config)
+    return ModelSource(name, path, read_config(path) if path.is_dir() else open_gguf_checkpoint(path)[0].config)
 
 
-def plain_model(source: Source, dtype: str, device: torch.device) -> Model:
+def plain_model(source: ModelSource, dtype: str, device: torch.device) -> Model:
     """The network on the reference backend, which packs nothing."""
     return load_model(source.path or source.name, REFERENCE, dtype, device.type).model
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from octavo.bench.peers.base import OWN
+from octavo.bench.reporting import records
 from octavo.bench.reporting.records import Results
 from octavo.bench.reporting.schema import Decode, Serve
 
@@ -25,7 +26,7 @@ SHARES = {"median": "-", "p90": ":"}
 
 def draw(results: Results, folder: Path) -> list[Path]:
     """Writes the pictures that the run has points for, two files each; returns the PNGs."""
-    cells = list({cell.key: cell for cell in results.cells if cell.passed}.values())
+    cells = records.latest([cell for cell in results.cells if cell.passed])
     drawn = []
     for name, (what, picture) in PICTURES.get(type(cells[0]) if cells else None, {}).items():
         figure = picture(cells)

@@ -1,17 +1,19 @@
 """Results as JSON lines: a line of provenance, then a line for each thing measured.
 
 Every line names the schema and its kind. A file is read whole or refused: another schema, a missing or unknown field,
-a wrong type or a line cut short is a ValueError that names file and line.
+a wrong type or a line cut short is a ValueError that names file and line. Stored figures that follow from the samples,
+as files of earlier versions hold them, are left aside.
 """
 
 import json
 import os
 import types
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from octavo.bench.reporting.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Measured, Run
+from octavo.bench.reporting.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Run, derived
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,15 @@ class Results:
     cells: list[Any]
     path: Path
 
+    @property
+    def latest(self) -> list[Any]:
+        """The last line of each thing measured: a resumed run measures again what failed."""
+        return latest(self.cells)
+
+
+def latest(cells: Sequence[Any]) -> list[Any]:
+    return list({cell.key: cell for cell in cells}.values())
+
 
 class Writer:
     """Appends lines to a file, each one whole and on disk before the next is measured."""
@@ -29,7 +40,7 @@ class Writer:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, record: Run | Measured) -> None:
+    def write(self, record: Any) -> None:
         kind = next(name for name, kind in KINDS.items() if type(record) is kind)
         line = json.dumps({"schema": SCHEMA, "kind": kind, **asdict(record)}, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
@@ -77,12 +88,12 @@ def _parse(line: str, where: str) -> Any:
     if table.get("kind") not in KINDS:
         raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, not {table.get('kind')!r}")
     kind = KINDS[table["kind"]]
-    values = {name: value for name, value in table.items() if name not in ("schema", "kind")}
-    wanted = {field.name for field in fields(kind)}
+    values = {name: table[name] for name in table.keys() - derived(kind) - {"schema", "kind"}}
+    wanted, hints = {field.name for field in fields(kind)}, get_type_hints(kind)
     if wrong := sorted(wanted ^ set(values)):
         raise ValueError(f"{where}: {'unknown' if wrong[0] in values else 'missing'} field {wrong[0]}")
-    for name, hint in get_type_hints(kind).items():
-        if not _is(values[name], hint):
+    for name in wanted:
+        if not _is(values[name], hints[name]):
             raise ValueError(f"{where}: {name} has the wrong type, {values[name]!r:.40}")
     if (verdict := values.get("verdict", "same")) not in VERDICTS:
         raise ValueError(f"{where}: verdict must be one of {', '.join(VERDICTS)}, not {verdict!r}")

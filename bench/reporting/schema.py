@@ -1,9 +1,16 @@
-"""What a line of results says: the schema is these classes, and bench/results/README.md explains their fields."""
+"""Lines of results: what is stored, and the figures that follow. bench/results/README.md explains each field."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, ClassVar
+
+from octavo.bench.measuring.loads import Load
+from octavo.bench.measuring.timing import percentile, spread
 
 SCHEMA = "octavo.bench/2"
+VERDICTS = ("same", "rounding", "quantised", "wrong", "failed", "unsupported")
+PASSED = VERDICTS[:3]
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,73 @@ class Run:
         return self.device_name if self.device == "cuda" else f"{self.device_name}, {cores}"
 
 
+class Measured:
+    """One line of what was measured: its samples, and as properties the figures that follow from them."""
+
+    KEY: ClassVar[tuple[str, ...]]  # the fields that make two lines figures of the same thing
+    WHO: ClassVar[tuple[str, ...]] = ("backend", "dtype")  # whose figures they are
+    PLACE: ClassVar[tuple[str, ...]] = ()  # at which sizes, or in which situation
+    verdict: str
+    detail: str
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.KEY)
+
+    @property
+    def passed(self) -> bool:
+        return getattr(self, "verdict", "same") in PASSED
+
+    @property
+    def who(self) -> str:
+        return " ".join(getattr(self, name) for name in self.WHO)
+
+    @property
+    def place(self) -> str:
+        return " ".join(str(getattr(self, name)) for name in self.PLACE)
+
+
+def _percentile(samples: str, share: float, unless: str = "") -> property:
+    """A figure of a record: the value below which that share of its samples lies; None where there are none, or where
+    the field `unless` is true."""
+
+    def figure(record: Any) -> float | None:
+        values = _flat(getattr(record, samples))
+        return percentile(values, share) if values and not (unless and getattr(record, unless)) else None
+
+    return property(figure)
+
+
+def _spread(samples: str) -> property:
+    """A figure of a record: (p90 - p10) / median of its samples; None where there are none."""
+
+    def figure(record: Any) -> float | None:
+        values = _flat(getattr(record, samples))
+        return spread(values) if values else None
+
+    return property(figure)
+
+
+def _rate(amount: Callable[[Any], float], seconds: str) -> property:
+    """A figure of a record: an amount by the seconds that it took; None where they are unknown."""
+
+    def figure(record: Any) -> float | None:
+        taken = getattr(record, seconds)
+        return amount(record) / taken if taken else None
+
+    return property(figure)
+
+
+def _flat(samples: list[Any]) -> list[float]:
+    return [*chain(*samples)] if samples and isinstance(samples[0], list) else samples
+
+
 @dataclass(frozen=True)
-class Decode:
+class Decode(Measured):
     """One contender at one batch size and context length. Lists hold one entry a repeat."""
+
+    KEY = ("model", "contender", "dtype", "batch", "context", "new_tokens")
+    WHO = ("contender", "dtype")
 
     model: str
     dummy: bool  # random weights
@@ -61,15 +132,7 @@ class Decode:
     ttft_s: list[float] = field(default_factory=list)  # until every sequence had its first token
     step_s: list[list[float]] = field(default_factory=list)  # of the steps that gave every sequence a token
     steps_are_means: bool = False  # True where a peer does not tell when a token is ready
-    ttft_median_s: float | None = None
-    prefill_tokens_per_s: float | None = None  # prompt tokens of the batch / ttft_median_s
-    tpot_median_s: float | None = None  # time per output token: a step's
-    tpot_p90_s: float | None = None
-    tpot_p99_s: float | None = None
-    decode_tokens_per_s: float | None = None  # batch / tpot_median_s
-    tpot_spread: float | None = None  # (p90 - p10) / median, of all steps
-    ttft_spread: float | None = None  # the same of the repeats' first tokens
-    step_probe_s: list[float] = field(default_factory=list)  # fixed work before each repeat, like a step
+    step_probe_s: list[float] = field(default_factory=list)  # fixed work before each repeat, like a decode step
     prefill_probe_s: list[float] = field(default_factory=list)  # and like a prefill
     peak_memory_bytes: int | None = None  # the contender's own, while it answered the checked prompts
     step_bytes: int | None = None  # weights and cache that one step must read
@@ -77,19 +140,26 @@ class Decode:
     compute_share: float | None = None  # FLOPs of a step / tpot_median_s, of the run's matmul rate
     prefill_compute_share: float | None = None  # FLOPs of the prefill / ttft_median_s, of the same
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What makes two lines figures of the same thing."""
-        return self.model, self.contender, self.dtype, self.batch, self.context, self.new_tokens
+    ttft_median_s = _percentile("ttft_s", 0.5)
+    ttft_spread = _spread("ttft_s")
+    tpot_median_s = _percentile("step_s", 0.5)  # time per output token: a step's
+    tpot_p90_s = _percentile("step_s", 0.9, unless="steps_are_means")
+    tpot_p99_s = _percentile("step_s", 0.99, unless="steps_are_means")
+    tpot_spread = _spread("step_s")
+    prefill_tokens_per_s = _rate(lambda record: record.batch * record.prompt_tokens, "ttft_median_s")
+    decode_tokens_per_s = _rate(lambda record: record.batch, "tpot_median_s")
 
     @property
-    def passed(self) -> bool:
-        return self.verdict in ("same", "rounding", "quantised")
+    def place(self) -> str:
+        return f"batch {self.batch} context {self.context}"
 
 
 @dataclass(frozen=True)
-class Op:
+class Op(Measured):
     """One op on one backend at one shape, the caches cold."""
+
+    KEY = ("op", "shape", "backend", "dtype")
+    PLACE = ("op", "shape")
 
     op: str
     shape: str
@@ -98,47 +168,40 @@ class Op:
     verdict: str  # same, rounding, wrong or failed
     detail: str
     samples: list[float]  # seconds, one a call
-    median_s: float | None
-    p10_s: float | None
-    p90_s: float | None
     num_bytes: int  # that the op must read and write
     num_flops: int
-    bandwidth_share: float | None
-    compute_share: float | None
+    bandwidth_share: float | None  # num_bytes / median_s, of the run's bandwidth
+    compute_share: float | None  # num_flops / median_s, of the run's matmul rate
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.op, self.shape, self.backend, self.dtype
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict in ("same", "rounding")
+    median_s = _percentile("samples", 0.5)
+    p10_s = _percentile("samples", 0.1)
+    p90_s = _percentile("samples", 0.9)
+    bytes_per_s = _rate(lambda record: record.num_bytes, "median_s")
+    flops_per_s = _rate(lambda record: record.num_flops, "median_s")
 
 
 @dataclass(frozen=True)
-class Host:
+class Host(Measured):
     """The engine around a model that returns at once."""
+
+    KEY = PLACE = ("num_seqs", "context")
+    WHO = ()
 
     num_seqs: int
     context: int
     tokenizer: str | None
     samples: list[float]  # seconds, one a step
-    median_s: float
-    p90_s: float
     bytes_per_waiting: int  # of a queued request, its prompt's ids apart
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.num_seqs, self.context
-
-    @property
-    def passed(self) -> bool:
-        return True
+    median_s = _percentile("samples", 0.5)
+    p90_s = _percentile("samples", 0.9)
 
 
 @dataclass(frozen=True)
-class Serve:
+class Serve(Measured):
     """One load on `AsyncLLM`. Lists hold an entry for each request that was completed, in order of arrival."""
+
+    KEY = ("model", "backend", "dtype", "mix", "load", "level", "num_requests", "seed")
 
     model: str
     dummy: bool
@@ -153,39 +216,50 @@ class Serve:
     detail: str
     num_refused: int = 0  # the queue was full
     prompt_tokens: int | None = None  # of the requests that were completed
-    output_tokens: int | None = None
     duration_s: float | None = None  # from the first arrival to the last token
     warmup_s: float | None = None  # the requests that are checked, each alone, before any load
     ttft_s: list[float] = field(default_factory=list)  # from the moment a request was due
     itl_s: list[list[float]] = field(default_factory=list)  # between one token and the next
     late_s: float | None = None  # the most by which the generator itself sent a request after it was due
-    requests_per_s: float | None = None  # completed
-    output_tokens_per_s: float | None = None
-    ttft_median_s: float | None = None
-    ttft_p90_s: float | None = None
-    ttft_p99_s: float | None = None
-    itl_median_s: float | None = None  # of all gaps of all requests
-    itl_p90_s: float | None = None
-    itl_p99_s: float | None = None
     ttft_bound_s: float | None = None
     tpot_bound_s: float | None = None
-    num_good: int | None = None  # whose first token and mean gap were both within the bounds
-    goodput_per_s: float | None = None  # num_good / duration_s
+
+    ttft_median_s = _percentile("ttft_s", 0.5)
+    ttft_p90_s = _percentile("ttft_s", 0.9)
+    ttft_p99_s = _percentile("ttft_s", 0.99)
+    itl_median_s = _percentile("itl_s", 0.5)  # of all gaps of all requests
+    itl_p90_s = _percentile("itl_s", 0.9)
+    itl_p99_s = _percentile("itl_s", 0.99)
+    requests_per_s = _rate(lambda record: len(record.ttft_s), "duration_s")  # completed
+    output_tokens_per_s = _rate(lambda record: record.output_tokens, "duration_s")
+    goodput_per_s = _rate(lambda record: record.num_good, "duration_s")
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        return (
-            self.model, self.backend, self.dtype, self.mix, self.load, self.level, self.num_requests, self.seed,
-        )  # fmt: skip
+    def place(self) -> str:
+        return f"{self.load}: {Load(self.load, self.level)}"
 
     @property
-    def passed(self) -> bool:
-        return self.verdict in ("same", "rounding")
+    def output_tokens(self) -> int:
+        """Of the requests that were completed."""
+        return sum(1 + len(gaps) for gaps in self.itl_s)
+
+    @property
+    def num_good(self) -> int | None:
+        """Requests whose first token and whose mean gap were both within the bounds."""
+        if self.ttft_bound_s is None or self.tpot_bound_s is None or not self.ttft_s:
+            return None
+        return sum(
+            ttft <= self.ttft_bound_s and sum(gaps) / len(gaps) <= self.tpot_bound_s
+            for ttft, gaps in zip(self.ttft_s, self.itl_s, strict=True)
+        )
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scenario(Measured):
     """The same requests served in one of two ways. Lists hold an entry a repeat."""
+
+    KEY = ("model", "backend", "dtype", "scene", "way", "num_requests")
+    PLACE = ("scene", "way")
 
     model: str
     dummy: bool
@@ -200,22 +274,18 @@ class Scene:
     detail: str
     computed_tokens: int | None = None  # prompt tokens that were prefilled, of the first repeat
     seconds: list[float] = field(default_factory=list)  # until the last request ended
-    median_s: float | None = None
-    spread: float | None = None  # (p90 - p10) / median
-    tokens_per_s: float | None = None  # generated, over the median
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.model, self.backend, self.dtype, self.scene, self.way, self.num_requests
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict in ("same", "rounding")
+    median_s = _percentile("seconds", 0.5)
+    spread = _spread("seconds")
+    tokens_per_s = _rate(lambda record: record.new_tokens, "median_s")  # generated
 
 
 KINDS: dict[str, type[Any]] = {
-    "run": Run, "decode": Decode, "op": Op, "host": Host, "serve": Serve, "engine": Scene,
+    "run": Run, "decode": Decode, "op": Op, "host": Host, "serve": Serve, "engine": Scenario,
 }  # fmt: skip
 KIND_OF = {"decode": "decode", "ops": "op", "host": "host", "serve": "serve", "engine": "engine"}  # a command's lines
-VERDICTS = ("same", "rounding", "quantised", "wrong", "failed", "unsupported")
-Measured = Decode | Op | Host | Serve | Scene
+
+
+def derived(kind: type[Any]) -> set[str]:
+    """The names of the figures that follow from the samples. Files of earlier versions hold them too."""
+    return {name for name, value in vars(kind).items() if isinstance(value, property)}

@@ -1,61 +1,276 @@
-"""What the terminal shows: a line as each cell ends, then a table."""
+"""What is shown of each kind of record: one list of columns a kind, for the terminal and for Markdown alike."""
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from rich import box
+from rich import box, table
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from octavo.bench.measuring.timing import NOISY
-from octavo.bench.reporting.schema import Decode, Run
+from octavo.bench.reporting.records import latest
+from octavo.bench.reporting.schema import Decode, Host, Measured, Op, Run, Scenario, Serve
 
 MARKS = {"same": "=", "rounding": "≈", "quantised": "≠", "wrong": "✗", "failed": "✗", "unsupported": "-"}
-LEGEND = (
-    "check: = the reference's greedy tokens; ≈ tokens that differ by rounding only; ≠ quantised, so other tokens; "
-    "✗ wrong or failed; - not supported. ~ the middle four fifths spread over more than a quarter of the median. "
-    "of matmul: FLOPs of the prefill, of the measured rate. ratio: decode tok/s over that of {base} in the same dtype. "
-    "of bandw.: bytes of weights and cache that a step must read, of the measured bandwidth."
-)
-COLUMNS = (
-    "batch x context", "contender", "dtype", "check", "prefill tok/s", "of matmul", "TTFT ms", "TPOT ms", "p90", "p99",
-    "decode tok/s", "ratio", "of bandw.", "memory MB",
-)  # fmt: skip
-LEFT = ("batch x context", "contender", "dtype")
-FURTHER = ("of matmul", "p90", "p99", "memory MB")  # left out where the terminal is narrow
-ROOM = 126  # columns that all of them take
+TARGETS = {1: (60, 30), 64: (150, 80), 256: (400, 200)}  # microseconds of a host's step: wanted, and hoped for
+ROOM = 137  # a narrower terminal goes without the minor columns
 
 
-def speed_line(record: Decode) -> Text:
-    """One cell in one line; no figure unless its check passed."""
-    where = f"{record.contender:<22} {record.dtype:<9} batch {record.batch:<4} context {record.context:<6}"
-    if record.tpot_median_s is None or not record.passed:
-        style = "dim" if record.verdict == "unsupported" else "red"
-        return Text(f"{MARKS[record.verdict]} {where} {record.verdict}: {record.detail}", style=style)
-    return Text.assemble(
-        f"{MARKS[record.verdict]} {where}",
-        (f"{record.decode_tokens_per_s:9.1f} tokens/s", "bold"),
-        f"  step {milliseconds(record.tpot_median_s)} ms{noise(record.tpot_spread)}",
-        f"  first token {milliseconds(record.ttft_median_s)} ms",
+@dataclass(frozen=True)
+class Column:
+    """A heading, and a record's text below it. A figure is shown only where the record's check passed."""
+
+    name: str
+    text: Callable[[Any], str]
+    is_figure: bool = True
+    is_minor: bool = False  # left out of a narrow terminal
+    is_place: bool = False  # one of the first columns, left blank where the row above says the same
+
+    def cell(self, record: Measured) -> str:
+        return self.text(record) if record.passed or not self.is_figure else "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records of one kind under their columns."""
+
+    title: str
+    legend: str
+    columns: Sequence[Column]
+    records: Sequence[Any]
+
+    @property
+    def caption(self) -> str:
+        return f"{self.title}. {self.legend}"
+
+    def rows(self) -> list[list[str]]:
+        return [[column.cell(record) for column in self.columns] for record in self.records]
+
+    def sparse_rows(self) -> list[list[str]]:
+        """The rows, without the places that are those of the row above."""
+        places = [column.is_place for column in self.columns].index(False)
+        shown, above = [], [""] * places
+        for row in self.rows():
+            same = next((i for i in range(places) if row[i] != above[i]), places)
+            shown.append([""] * same + row[same:])
+            above = row
+        return shown
+
+
+words = partial(Column, is_figure=False)
+place = partial(Column, is_figure=False, is_place=True)
+CHECK = words("check", lambda record: MARKS[record.verdict])
+
+
+def table_of(records: Sequence[Any]) -> Table:
+    """The table of records of one kind, of which there is at least one."""
+    shown = latest(records)
+    return TABLES[type(shown[0])](shown)
+
+
+def decode_table(records: Sequence[Decode]) -> Table:
+    """Grouped by batch and context, contenders in the order they ran."""
+    base = baseline(records)
+    columns = [
+        place("batch x context", lambda record: f"{record.batch} x {record.context}"),
+        words("contender", lambda record: record.contender),
+        words("dtype", lambda record: record.dtype),
+        CHECK,
+        Column("prefill tok/s", lambda record: number(record.prefill_tokens_per_s)),
+        Column("of matmul", lambda record: percent(record.prefill_compute_share), is_minor=True),
+        Column("TTFT ms", lambda record: milliseconds(record.ttft_median_s) + noise(record.ttft_spread)),
+        Column("TPOT ms", lambda record: milliseconds(record.tpot_median_s) + noise(record.tpot_spread)),
+        Column("p90", lambda record: milliseconds(record.tpot_p90_s), is_minor=True),
+        Column("p99", lambda record: milliseconds(record.tpot_p99_s), is_minor=True),
+        Column("decode tok/s", lambda record: number(record.decode_tokens_per_s)),
+        Column(f"x {base}", lambda record: times(record.decode_tokens_per_s, baseline_rate(records, record))),
+        Column("of bandw.", lambda record: percent(record.bandwidth_share)),
+        Column("memory MB", lambda record: number(record.peak_memory_bytes, 1e-6), is_minor=True),
+    ]
+    legend = (
+        "check: = the reference's greedy tokens; ≈ tokens that differ by rounding only; ≠ quantised, so other tokens; "
+        "✗ wrong or failed; - not supported. ~ the middle four fifths spread over more than a quarter of the median. "
+        f"of matmul: FLOPs of the prefill, of the measured rate. x {base}: its speed in the same dtype is 1. "
+        "of bandw.: bytes of weights and cache that a step must read, of the measured bandwidth."
     )
+    return Table(model(records), legend, columns, sorted(records, key=lambda record: (record.batch, record.context)))
+
+
+def op_table(records: Sequence[Op]) -> Table:
+    columns = [
+        place("op", lambda record: record.op),
+        place("shape", lambda record: record.shape),
+        words("backend", lambda record: record.backend),
+        words("dtype", lambda record: record.dtype),
+        CHECK,
+        Column("median us", lambda record: number(record.median_s, 1e6)),
+        Column("p10", lambda record: number(record.p10_s, 1e6)),
+        Column("p90", lambda record: number(record.p90_s, 1e6)),
+        Column("GB/s", lambda record: number(record.bytes_per_s, 1e-9)),
+        Column("of bandw.", lambda record: percent(record.bandwidth_share)),
+        Column("GFLOP/s", lambda record: number(record.flops_per_s or None, 1e-9)),
+        Column("of matmul", lambda record: percent(record.compute_share)),
+    ]
+    legend = (
+        "check: = the reference's bits; ≈ within four times its error; ✗ wrong or failed. of bandw., of matmul: bytes "
+        "and FLOPs that the op needs, of the measured rates."
+    )
+    return Table("each op by itself, caches cold", legend, columns, records)
+
+
+def host_table(records: Sequence[Host]) -> Table:
+    columns = [
+        place("sequences", lambda record: str(record.num_seqs)),
+        words("context", lambda record: str(record.context)),
+        Column("median us", lambda record: f"{record.median_s * 1e6:.0f}"),
+        Column("p90 us", lambda record: f"{record.p90_s * 1e6:.0f}"),
+        Column("wanted us", lambda record: str(TARGETS.get(record.num_seqs, "--")[0])),
+        Column("hoped for us", lambda record: str(TARGETS.get(record.num_seqs, "--")[1])),
+        Column("bytes a waiting request", lambda record: f"{record.bytes_per_waiting:,}"),
+    ]
+    return Table("host cost of a step, one thread", "", columns, records)
+
+
+def serve_table(records: Sequence[Serve]) -> Table:
+    one = records[0]
+    columns = [
+        words("load", lambda record: record.place),
+        CHECK,
+        Column("requests/s", lambda record: number(record.requests_per_s)),
+        Column("tokens/s", lambda record: number(record.output_tokens_per_s)),
+        Column("TTFT ms", lambda record: milliseconds(record.ttft_median_s)),
+        Column("TTFT p90", lambda record: milliseconds(record.ttft_p90_s)),
+        Column("TTFT p99", lambda record: milliseconds(record.ttft_p99_s)),
+        Column("ITL ms", lambda record: milliseconds(record.itl_median_s)),
+        Column("ITL p90", lambda record: milliseconds(record.itl_p90_s)),
+        Column("ITL p99", lambda record: milliseconds(record.itl_p99_s)),
+        Column("good", lambda record: f"{record.num_good} of {record.num_requests}"),
+        Column("goodput/s", lambda record: number(record.goodput_per_s)),
+    ]
+    bound = next((record for record in records if record.ttft_bound_s), one)
+    legend = (
+        "check: = the requests that are also run alone said the same under load; ≈ they differ by rounding only; "
+        f"✗ wrong. ITL: between one token and the next. good: requests with TTFT up to "
+        f"{milliseconds(bound.ttft_bound_s)} ms and a mean ITL up to {milliseconds(bound.tpot_bound_s)} ms."
+    )
+    title = f"{model(records)}, {one.who}: {one.num_requests} requests, lengths {one.mix}"
+    return Table(title, legend, columns, records)
+
+
+def engine_table(records: Sequence[Scenario]) -> Table:
+    """Both ways of each scene; the way named first is the slower one."""
+
+    def scene(record: Scenario) -> tuple[Any, ...]:
+        return record.who, record.scene, record.num_requests
+
+    slow = {scene(record): record.median_s for record in reversed(records)}
+    columns = [
+        place("scene", lambda record: record.scene),
+        place("requests", lambda record: str(record.num_requests)),
+        words("way", lambda record: record.way),
+        CHECK,
+        Column("prompt tokens", lambda record: f"{record.prompt_tokens:,}"),
+        Column("computed", lambda record: f"{record.computed_tokens:,}"),
+        Column("new tokens", lambda record: f"{record.new_tokens:,}"),
+        Column("seconds", lambda record: number(record.median_s) + noise(record.spread)),
+        Column("tokens/s", lambda record: number(record.tokens_per_s)),
+        Column("times faster", lambda record: times(slow[scene(record)], record.median_s)),
+    ]
+    legend = (
+        "check: = both ways said the same tokens; ≈ they differ by rounding only; ✗ wrong. computed: prompt tokens "
+        "that were prefilled. seconds: until the last request ended, a median; ~ the repeats spread over a quarter."
+    )
+    return Table(f"{model(records)}, {records[0].who}", legend, columns, records)
+
+
+TABLES: dict[type, Callable[[Sequence[Any]], Table]] = {
+    Decode: decode_table, Op: op_table, Host: host_table, Serve: serve_table, Scenario: engine_table,
+}  # fmt: skip
+
+
+def model(records: Sequence[Any]) -> str:
+    names = {f"{record.model} (random weights)" if record.dummy else record.model for record in records}
+    return ", ".join(sorted(names))
+
+
+def baseline(records: Sequence[Decode]) -> str:
+    """The contender that all are compared with: transformers where it ran, else the reference."""
+    ran = {record.contender for record in records if record.passed}
+    return "transformers" if "transformers" in ran else "octavo:reference"
+
+
+def baseline_rate(records: Sequence[Decode], record: Decode) -> float | None:
+    """The baseline's tokens/s at the same batch and context, in the same dtype."""
+    wanted = baseline(records), record.dtype, record.place
+    rates = [r.decode_tokens_per_s for r in records if r.passed and (r.contender, r.dtype, r.place) == wanted]
+    return rates[0] if rates else None
+
+
+def terminal(records: Sequence[Any], width: int) -> table.Table | str:
+    """The table as a terminal of that many columns shows it."""
+    if not records:
+        return "nothing was measured"
+    shown = table_of(records)
+    made = table.Table(
+        caption=shown.caption, caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+        collapse_padding=True,
+    )  # fmt: skip
+    kept = [width >= ROOM or not column.is_minor for column in shown.columns]
+    for column, is_kept in zip(shown.columns, kept, strict=True):
+        if is_kept:
+            heading = "\n".join(column.name.rsplit(" ", 1))
+            made.add_column(heading, justify="right" if column.is_figure else "left", no_wrap=True)
+    for row in shown.sparse_rows():
+        if row[0] and shown.columns[0].is_place:
+            made.add_section()
+        made.add_row(*(cell for cell, is_kept in zip(row, kept, strict=True) if is_kept))
+    return made
+
+
+def line(record: Measured) -> Text:
+    """One record in one line, its most important figures; none unless its check passed."""
+    start = f"{MARKS[record.verdict]} {record.who:<32} {record.place:<28}"
+    if not record.passed:
+        style = "dim" if record.verdict == "unsupported" else "red"
+        return Text(f"{start} {record.verdict}: {record.detail}", style=style)
+    return Text.assemble(start, *HEADLINES[type(record)](record))
+
+
+def _decode_headline(record: Decode) -> Sequence[Any]:
+    step, first = milliseconds(record.tpot_median_s), milliseconds(record.ttft_median_s)
+    speed = f"{record.decode_tokens_per_s:9.1f} tokens/s"
+    return (speed, "bold"), f"  step {step} ms{noise(record.tpot_spread)}  first token {first} ms"
+
+
+def _serve_headline(record: Serve) -> Sequence[Any]:
+    first, gap = milliseconds(record.ttft_median_s), milliseconds(record.itl_median_s)
+    good = f"{record.num_good} of {record.num_requests} in bounds"
+    speed = f"{number(record.output_tokens_per_s):>9} tokens/s"
+    return (speed, "bold"), f"  first token {first} ms  between tokens {gap} ms  {good}"
+
+
+HEADLINES: dict[type, Callable[[Any], Sequence[Any]]] = {Decode: _decode_headline, Serve: _serve_headline}
 
 
 def header(run: Run, console: Console) -> None:
     """The machine, and what it can do."""
     rates = ", ".join(f"{dtype} {rate / 1e12:.3g} TFLOP/s" for dtype, rate in run.matmul_flops_per_s.items())
-    console.print(f"[bold]{run.machine}[/], {run.threads} threads; " + software(run), highlight=False)
+    console.print(f"[bold]{run.machine}[/], {run.threads} threads; {software(run)}")
     console.print(
-        f"measured: copy {run.copy_bytes_per_s / 1e9:.3g} GB/s, read {run.read_bytes_per_s / 1e9:.3g} GB/s; {rates}",
-        highlight=False,
+        f"measured: copy {run.copy_bytes_per_s / 1e9:.3g} GB/s, read {run.read_bytes_per_s / 1e9:.3g} GB/s; {rates}"
     )
     if warning := busy(run):
-        console.print(warning, style="yellow", highlight=False)
+        console.print(warning, style="yellow")
 
 
 def software(run: Run) -> str:
-    commit = f"commit {run.commit[:10]}{' with changes' if run.dirty else ''}" if run.commit else "no commit"
-    return f"{', '.join(f'{name} {version}' for name, version in run.versions.items())}; {commit}"
+    return f"{', '.join(f'{name} {version}' for name, version in run.versions.items())}; {commit(run)}"
+
+
+def commit(run: Run) -> str:
+    return f"commit {run.commit[:10]}{' with changes' if run.dirty else ''}" if run.commit else "no commit"
 
 
 def busy(run: Run) -> str:
@@ -65,79 +280,15 @@ def busy(run: Run) -> str:
     return f"the machine was busy when the run began ({run.load:g} of {run.num_cores} cores): times are too long"
 
 
-def decode_table(records: Sequence[Decode], width: int) -> Table:
-    """Grouped by batch and context, contenders in the order they ran; some columns only where there is room."""
-    rows = latest(records)
-    base = baseline(rows)
-    table = Table(
-        title=title(rows), caption=LEGEND.format(base=base), caption_justify="left", header_style="bold",
-        title_style="bold", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False,
-    )  # fmt: skip
-    shown = [name for name in COLUMNS if width >= ROOM or name not in FURTHER]
-    for name in shown:
-        heading = "\n".join(name.rsplit(" ", 1))
-        table.add_column(heading, justify="left" if name in LEFT else "right", no_wrap=True)
-    for place, group in groupby(sorted(rows, key=_place), key=_place):
-        members = list(group)
-        for record in members:
-            cells = row(record, reference_rate(members, base, record.dtype))
-            if record is members[0]:
-                cells["batch x context"] = f"{place[0]} x {place[1]}"
-            table.add_row(*(cells.get(name, "-" if name not in LEFT else "") for name in shown))
-        table.add_section()
-    return table
-
-
-def row(record: Decode, rate: float | None) -> dict[str, str]:
-    """A record's cells under `COLUMNS`; rate is the baseline's, in tokens/s. No figure unless the check passed."""
-    start = {"contender": record.contender, "dtype": record.dtype, "check": MARKS[record.verdict]}
-    if record.decode_tokens_per_s is None or not record.passed:
-        return start
-    return {
-        **start,
-        "prefill tok/s": number(record.prefill_tokens_per_s),
-        "of matmul": percent(record.prefill_compute_share),
-        "TTFT ms": milliseconds(record.ttft_median_s) + noise(record.ttft_spread),
-        "TPOT ms": milliseconds(record.tpot_median_s) + noise(record.tpot_spread),
-        "p90": milliseconds(record.tpot_p90_s),
-        "p99": milliseconds(record.tpot_p99_s),
-        "decode tok/s": number(record.decode_tokens_per_s),
-        "ratio": f"{record.decode_tokens_per_s / rate:.2f}" if rate else "-",
-        "of bandw.": percent(record.bandwidth_share),
-        "memory MB": number(record.peak_memory_bytes and record.peak_memory_bytes / 1e6),
-    }
-
-
-def title(records: Sequence[Decode]) -> str:
-    names = {f"{record.model} (random weights)" if record.dummy else record.model for record in records}
-    return ", ".join(sorted(names))
-
-
-def baseline(records: Sequence[Decode]) -> str:
-    """Whom the ratios compare with: transformers where it ran, else the reference."""
-    ran = {record.contender for record in records if record.passed}
-    return "transformers" if "transformers" in ran else "octavo:reference"
-
-
-def reference_rate(members: Sequence[Decode], base: str, dtype: str) -> float | None:
-    """The baseline's tokens/s at the same batch and context, in the same dtype."""
-    rates = [m.decode_tokens_per_s for m in members if (m.contender, m.dtype) == (base, dtype) and m.passed]
-    return rates[0] if rates else None
-
-
-def latest(records: Sequence[Decode]) -> list[Decode]:
-    """The last line of each cell: a resumed run measures again what failed."""
-    return list({record.key: record for record in records}.values())
-
-
-def _place(record: Decode) -> tuple[int, int]:
-    return record.batch, record.context
-
-
-def number(value: float | None) -> str:
+def number(value: float | None, scale: float = 1.0) -> str:
     if value is None:
         return "-"
+    value *= scale
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 1 else f"{value:.2f}"
+
+
+def times(value: float | None, base: float | None) -> str:
+    return "-" if value is None or base is None else f"{value / base:.2f}"
 
 
 def percent(share: float | None) -> str:
@@ -149,4 +300,5 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def noise(spread: float | None) -> str:
+    """The mark of a figure whose repeats spread."""
     return "~" if spread is not None and spread > NOISY else ""

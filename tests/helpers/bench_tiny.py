@@ -1,14 +1,14 @@
 """What the tests of octavo.bench share: tiny checkpoints on disk, made-up records, the command without a process."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from octavo.bench.__main__ import main
-from octavo.bench.measuring.load_generator import Served
+from octavo.bench.measuring.load_generator import Served, samples_of
 from octavo.bench.reporting.records import Writer
-from octavo.bench.reporting.schema import Decode, Run, Scene, Serve
-from octavo.bench.reporting.serve_table import figures
+from octavo.bench.reporting.schema import Decode, Run, Scenario, Serve
 
 from tiny import TINY, tiny_model
 
@@ -25,28 +25,30 @@ def record(contender: str = "octavo:cpu", step: float = 0.01, batch: int = 1, **
     made = Decode(
         model="tiny", dummy=False, contender=contender, version="1", dtype="float32", batch=batch, context=16,
         prompt_tokens=16, new_tokens=9, verdict="same", detail="all 9 tokens", load_s=1.0, warmup_s=1.0,
-        ttft_s=[10 * step] * 3, step_s=[[step] * 8] * 3, ttft_median_s=10 * step,
-        prefill_tokens_per_s=1.6 * batch / step,
-        tpot_median_s=step, tpot_p90_s=step, tpot_p99_s=step, decode_tokens_per_s=batch / step, tpot_spread=0.0,
-        ttft_spread=0.0, step_bytes=1000, bandwidth_share=0.5, compute_share=0.01, prefill_compute_share=0.2,
+        ttft_s=[10 * step] * 3, step_s=[[step] * 8] * 3, step_bytes=1000, bandwidth_share=0.5,
+        compute_share=0.01, prefill_compute_share=0.2,
     )  # fmt: skip
     return replace(made, **fields)
 
 
 def served(load: str, level: float, gap: float = 0.01, number: int = 10) -> Serve:
     """A line of a serve run whose requests all took the same times."""
-    requests = [Served(5, i, i, [i + 0.1 + gap * k for k in range(6)], [7] * 6) for i in range(number)]
-    found = figures(requests, ttft_bound_s=2.0, tpot_bound_s=0.2)
-    return Serve("tiny", False, "cpu", "float32", "alpaca", load, level, number, 0, "same", "as alone", **found)
+    return serve_line(
+        [Served(5, i, i, [i + 0.1 + gap * k for k in range(6)], [7] * 6) for i in range(number)], load, level
+    )
 
 
-def scene(way: str, *seconds: float) -> Scene:
-    """A line of an engine run."""
-    middle = sorted(seconds)[len(seconds) // 2]
-    return Scene(
-        "tiny", False, "cpu", "float32", "batching", way, 32, 900, 90, "same", "", 900, list(seconds), middle, 0.1,
-        90 / middle,
+def serve_line(requests: Sequence[Served], load: str, level: float, tpot_bound_s: float = 0.2) -> Serve:
+    """The line of these requests, the bound of the first token 2 s."""
+    return Serve(
+        "tiny", False, "cpu", "float32", "alpaca", load, level, len(requests), 0, "same", "as alone", ttft_bound_s=2.0,
+        tpot_bound_s=tpot_bound_s, **samples_of(requests),
     )  # fmt: skip
+
+
+def scene(way: str, *seconds: float) -> Scenario:
+    """A line of an engine run."""
+    return Scenario("tiny", False, "cpu", "float32", "batching", way, 32, 900, 90, "same", "", 900, list(seconds))
 
 
 def write(path: Path, run: Run, *cells: Any) -> Path:

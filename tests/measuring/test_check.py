@@ -35,7 +35,7 @@ def answers(model):
 
 def test_the_engine_agrees_with_the_judge(verifier, answers):
     verdict = verifier.check(PROMPTS, answers, same_weights=True)
-    assert (verdict.word, verdict.detail) == ("same", "all 72 tokens")  # 8 of the 10 rows are looked at
+    assert (verdict.status, verdict.detail) == ("same", "all 72 tokens")  # 8 of the 10 rows are looked at
 
 
 @pytest.mark.parametrize("place", [0, 4, 8])
@@ -44,21 +44,21 @@ def test_one_wrong_token_anywhere_is_seen(verifier, answers, row, place):
     spoiled = [list(tokens) for tokens in answers]
     spoiled[row][place] = (spoiled[row][place] + 1) % 97
     verdict = verifier.check(PROMPTS, spoiled, same_weights=True)
-    assert verdict.word == "wrong"
+    assert verdict.status == "wrong"
     assert "allowed" in verdict.detail
 
 
 def test_quantised_weights_may_choose_otherwise_now_and_then(verifier, answers):
     spoiled = [[*tokens[:-1], (tokens[-1] + 1) % 97] for tokens in answers]
     verdict = verifier.check(PROMPTS, spoiled, same_weights=False)
-    assert verdict.word == "quantised"
+    assert verdict.status == "quantised"
     assert verdict.detail.startswith("64 of 72 tokens agree, mean gap ")
 
 
 def test_tokens_at_random_are_not_those_of_quantised_weights(verifier, answers):
     generator = random.Random(0)
     spoiled = [generator.choices(range(97), k=len(tokens)) for tokens in answers]
-    assert verifier.check(PROMPTS, spoiled, same_weights=False).word == "wrong"
+    assert verifier.check(PROMPTS, spoiled, same_weights=False).status == "wrong"
 
 
 def test_the_same_prompt_with_a_longer_answer(verifier, answers):
@@ -70,7 +70,7 @@ def test_the_same_prompt_with_a_longer_answer(verifier, answers):
 def test_a_prompt_of_one_token(verifier, model):
     llm = LLM(model, backend="reference", dtype="float32")
     request = llm.generate([[5]], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True), use_tqdm=False)[0]
-    assert verifier.check([[5]], [request.outputs[0].token_ids], same_weights=True).word == "same"
+    assert verifier.check([[5]], [request.outputs[0].token_ids], same_weights=True).status == "same"
 
 
 def test_the_budget_follows_the_dtype(model, verifier):
@@ -80,16 +80,16 @@ def test_the_budget_follows_the_dtype(model, verifier):
     llm = LLM(model, backend="reference", dtype="bfloat16")
     params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
     own = [request.outputs[0].token_ids for request in llm.generate(PROMPTS, params, use_tqdm=False)]
-    assert coarse.check(PROMPTS, own, same_weights=True).word in ("same", "rounding")
+    assert coarse.check(PROMPTS, own, same_weights=True).status in ("same", "rounding")
 
 
 def test_a_choice_between_equals_is_rounding(verifier, answers, monkeypatch):
     monkeypatch.setattr(verifier, "_gaps", lambda prompt, answer: [0.0, verifier.budget, 0.0])
-    assert verifier.check(PROMPTS, answers, same_weights=True).word == "rounding"
+    assert verifier.check(PROMPTS, answers, same_weights=True).status == "rounding"
     monkeypatch.setattr(verifier, "_gaps", lambda prompt, answer: [0.0, 1.01 * verifier.budget, 0.0])
-    assert verifier.check(PROMPTS, answers, same_weights=True).word == "wrong"
+    assert verifier.check(PROMPTS, answers, same_weights=True).status == "wrong"
     monkeypatch.setattr(verifier, "_gaps", lambda prompt, answer: [0.0, float("nan")])
-    assert verifier.check(PROMPTS, answers, same_weights=True).word == "wrong"
+    assert verifier.check(PROMPTS, answers, same_weights=True).status == "wrong"
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 64, 1000])

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from octavo.bench.measuring import session
-from octavo.bench.measuring.plan import Plan
+from octavo.bench.measuring.decode_plan import DecodePlan
+from octavo.bench.measuring.decode_run import DecodeRun
 from octavo.bench.measuring.roofline import Peaks
-from octavo.bench.measuring.workloads import EFFORTS, Budget
+from octavo.bench.measuring.workloads import BUDGETS, Budget
 from octavo.bench.peers import registry
 from octavo.bench.peers.base import Octavo
 from octavo.bench.reporting import records
@@ -35,8 +35,8 @@ def _quick(monkeypatch):
     """Known peaks and two repeats; the threads as they were."""
     before = torch.get_num_threads()
     peaks = Peaks(2e10, 3e10, {"float32": 1e11, "bfloat16": 2e11})
-    monkeypatch.setattr("octavo.bench.decode.measure_peaks", lambda device, dtypes: peaks)
-    monkeypatch.setitem(EFFORTS, ("cpu", "quick"), Budget(2, 2, 0.0, 5))
+    monkeypatch.setattr("octavo.bench.run.measure_peaks", lambda device, dtypes: peaks)
+    monkeypatch.setitem(BUDGETS, ("cpu", "quick"), Budget(2, 2, 0.0, 5))
     yield
     torch.set_num_threads(before)
 
@@ -117,15 +117,15 @@ def test_a_contender_that_crashes_is_written_down_and_the_others_go_on(gpt2, tmp
 
 
 def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(gpt2, tmp_path, capsys, monkeypatch):
-    out, check, calls = tmp_path / "out", session.Session._check, []
+    out, check, calls = tmp_path / "out", DecodeRun._check, []
 
-    def interrupted(self, trial, cell):
-        calls.append((trial.entrant.contender.name, cell.batch, cell.context))
+    def interrupted(self, measurement, point):
+        calls.append((measurement.opened.contender.name, point.batch, point.context))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return check(self, trial, cell)
+        return check(self, measurement, point)
 
-    monkeypatch.setattr(session.Session, "_check", interrupted)
+    monkeypatch.setattr(DecodeRun, "_check", interrupted)
     command = ("decode", "--model", gpt2, *GRID, "--output", out)
     assert bench(*command) == 130
     assert len(records.read(out).cells) == 2  # both contenders at the first cell
@@ -158,7 +158,7 @@ def test_contenders_of_a_dtype_take_turns(gpt2, tmp_path, monkeypatch):
 
 def test_a_peer_that_disturbs_others_is_open_alone():
     own, quiet, loud = REFERENCE, "llama.cpp", "ctranslate2"
-    plan = Plan(None, torch.device("cpu"), ("float32", "bfloat16"), (own,), (quiet, loud), (), None, 0)
+    plan = DecodePlan(None, torch.device("cpu"), ("float32", "bfloat16"), (own,), (quiet, loud), (), None, 0)
     assert list(plan.groups.values()) == [
         [(own, "float32"), (quiet, "float32")], [(loud, "float32")],
         [(own, "bfloat16"), (quiet, "bfloat16")], [(loud, "bfloat16")],
@@ -260,11 +260,11 @@ def test_an_ablation_differs_from_the_backend_in_its_op_alone(op):
 
 def test_a_peer_without_the_dtype_says_so_where_its_own_dtype_runs_too(gpt2, tmp_path, monkeypatch):
     class Float32Only(Octavo):
-        def __init__(self, setting):
-            super().__init__(replace(setting, dtype="float32"), REFERENCE)
+        def __init__(self, settings):
+            super().__init__(replace(settings, dtype="float32"), REFERENCE)
             self.name = "transformers"
 
-    monkeypatch.setattr(registry, "open_peer", lambda name, setting: Float32Only(setting))
+    monkeypatch.setattr(registry, "open_peer", lambda name, settings: Float32Only(settings))
     command = ("decode", "--model", gpt2, *GRID, "--backend", "reference", "--peers", "transformers")
     for number, (dtypes, words) in enumerate((("bfloat16,float32", ["unsupported", "same"]), ("bfloat16", ["same"]))):
         out = tmp_path / str(number)

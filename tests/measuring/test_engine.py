@@ -6,7 +6,7 @@ import torch
 from octavo.bench import engine
 from octavo.bench.measuring.roofline import Peaks
 from octavo.bench.reporting import records
-from octavo.bench.reporting.engine_table import rows
+from octavo.bench.reporting.tables import table_of
 
 from bench_tiny import bench, checkpoint
 
@@ -25,7 +25,7 @@ def gpt2(tmp_path_factory):
 def _quick(monkeypatch):
     before = torch.get_num_threads()
     peaks = Peaks(2e10, 3e10, {"float32": 1e11})
-    monkeypatch.setattr("octavo.bench.engine.measure_peaks", lambda device, dtypes: peaks)
+    monkeypatch.setattr("octavo.bench.run.measure_peaks", lambda device, dtypes: peaks)
     monkeypatch.setattr(engine, "WIDTHS", ((3, 20), (3, 9)))
     yield
     torch.set_num_threads(before)
@@ -56,17 +56,17 @@ def test_both_scenes_are_checked_and_measured(model, tmp_path, capsys):
 
 
 def test_ways_that_disagree_get_no_figure(gpt2, tmp_path, monkeypatch, capsys):
-    serve = engine.Way.serve
+    serve = engine.Variant.serve
 
     def spoiled(self, requests):
         answers = serve(self, requests)
         return [[1] * len(tokens) for tokens in answers] if self.name == "together" else answers
 
-    monkeypatch.setattr(engine.Way, "serve", spoiled)
+    monkeypatch.setattr(engine.Variant, "serve", spoiled)
     assert run(gpt2, tmp_path / "out", "--scene", "batching") == 0
     cells = records.read(tmp_path / "out").cells
     assert [(cell.verdict, cell.seconds, cell.median_s) for cell in cells] == [("wrong", [], None)] * 2
-    assert all(row[-5:] == ["-"] * 5 for row in rows(cells))
+    assert all(row[-5:] == ["-"] * 5 for row in table_of(cells).rows())
 
 
 def test_ctrl_c_keeps_the_scenes_that_are_done(gpt2, tmp_path, capsys, monkeypatch):
@@ -91,7 +91,7 @@ def test_ctrl_c_keeps_the_scenes_that_are_done(gpt2, tmp_path, capsys, monkeypat
 def test_the_ratio_is_that_of_the_slower_way(gpt2, tmp_path):
     assert run(gpt2, tmp_path / "out", "--scene", "batching") == 0
     alone, together = records.read(tmp_path / "out").cells
-    first, second = rows([alone, together])
+    first, second = table_of([alone, together]).rows()
     assert first[-1] == "1.00"
     assert float(second[-1]) == pytest.approx(alone.median_s / together.median_s, abs=0.01)
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from octavo.bench.measuring import machine, roofline, timing, workloads
 from octavo.bench.measuring.memory import PeakMemory
-from octavo.bench.measuring.workloads import EFFORTS, GRIDS, Cell
+from octavo.bench.measuring.workloads import BUDGETS, GRIDS, GridPoint
 from octavo.gpt.models.registry import KNOWN_SHAPES
 
 from tiny import TINY, tiny_model
@@ -77,7 +77,7 @@ def test_peak_memory_counts_what_was_kept_and_what_was_given_back():
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "smollm2"])
 def test_prompts_are_seeded_and_never_met_again(name):
-    config, cell = KNOWN_SHAPES[name], Cell(3, 16, 16, 4)
+    config, cell = KNOWN_SHAPES[name], GridPoint(3, 16, 16, 4)
     first = workloads.prompts(config, cell, seed=1, repeat=0)
     assert first == workloads.prompts(config, cell, seed=1, repeat=0)
     others = [workloads.prompts(config, cell, seed, repeat) for seed, repeat in ((1, 1), (2, 0))]
@@ -92,7 +92,7 @@ def test_prompts_are_seeded_and_never_met_again(name):
 def test_no_prompt_of_a_run_begins_as_another_does():
     """Nor those of another cell: a prefix that was cached there would be prefilled for nothing here."""
     config = KNOWN_SHAPES["gpt2"]
-    cells = [Cell(batch, context, context, 4) for batch in (1, 5) for context in (8, 16)]
+    cells = [GridPoint(batch, context, context, 4) for batch in (1, 5) for context in (8, 16)]
     begins = [tuple(p[:8]) for cell in cells for repeat in (0, 1) for p in workloads.prompts(config, cell, 0, repeat)]
     assert len(set(begins)) == len(begins)
 
@@ -100,18 +100,18 @@ def test_no_prompt_of_a_run_begins_as_another_does():
 @pytest.mark.parametrize(
     ("batch", "context", "expected"),
     [
-        (1, 128, Cell(1, 128, 128, 33)),
-        (1, 1024, Cell(1, 1024, 991, 33)),  # the window holds prompt and output
-        (1, 1000, Cell(1, 1000, 991, 33)),
-        (64, 512, Cell(64, 512, 512, 49)),  # prefilled in 16 steps, in which the first of them decode
+        (1, 128, GridPoint(1, 128, 128, 33)),
+        (1, 1024, GridPoint(1, 1024, 991, 33)),  # the window holds prompt and output
+        (1, 1000, GridPoint(1, 1000, 991, 33)),
+        (64, 512, GridPoint(64, 512, 512, 49)),  # prefilled in 16 steps, in which the first of them decode
     ],
 )
 def test_a_cell_fits_its_window(batch, context, expected):
-    assert workloads.cell(KNOWN_SHAPES["gpt2"], batch, context, 33) == expected
+    assert workloads.grid_point(KNOWN_SHAPES["gpt2"], batch, context, 33) == expected
 
 
 def test_every_machine_has_a_grid_for_every_effort():
-    assert set(GRIDS) == set(EFFORTS) == {(d, e) for d in ("cpu", "cuda") for e in ("quick", "normal", "full")}
+    assert set(GRIDS) == set(BUDGETS) == {(d, e) for d in ("cpu", "cuda") for e in ("quick", "normal", "full")}
 
 
 def flops(call) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from octavo.bench.peers import registry
-from octavo.bench.peers.base import Setting, UnsupportedError
+from octavo.bench.peers.base import RunSettings, UnsupportedError
 from octavo.bench.peers.export_gguf import write_gguf
 from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import open_source, plain_model
@@ -44,8 +44,8 @@ def expected(folder):
     return [request.outputs[0].token_ids for request in llm.generate(PROMPTS, params, use_tqdm=False)]
 
 
-def setting(place, dtype="float32"):
-    return Setting(open_source(str(place)), dtype, CPU, 1, len(PROMPTS), 12 + NEW_TOKENS)
+def settings(place, dtype="float32"):
+    return RunSettings(open_source(str(place)), dtype, CPU, 1, len(PROMPTS), 12 + NEW_TOKENS)
 
 
 def logits(model):
@@ -85,7 +85,7 @@ def test_a_gguf_file_cannot_say_everything(tmp_path):
 def test_a_peer_says_the_same_tokens(name, form, folder, gguf, expected):
     if reason := registry.missing(name, "cpu"):
         pytest.skip(reason)
-    contender = registry.open_peer(name, setting(folder if form == "folder" else gguf))
+    contender = registry.open_peer(name, settings(folder if form == "folder" else gguf))
     batch = PROMPTS[:1] if name == "llama.cpp" else PROMPTS
     answer = contender.generate(batch, NEW_TOKENS)
     assert answer.tokens == expected[: len(batch)]
@@ -99,7 +99,7 @@ def test_a_peer_says_the_same_tokens(name, form, folder, gguf, expected):
 def test_quantised_peers_say_that_they_are(name, gguf):
     if reason := registry.missing(name, "cpu"):
         pytest.skip(reason)
-    contender = registry.open_peer(name, setting(gguf))
+    contender = registry.open_peer(name, settings(gguf))
     assert not contender.same_weights
     assert contender.name == name
     assert 0 < contender.weight_bytes < (5 if name == "llama.cpp:file" else 2)  # the file is float32 here
@@ -109,13 +109,13 @@ def test_quantised_peers_say_that_they_are(name, gguf):
 
 def test_what_a_peer_was_not_made_for(folder):
     with pytest.raises(UnsupportedError, match="for CUDA devices"):
-        registry.open_peer("transformers:continuous", setting(folder))
+        registry.open_peer("transformers:continuous", settings(folder))
     if registry.missing("llama.cpp", "cpu") is None:
-        contender = registry.open_peer("llama.cpp", setting(folder))
+        contender = registry.open_peer("llama.cpp", settings(folder))
         with pytest.raises(UnsupportedError, match="one sequence at a time"):
             contender.generate(PROMPTS, 4)
         with pytest.raises(UnsupportedError, match="is no GGUF file"):
-            registry.open_peer("llama.cpp:file", setting(folder))
+            registry.open_peer("llama.cpp:file", settings(folder))
 
 
 def test_what_is_not_installed_is_one_plain_line(monkeypatch):
@@ -179,7 +179,7 @@ def test_offline_engines_are_asked_in_their_own_words(name, engine, fake, folder
     monkeypatch.setattr("octavo.bench.peers.servers.version", lambda name: "0")
     ticks = iter([0.0, 1.0, 10.0])  # the first token takes 1 s, all of them 9
     monkeypatch.setattr("octavo.bench.peers.base.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    contender = registry.open_peer(name, setting(folder))
+    contender = registry.open_peer(name, settings(folder))
     answer = contender.generate(PROMPTS, NEW_TOKENS)
     assert answer.tokens == expected
     assert (answer.ttft_s, answer.step_s, answer.steps_are_means) == (1.0, [1.0], True)

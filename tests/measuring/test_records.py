@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from octavo.bench.reporting import records
-from octavo.bench.reporting.schema import KIND_OF, KINDS, Decode, Host, Op, Scene, Serve
+from octavo.bench.reporting.schema import KIND_OF, KINDS, Decode, Host, Measured, Op, Scenario, Serve, derived
 
 from bench_tiny import RUN, record, write
 
-OP = Op("linear", "1 x 2", "cpu", "float32", "same", "", [0.1, 0.2], 0.15, 0.1, 0.2, 10, 20, 0.5, None)
-HOST = Host(64, 128, None, [1e-4], 1e-4, 1e-4, 1500)
+OP = Op("linear", "1 x 2", "cpu", "float32", "same", "", [0.1, 0.2], 10, 20, 0.5, None)
+HOST = Host(64, 128, None, [1e-4], 1500)
 SERVE = Serve("m", False, "cpu", "float32", "alpaca", "open", 2.0, 8, 0, "same", "", ttft_s=[0.1], itl_s=[[0.01, 0.02]])
-SCENE = Scene("m", False, "cpu", "float32", "prefix", "caching on", 8, 90, 9, "same", "", 30, [1.0], 1.0, 0.0, 9.0)
+SCENE = Scenario("m", False, "cpu", "float32", "prefix", "caching on", 8, 90, 9, "same", "", 30, [1.0])
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_places_without_results(tmp_path):
 
 def test_numbers_that_json_does_not_have_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
-        records.Writer(tmp_path / "a.jsonl").write(replace(OP, median_s=float("nan")))
+        records.Writer(tmp_path / "a.jsonl").write(replace(OP, bandwidth_share=float("nan")))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,7 +109,30 @@ def test_every_field_is_explained(kind):
     page = (Path(records.__file__).parent.parent / "results" / "README.md").read_text()
     section = page.split(f"## {kind}\n")[1].split("\n## ")[0]
     explained = {name for line in section.splitlines() for name in line.split("|")[1:2] for name in name.split()}
-    assert {f"`{field.name}`" for field in fields(KINDS[kind])} == {name for name in explained if name[0] == "`"}
+    stored = {field.name for field in fields(KINDS[kind])}
+    figures = derived(KINDS[kind]) - {"place"} if issubclass(KINDS[kind], Measured) else set()
+    assert {f"`{name}`" for name in stored | figures} == {name for name in explained if name[0] == "`"}
+
+
+def test_stored_figures_that_follow_from_the_samples_are_left_aside(tmp_path):
+    path = write(tmp_path / "a.jsonl", RUN, record())
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{spoiled(second, tpot_median_s=99.0)}\n")
+    assert records.read(path).cells == [record()]
+    assert records.read(path).cells[0].tpot_median_s == pytest.approx(0.01)
+
+
+def test_figures_follow_from_the_samples_as_they_were_stored():
+    """Files of an earlier version hold their figures too, from times before they were rounded."""
+    compared = 0
+    for path in (Path(records.__file__).parent.parent / "results").rglob("*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        for cell, line in zip(records.read(path).cells, lines, strict=True):
+            for name in derived(type(cell)) & line.keys():
+                if cell.passed:
+                    assert getattr(cell, name) == pytest.approx(line[name], rel=1e-4), (path, name)
+                    compared += 1
+    assert compared > 500
 
 
 def test_committed_results_fit_the_schema():

@@ -32,8 +32,7 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     before = torch.get_num_threads()
-    for module in MEASURING:
-        monkeypatch.setattr(f"octavo.bench.{module}.measure_peaks", lambda device, dtypes: PEAKS)
+    monkeypatch.setattr("octavo.bench.run.measure_peaks", lambda device, dtypes: PEAKS)
     yield
     torch.set_num_threads(before)
 
@@ -78,8 +77,7 @@ def made(model, tmp_path_factory):
     """A file of results of each measuring command."""
     folder, found = tmp_path_factory.mktemp("made"), {}
     with pytest.MonkeyPatch.context() as patch:
-        for module in MEASURING:
-            patch.setattr(f"octavo.bench.{module}.measure_peaks", lambda device, dtypes: PEAKS)
+        patch.setattr("octavo.bench.run.measure_peaks", lambda device, dtypes: PEAKS)
         for command in MEASURING:
             assert bench(*measuring(command, model), "--output", folder / command) == 0
             found[command] = (folder / command / f"{command}.jsonl").read_text()

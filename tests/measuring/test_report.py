@@ -43,17 +43,22 @@ def test_the_summary_is_contenders_by_places():
 
 
 def test_what_has_no_figure_is_said_with_its_reason():
-    wrong = record("octavo:bad", verdict="wrong", detail="2 of 9 tokens agree", decode_tokens_per_s=None)
+    wrong = record("octavo:bad", verdict="wrong", detail="2 of 9 tokens agree", step_s=[], ttft_s=[])
     cannot = [record("llama.cpp", batch=b, verdict="unsupported", detail="one at a time") for b in (8, 9)]
     text = render(results(record(), wrong, *cannot))
-    assert "|  | octavo:bad | float32 | ✗ |  |" in text
-    assert "- octavo:bad float32, wrong: 2 of 9 tokens agree (1 x 16)" in text
-    assert "- llama.cpp float32, unsupported: one at a time (8 x 16, 9 x 16)" in text
+    assert "|  | octavo:bad | float32 | ✗ | - |" in text
+    assert "- octavo:bad float32, wrong: 2 of 9 tokens agree (batch 1 context 16)" in text
+    assert "- llama.cpp float32, unsupported: one at a time (batch 8 context 16, batch 9 context 16)" in text
     assert "| ✗ |" in render(results(record(), wrong), "summary")
 
 
 def test_marks_of_noise_and_of_quantised_weights():
-    text = render(results(record(tpot_spread=0.3, ttft_spread=0.2), record("llama.cpp:q8_0", verdict="quantised")))
+    text = render(
+        results(
+            record(step_s=[[0.01] * 8 + [0.0131] * 2], ttft_s=[0.1, 0.1, 0.11]),
+            record("llama.cpp:q8_0", verdict="quantised"),
+        )
+    )
     assert "| 100 | 10~ |" in text
     assert "| llama.cpp:q8_0 | float32 | ≠ |" in text
     assert "(random weights)" in render(results(record(dummy=True)))
@@ -75,9 +80,9 @@ def test_a_resumed_run_shows_the_last_line_of_a_cell():
 
 
 def test_ops_and_host_have_tables_too():
-    op = Op("linear", "8 x 9", "cpu", "float32", "same", "", [1e-4], 1e-4, 1e-4, 1e-4, 10**6, 10**7, 0.5, 0.25)
+    op = Op("linear", "8 x 9", "cpu", "float32", "same", "", [1e-4], 10**6, 10**7, 0.5, 0.25)
     assert "| linear | 8 x 9 | cpu | float32 | = | 100 | 100 | 100 | 10 | 50 % | 100 | 25 % |" in render(results(op))
-    host = Host(64, 128, None, [1e-4], 1e-4, 1.2e-4, 1500)
+    host = Host(64, 128, None, [1e-4] * 8 + [1.2e-4] * 2, 1500)
     assert "| 64 | 128 | 100 | 120 | 150 | 80 | 1,500 |" in render(results(host))
 
 
@@ -89,7 +94,7 @@ def test_serve_and_engine_have_tables_too():
     text = render(
         results(scene("one by one", 9.0, 9.1), scene("together", 3.0, 3.1), run=replace(RUN, command="engine"))
     )
-    assert "| batching | 32 | together | = | 900 | 900 | 90 | 3.1 | 29 | 2.94 |" in text
+    assert "|  |  | together | = | 900 | 900 | 90 | 3.05 | 29.5 | 2.97 |" in text
     with pytest.raises(ValueError, match="only a run of decode has a summary"):
         render(results(served("open", 2), run=replace(RUN, command="serve")), "summary")
 

@@ -12,14 +12,13 @@ import torch
 
 from octavo.bench import serve
 from octavo.bench.measuring import load_generator, loads
-from octavo.bench.measuring.load_generator import Served
+from octavo.bench.measuring.load_generator import Served, samples_of
 from octavo.bench.measuring.loads import MIXES, Load, Mix, Request, arrivals
 from octavo.bench.measuring.roofline import Peaks
 from octavo.bench.reporting import records
-from octavo.bench.reporting.serve_table import figures
 from octavo.gpt import QueueFullError
 
-from bench_tiny import bench, checkpoint
+from bench_tiny import bench, checkpoint, serve_line
 from tiny import TINY_GPT2
 
 SMALL = ("--rate", "400", "--callers", "3", "--requests", "10", "--mix", "fixed:9:6", "--threads", "1")
@@ -38,7 +37,7 @@ def gpt2(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr("octavo.bench.serve.measure_peaks", lambda device, dtypes: Peaks(2e10, 3e10, {"float32": 1e11}))
+    monkeypatch.setattr("octavo.bench.run.measure_peaks", lambda device, dtypes: Peaks(2e10, 3e10, {"float32": 1e11}))
     yield
     torch.set_num_threads(before)
 
@@ -239,21 +238,22 @@ def test_what_waits_for_a_late_generator_is_counted():
 
     served = asyncio.run(main())
     assert served[1].ttft > 0.1
-    assert figures(served, 1.0, 1.0)["late_s"] > 0.1
+    assert samples_of(served)["late_s"] > 0.1
 
 
 def test_a_refused_request_is_counted_and_not_timed():
     served = asyncio.run(load_generator.serve(Slow(8), [Request([12], 2), Request([13], 2)], Load("closed", 2), 0))
-    found = figures(served, 1.0, 1.0)
-    assert (found["num_refused"], len(found["ttft_s"]), found["output_tokens"]) == (1, 1, 2)
-    assert figures(served[1:], 1.0, 1.0) == {"num_refused": 1}
+    found = serve_line(served, "closed", 2)
+    assert (found.num_refused, len(found.ttft_s), found.output_tokens) == (1, 1, 2)
+    assert samples_of(served[1:]) == {"num_refused": 1}
+    assert serve_line(served[1:], "closed", 2).num_good is None
 
 
 def test_goodput_needs_both_bounds():
     slow_start = Served(1, 0.0, 0.0, [3.0, 3.1], [7, 7])
     slow_gaps = Served(1, 0.0, 0.0, [0.5, 1.5, 2.5], [7, 7, 7])
     good = Served(1, 1.0, 1.0, [1.5, 1.6, 1.8], [7, 7, 7])  # one gap over the bound, the mean is not
-    found = figures([slow_start, slow_gaps, good], 2.0, 0.16)
-    assert (found["num_good"], found["duration_s"]) == (1, pytest.approx(3.1))
-    assert found["goodput_per_s"] == pytest.approx(1 / 3.1)
-    assert found["output_tokens_per_s"] == pytest.approx(8 / 3.1)
+    found = serve_line([slow_start, slow_gaps, good], "open", 1, tpot_bound_s=0.16)
+    assert (found.num_good, found.duration_s) == (1, pytest.approx(3.1))
+    assert found.goodput_per_s == pytest.approx(1 / 3.1)
+    assert found.output_tokens_per_s == pytest.approx(8 / 3.1)

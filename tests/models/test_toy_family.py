@@ -128,8 +128,7 @@ def test_sizes_follow_from_the_network(oracle, folder):
 
 def test_it_is_benchmarked(folder, tmp_path, monkeypatch):
     peaks = Peaks(2e10, 3e10, {"float32": 1e11})
-    for command in ("decode", "ops"):
-        monkeypatch.setattr(f"octavo.bench.{command}.measure_peaks", lambda device, dtypes: peaks)
+    monkeypatch.setattr("octavo.bench.run.measure_peaks", lambda device, dtypes: peaks)
     monkeypatch.setattr("octavo.bench.ops.SECONDS", {"cpu": 0.0, "cuda": 0.0})
     common = ("--model", folder, "--dtype", "float32", "--backend", "cpu", "--threads", str(torch.get_num_threads()))
     grid = ("--batch", "2", "--context", "8", "--new-tokens", "4", "--quick", "--peers", "transformers")

@@ -1,0 +1,215 @@
+"""A run of `decode`: contenders x dtypes x batch sizes x contexts, each checked, then timed, then written down.
+
+On a CPU the contenders of a dtype are open together and repeat in turns: a machine that slows down for a minute slows
+all of them, so their ratios hold where their figures do not.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from octavo.bench.measuring.check import Verdict, Verifier
+from octavo.bench.measuring.decode_plan import DecodePlan, Entry
+from octavo.bench.measuring.memory import PeakMemory
+from octavo.bench.measuring.roofline import prefill_flops, step_bytes, step_flops
+from octavo.bench.measuring.timing import Probe
+from octavo.bench.measuring.workloads import CHECK, Budget, GridPoint, prompts
+from octavo.bench.peers.base import Contender, Generation, UnsupportedError
+from octavo.bench.reporting.schema import Decode
+from octavo.bench.run import ResultLog, reason
+from octavo.gpt.loading.loader import DTYPES
+
+STEP_WORTH = 25  # prompt tokens that take about as long as one decode step, for the progress bar
+
+
+@dataclass(frozen=True)
+class OpenContender:
+    """A contender with its weights loaded."""
+
+    contender: Contender
+    dtype: str  # that it was asked for
+    load_s: float
+    memory: PeakMemory
+
+
+@dataclass
+class Measurement:
+    """An open contender at one point of the grid: checked, then timed, then written down."""
+
+    opened: OpenContender
+    verdict: Verdict | None = None
+    warmup_s: float = 0.0
+    repeats: list[Generation] = field(default_factory=list)
+    step_probe_s: list[float] = field(default_factory=list)  # before each repeat
+    prefill_probe_s: list[float] = field(default_factory=list)
+    seconds: float = 0.0  # spent on repeats
+    has_failed: bool = False
+
+    def is_over(self, budget: Budget) -> bool:
+        if self.has_failed or self.verdict is None or self.verdict.status == "wrong":
+            return True
+        enough = len(self.repeats) >= budget.min_repeats and self.seconds >= budget.seconds
+        return enough or len(self.repeats) >= budget.max_repeats
+
+
+class DecodeRun:
+    """Measures a plan into a log."""
+
+    def __init__(self, plan: DecodePlan, log: ResultLog) -> None:
+        self.plan, self.log, self.probe = plan, log, Probe(plan.device)
+        self._verifiers: dict[str, Verifier] = {}
+
+    def measure_all(self) -> None:
+        """Every entry at every point, except those that are done already."""
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left")
+        with self.log.progress(*columns, TimeRemainingColumn()) as bar:
+            task = bar.add_task("", total=len(self.plan.entries) * sum(map(_worth, self.plan.points)))
+            for name, group in self.plan.groups.items():
+                bar.update(task, description=name)
+                for point in self._measure_group(group):
+                    bar.advance(task, len(group) * _worth(point))
+
+    def _measure_group(self, group: list[Entry]) -> Iterator[GridPoint]:
+        """All points of contenders that are open together; yields each when it is over."""
+        with ExitStack() as closing:
+            opened = [one for entry in group if (one := self._open(entry, closing))]
+            for point in self.plan.points:
+                self._measure(point, opened)
+                yield point
+
+    def _open(self, entry: Entry, closing: ExitStack) -> OpenContender | None:
+        """The contender with its weights loaded; None where it cannot run, which is then written down."""
+        name, version, memory = entry.name, "", PeakMemory(self.plan.device)
+        try:
+            with memory.at_work():
+                start = time.perf_counter()
+                contender = self.plan.open(entry)
+                closing.callback(contender.close)
+                load_s = time.perf_counter() - start
+            name, version, own = contender.name, contender.version, contender.dtype
+            if own != entry.dtype and (name, own) in [(other.name, other.dtype) for other in self.plan.entries]:
+                raise UnsupportedError(f"it runs in {own} here, which has a line of its own")
+        except Exception as error:
+            for point in self.plan.points:
+                self._fail(point, name, version, entry.dtype, error)
+            return None
+        return OpenContender(contender, entry.dtype, load_s, memory)
+
+    def _measure(self, point: GridPoint, opened: list[OpenContender]) -> None:
+        """Check first; what passed is timed, in turns, so that whatever else the machine does meets everyone alike."""
+        todo = [Measurement(one) for one in opened if not self._is_done(one.contender, point)]
+        for measurement in todo:
+            self._try(self._check, measurement, point)
+        while waiting := [one for one in todo if not one.is_over(self.plan.budget)]:
+            for measurement in waiting:
+                self._try(self._repeat, measurement, point)
+        for measurement in todo:
+            self._try(self._write, measurement, point)
+
+    def _try(self, do: Callable[[Measurement, GridPoint], None], measurement: Measurement, point: GridPoint) -> None:
+        """Go on with a measurement; one that fails is over."""
+        if measurement.has_failed:
+            return
+        try:
+            do(measurement, point)
+        except Exception as error:
+            measurement.has_failed = True
+            contender = measurement.opened.contender
+            self._fail(point, contender.name, contender.version, contender.dtype, error)
+
+    def _check(self, measurement: Measurement, point: GridPoint) -> None:
+        contender, dtype = measurement.opened.contender, measurement.opened.dtype
+        questions = self._prompts(point, CHECK)
+        with measurement.opened.memory.at_work():
+            start = time.perf_counter()
+            answer = _generate(contender, questions, point)
+            measurement.warmup_s = time.perf_counter() - start
+        verifier = self._verifier(next(name for name in (contender.dtype, dtype, "float32") if name in DTYPES))
+        measurement.verdict = verifier.check(questions, answer.tokens, contender.same_weights)
+
+    def _repeat(self, measurement: Measurement, point: GridPoint) -> None:
+        measurement.step_probe_s.append(self.probe.decode_probe())
+        measurement.prefill_probe_s.append(self.probe.prefill_probe())
+        start = time.perf_counter()
+        repeat = len(measurement.repeats) + 1
+        answer = _generate(measurement.opened.contender, self._prompts(point, repeat), point)
+        measurement.seconds += time.perf_counter() - start
+        measurement.repeats.append(answer)
+
+    def _write(self, measurement: Measurement, point: GridPoint) -> None:
+        """One line: figures, or that the tokens are wrong."""
+        opened, contender, verdict = measurement.opened, measurement.opened.contender, measurement.verdict
+        assert verdict is not None
+        record = replace(
+            self._about(point, contender.name, contender.version, contender.dtype), verdict=verdict.status,
+            detail=verdict.detail, load_s=opened.load_s, warmup_s=measurement.warmup_s,
+        )  # fmt: skip
+        if verdict.status != "wrong":
+            record = replace(
+                record,
+                ttft_s=[round(answer.ttft_s, 7) for answer in measurement.repeats],
+                step_s=[[round(step, 7) for step in answer.step_s] for answer in measurement.repeats],
+                steps_are_means=any(answer.steps_are_means for answer in measurement.repeats),
+                step_probe_s=measurement.step_probe_s,
+                prefill_probe_s=measurement.prefill_probe_s,
+                peak_memory_bytes=opened.memory.peak,
+            )
+            record = replace(record, **self._shares(record, contender))
+        self.log.keep(record)
+
+    def _shares(self, record: Decode, contender: Contender) -> dict[str, Any]:
+        """How much of what the machine can do a step and a prefill were."""
+        config, run = self.plan.source.config, self.log.run
+        seen = record.prompt_tokens + record.new_tokens // 2  # by the middle step
+        moved = step_bytes(config, contender.weight_bytes, contender.value_bytes, record.batch, seen)
+        step = step_flops(config, record.batch, seen) / record.tpot_median_s
+        prefill = prefill_flops(config, record.batch, record.prompt_tokens) / record.ttft_median_s
+        rate = run.matmul_flops_per_s.get(contender.dtype)
+        return {
+            "step_bytes": moved,
+            "bandwidth_share": moved / record.tpot_median_s / run.bandwidth,
+            "compute_share": rate and step / rate,
+            "prefill_compute_share": rate and prefill / rate,
+        }
+
+    def _about(self, point: GridPoint, name: str, version: str, dtype: str) -> Decode:
+        """A line that says what is measured, and no more yet."""
+        source = self.plan.source
+        return Decode(
+            source.name, source.dummy, name, version, dtype, point.batch, point.context, point.prompt_tokens,
+            point.new_tokens, verdict="", detail="",
+        )  # fmt: skip
+
+    def _is_done(self, contender: Contender, point: GridPoint) -> bool:
+        return self.log.has(self._about(point, contender.name, "", contender.dtype).key)
+
+    def _prompts(self, point: GridPoint, repeat: int) -> list[list[int]]:
+        return prompts(self.plan.source.config, point, self.plan.seed, repeat)
+
+    def _fail(self, point: GridPoint, name: str, version: str, dtype: str, error: Exception) -> None:
+        status = "unsupported" if isinstance(error, UnsupportedError) else "failed"
+        self.log.keep(replace(self._about(point, name, version, dtype), verdict=status, detail=reason(error)))
+
+    def _verifier(self, dtype: str) -> Verifier:
+        if dtype not in self._verifiers:
+            self._verifiers[dtype] = Verifier(self.plan.source, dtype, self.plan.device, self.plan.seed)
+        return self._verifiers[dtype]
+
+
+def _generate(contender: Contender, questions: list[list[int]], point: GridPoint) -> Generation:
+    """The contender's answer; ValueError unless every prompt got its tokens and at least one step was timed."""
+    answer = contender.generate(questions, point.new_tokens)
+    lengths = [len(tokens) for tokens in answer.tokens]
+    if lengths != [point.new_tokens] * point.batch:
+        raise ValueError(f"gave {sorted(set(lengths))} tokens to {len(lengths)} prompts, not {point.new_tokens} each")
+    if not answer.step_s:
+        raise ValueError("no step gave every sequence a token")
+    return answer
+
+
+def _worth(point: GridPoint) -> int:
+    return point.batch * point.prompt_tokens + STEP_WORTH * point.new_tokens

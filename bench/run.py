@@ -1,0 +1,82 @@
+"""The skeleton of the five commands that measure: a header, what is done already, the loop, a table."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from octavo.bench import options
+from octavo.bench.measuring import machine
+from octavo.bench.measuring.roofline import measure_peaks
+from octavo.bench.reporting import tables
+from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting.schema import Measured, Run
+
+
+@dataclass
+class ResultLog:
+    """The lines of a run on its way: each is on disk before the next is measured."""
+
+    run: Run
+    path: Path
+    console: Console
+    done: list[Any]
+
+    def keep(self, record: Measured) -> None:
+        Writer(self.path).write(record)
+        self.done.append(record)
+        if type(record) in tables.HEADLINES:
+            self.console.print(tables.line(record))
+
+    def has(self, key: tuple[Any, ...]) -> bool:
+        """Whether that was measured, and right: what failed is measured again."""
+        return any(record.passed and record.key == key for record in self.done)
+
+    def progress(self, *columns: Any) -> Progress:
+        """A bar that leaves no trace, and is not there where the output is no terminal."""
+        return Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
+
+
+def run_command(
+    command: str, arguments: argparse.Namespace, console: Console, device: torch.device, planned: int,
+    work: Callable[[ResultLog], None], dtypes: Sequence[str] = (), packages: Sequence[str] = (),
+) -> int:  # fmt: skip
+    """Do the work of a command, which is to log `planned` lines, or on --resume those of them that are missing.
+
+    dtypes are those of the matmul rates in the header, packages the distributions whose versions stand there too.
+    Whatever ends the work, the table of what is done is shown. Returns the exit code.
+    """
+    path, before = options.results_file(arguments, command)
+    about = machine.describe(device, packages)
+    if before is not None:
+        options.same_run(before, about)
+        log = ResultLog(before.run, path, console, before.cells)
+    else:
+        peaks = aside(measure_peaks, device, dtypes)
+        header = Run(command=command, seed=arguments.seed, planned=planned, **peaks._asdict(), **about)
+        Writer(path).write(header)
+        log = ResultLog(header, path, console, [])
+    tables.header(log.run, console)
+    try:
+        work(log)
+    finally:
+        console.print(tables.terminal(log.done, console.width))
+        console.print(f"written to {path}", soft_wrap=True)
+    return 0
+
+
+def aside(function: Callable[..., Any], *arguments: Any) -> Any:
+    """In a thread that ends with it, as do the OpenMP threads it started: they would slow a server's own."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *arguments).result()
+
+
+def reason(error: Exception) -> str:
+    """An error as the detail of a line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
