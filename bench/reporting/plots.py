@@ -33,56 +33,53 @@ def draw(results: Results, folder: Path) -> list[Path]:
         weights = ", random weights" if cells[0].dummy else ""
         figure.suptitle(f"{cells[0].model}{weights}: {what}\n{results.run.machine}", fontsize=10)
         for kind in FORMATS:
-            figure.savefig(folder / f"{results.path.stem}-{name}.{kind}", dpi=130, metadata=_undated(kind))
+            # Without a date inside, the same results make the same file.
+            undated = {"Date": None} if kind == "svg" else {"Software": None}
+            figure.savefig(folder / f"{results.path.stem}-{name}.{kind}", dpi=130, metadata=undated)
         drawn.append(folder / f"{results.path.stem}-{name}.png")
     return drawn
 
 
-def _throughput(cells: Sequence[Decode]) -> Any:
-    return _lines(cells, "context", "batch", lambda cell: cell.decode_tokens_per_s, "decode tokens/s")
+def _throughput(cells: Sequence[Decode]) -> Figure:
+    return _curves(cells, "context", _batch, _speed)
 
 
-def _latency(cells: Sequence[Decode]) -> Any:
-    return _lines(cells, "batch", "context", lambda cell: 1e3 * (cell.tpot_median_s or 0), "ms per output token")
+def _latency(cells: Sequence[Decode]) -> Figure:
+    return _curves(cells, "batch", ("context", lambda cell: cell.context), _step)
 
 
-def _lines(cells: Sequence[Decode], panel: str, across: str, value: Callable[[Decode], Any], label: str) -> Any:
-    """A panel for each value of one axis, a line for each contender over the other."""
+def _tradeoff(cells: Sequence[Decode]) -> Figure:
+    """Throughput over latency, the points batch sizes."""
+    return _curves(cells, "context", _step, _speed, notes=True)
+
+
+Quantity = tuple[str, Callable[[Any], Any]]  # an axis' label, and a cell's value on it
+_batch: Quantity = "batch", lambda cell: cell.batch
+_step: Quantity = "ms per output token", lambda cell: 1e3 * cell.tpot_median_s
+_speed: Quantity = "decode tokens/s", lambda cell: cell.decode_tokens_per_s
+
+
+def _curves(cells: Sequence[Decode], panel: str, across: Quantity, up: Quantity, notes: bool = False) -> Figure:
+    """A panel for each value of one field, in it a line for each contender; notes: points bear their batch size."""
+    (xlabel, x), (ylabel, y) = across, up
     places = sorted({getattr(cell, panel) for cell in cells})
     figure, axes = panels(len(places))
     for axis, at in zip(axes, places, strict=True):
+        here = sorted((c for c in cells if getattr(c, panel) == at), key=lambda c: (c.batch, c.context))
         for name, style in _styles(cells).items():
-            own = [cell for cell in cells if _label(cell) == name and getattr(cell, panel) == at]
-            own.sort(key=lambda cell: getattr(cell, across))
-            axis.plot([getattr(cell, across) for cell in own], [value(cell) for cell in own], label=name, **style)
-        logarithmic(axis, sorted({getattr(cell, across) for cell in cells}))
-        axis.set(title=f"{panel} {at}", xlabel=across)
-        fit(axis.yaxis, [value(cell) for cell in cells if getattr(cell, panel) == at])
-    axes[0].set_ylabel(label)
+            own = [cell for cell in here if _label(cell) == name]
+            line(axis, [(x(c), y(c)) for c in own], [c.batch for c in own] if notes else (), label=name, **style)
+        axis.set(title=f"{panel} {at}{', points are batch sizes' if notes else ''}", xlabel=xlabel)
+        fit(axis.yaxis, [y(cell) for cell in here])
+        if notes:
+            fit(axis.xaxis, [x(cell) for cell in here])
+        else:
+            logarithmic(axis, sorted({x(cell) for cell in cells}))
+    axes[0].set_ylabel(ylabel)
     return legend(figure, axes[0])
 
 
-def _tradeoff(cells: Sequence[Decode]) -> Any:
-    """Throughput over latency: a line a contender, its points the batch sizes."""
-    contexts = sorted({cell.context for cell in cells})
-    figure, axes = panels(len(contexts))
-    for axis, at in zip(axes, contexts, strict=True):
-        for name, style in _styles(cells).items():
-            own = sorted((c for c in cells if _label(c) == name and c.context == at), key=lambda c: c.batch)
-            points = [(1e3 * (cell.tpot_median_s or 0), cell.decode_tokens_per_s or 0) for cell in own]
-            axis.plot(*([p[i] for p in points] for i in (0, 1)), label=name, **style)
-            for cell, point in zip(own, points, strict=True):
-                axis.annotate(str(cell.batch), point, xytext=(4, 4), textcoords="offset points", fontsize=7)
-        axis.set(title=f"context {at}, points are batch sizes", xlabel="ms per output token")
-        here = [cell for cell in cells if cell.context == at]
-        fit(axis.xaxis, [1e3 * (cell.tpot_median_s or 0) for cell in here])
-        fit(axis.yaxis, [cell.decode_tokens_per_s or 0 for cell in here])
-        axis.margins(0.1)
-    axes[0].set_ylabel("decode tokens/s")
-    return legend(figure, axes[0])
-
-
-def _roofline(cells: Sequence[Decode]) -> Any:
+def _roofline(cells: Sequence[Decode]) -> Figure:
     """A map for each contender: the share of the measured bandwidth that a step's unavoidable bytes make."""
     known = [cell for cell in cells if cell.bandwidth_share is not None]
     names = list(dict.fromkeys(_label(cell) for cell in known))
@@ -107,21 +104,16 @@ def _roofline(cells: Sequence[Decode]) -> Any:
 
 def _styles(cells: Sequence[Decode]) -> dict[str, dict[str, Any]]:
     """A colour and a marker for each contender; ours in full lines, peers' dashed."""
-    names = list(dict.fromkeys(_label(cell) for cell in cells))
-    return {
-        name: {
-            "color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)], "linestyle": "-" if OWN in name else "--",
-            "linewidth": 2 if OWN in name else 1.2, "markersize": 5,
-        }
-        for i, name in enumerate(names)
-    }  # fmt: skip
+    names = dict.fromkeys(_label(cell) for cell in cells)
+    own, peer = {"linestyle": "-", "linewidth": 2}, {"linestyle": "--", "linewidth": 1.2}
+    return {name: {**_colour(i), **(own if OWN in name else peer)} for i, name in enumerate(names)}
 
 
 def _label(cell: Decode) -> str:
     return cell.contender if cell.contender.endswith(cell.dtype) else f"{cell.contender} {cell.dtype}"
 
 
-def load_curve(records: Sequence[Serve]) -> Any:
+def load_curve(records: Sequence[Serve]) -> Figure:
     """First token and gap over tokens/s, medians and p90; where the loop was open, what came and what was good."""
     rates = [record for record in records if record.load == "open"]
     figure, axes = panels(3 if rates else 2)
@@ -136,18 +128,14 @@ def _over_throughput(axis: Any, records: Sequence[Serve], what: str, label: str)
     shown = []
     for i, kind in enumerate(KINDS):
         own = sorted((record for record in records if record.load == kind), key=lambda record: record.level)
-        across = [record.output_tokens_per_s for record in own]
-        for share, line in SHARES.items():
-            up = [1e3 * getattr(record, f"{what}_{share}_s") for record in own]
-            shown += up
+        for share, style in SHARES.items():
+            points = [(r.output_tokens_per_s, 1e3 * getattr(r, f"{what}_{share}_s")) for r in own]
+            notes = [f"{record.level:g}" for record in own] if share == "median" else ()
+            shown += points
             if own:
-                style = {"color": f"C{i}", "marker": MARKERS[i], "linestyle": line, "markersize": 5}
-                axis.plot(across, up, label=f"{kind} loop, {share}", **style)
-        for record in own:
-            at = record.output_tokens_per_s, 1e3 * getattr(record, f"{what}_median_s")
-            axis.annotate(f"{record.level:g}", at, xytext=(4, 4), textcoords="offset points", fontsize=7)
-    fit(axis.yaxis, shown)
-    fit(axis.xaxis, [record.output_tokens_per_s or 0 for record in records])
+                line(axis, points, notes, label=f"{kind} loop, {share}", linestyle=style, **_colour(i))
+    fit(axis.xaxis, [x for x, _ in shown])
+    fit(axis.yaxis, [y for _, y in shown])
     axis.set(xlabel="output tokens/s", ylabel=label)
     axis.set_title("points: requests/s (open), callers (closed)", fontsize=10)
 
@@ -156,13 +144,24 @@ def _goodput(axis: Any, records: Sequence[Serve]) -> None:
     levels = [record.level for record in records]
     done, good = ([getattr(record, name) or 0 for record in records] for name in ("requests_per_s", "goodput_per_s"))
     axis.plot(levels, levels, label="requests that came", color="grey", linewidth=1, linestyle="--")
-    axis.plot(levels, done, label="requests completed", color="C2", marker=MARKERS[2], markersize=5)
-    axis.plot(levels, good, label="requests completed in bounds", color="C3", marker=MARKERS[3], markersize=5)
+    line(axis, [*zip(levels, done, strict=True)], label="requests completed", **_colour(2))
+    line(axis, [*zip(levels, good, strict=True)], label="requests completed in bounds", **_colour(3))
     logarithmic(axis, levels)
     fit(axis.yaxis, [*levels, *done, *good])
     ttft, gap = (1e3 * (bound or 0) for bound in (records[0].ttft_bound_s, records[0].tpot_bound_s))
     axis.set(xlabel="requests/s that came", ylabel="requests/s")
     axis.set_title(f"bounds: first token {ttft:,g} ms, mean gap {gap:,g} ms", fontsize=10)
+
+
+def _colour(index: int) -> dict[str, Any]:
+    return {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
+
+
+def line(axis: Any, points: Sequence[tuple[float, float]], notes: Sequence[Any] = (), **style: Any) -> None:
+    """A line through points, each with its note beside it."""
+    axis.plot([x for x, _ in points], [y for _, y in points], **style)
+    for note, point in zip(notes, points, strict=False):
+        axis.annotate(str(note), point, xytext=(4, 4), textcoords="offset points", fontsize=7)
 
 
 def panels(number: int) -> tuple[Figure, Any]:
@@ -176,7 +175,7 @@ def panels(number: int) -> tuple[Figure, Any]:
     return figure, axes.flat[:number]
 
 
-def legend(figure: Any, *axes: Any) -> Any:
+def legend(figure: Figure, *axes: Any) -> Figure:
     """The legend of these axes, each label once, below all panels; returns the figure."""
     entries: dict[str, Any] = {}
     for axis in axes:
@@ -210,12 +209,7 @@ def fit(axis: Any, values: Sequence[float]) -> None:
     plane.grid(alpha=0.3)
 
 
-def _undated(kind: str) -> dict[str, Any]:
-    """No date inside, so that the same results make the same file."""
-    return {"Date": None} if kind == "svg" else {"Software": None}
-
-
-PICTURES: dict[Any, dict[str, tuple[str, Callable[[Sequence[Any]], Any]]]] = {
+PICTURES: dict[Any, dict[str, tuple[str, Callable[[Sequence[Any]], Figure]]]] = {
     Decode: {
         "throughput": ("decode throughput", _throughput),
         "latency": ("time per output token", _latency),

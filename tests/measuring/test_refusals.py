@@ -8,7 +8,9 @@ import torch
 
 from octavo.bench import tune
 from octavo.bench.__main__ import COMMANDS
+from octavo.bench.measuring.op_cases import Case
 from octavo.bench.measuring.roofline import Peaks
+from octavo.kernels.triton import launch
 
 from bench_tiny import RUN, bench, checkpoint, record, write
 
@@ -166,15 +168,27 @@ def test_the_schema_of_a_line_is_the_first_thing_that_is_said(tmp_path, capsys):
 
 
 def test_tune_proposes_a_row_as_data():
-    place = tune.Place("LINEAR", ("sm_90", 2), "few", 0)
-    faster = replace(tune.current(place), num_warps=8)
-    proposed = json.loads(json.dumps(tune.proposal(place, faster, "bfloat16")))
-    assert proposed == {
-        "arch": "sm_90",
-        "dtype": "bfloat16",
-        "place": 'LINEAR["sm_90", 2].few[0]',
-        "row": {**faster.tiles, **faster.options, "num_warps": 8, "num_stages": faster.num_stages},
-    }
-    with tune.in_place(place, faster):
-        assert tune.current(place) is faster
-    assert tune.current(place) is not faster
+    """The op is launched with the candidate while it is timed, and the table is as it was afterwards."""
+    lookup, device, dtype = launch.attention, torch.device("cpu"), torch.bfloat16
+    row = launch.attention(device, dtype, 64)
+    faster = replace(row, num_warps=8)
+    with tune.launched_with("causal_attention", faster):
+        assert launch.attention(device, dtype, 64) is faster
+    assert launch.attention is lookup
+    assert json.loads(json.dumps(tune.proposal("causal_attention", "sm_90", "bfloat16", row, faster, 0.1))) == {
+        "arch": "sm_90", "dtype": "bfloat16", "op": "causal_attention", "old": row.kwargs,
+        "new": {**row.kwargs, "num_warps": 8}, "saved": 0.1,
+    }  # fmt: skip
+
+
+def test_tune_keeps_a_row_unless_another_wins_twice():
+    """The fastest candidate by a clock that gives every row one time; a candidate that fails has none."""
+    row = launch.attention(torch.device("cpu"), torch.bfloat16, 64)
+    case = Case("causal_attention", "", tuple, 0)
+    winner = next(candidate for candidate in tune.candidates(case.op, row) if candidate.num_warps == 8)
+
+    def clock(seconds):
+        return lambda _, tried: 1.0 if tried == row else seconds if tried == winner else None
+
+    assert tune.search(row, [case], clock(0.99)) == (row, 0.0)
+    assert tune.search(row, [case], clock(0.5)) == (winner, 0.5)
