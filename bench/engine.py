@@ -18,8 +18,7 @@ from rich.console import Console
 
 from octavo.bench import options
 from octavo.bench.measuring.check import Verdict, Verifier
-from octavo.bench.measuring.loads import Request
-from octavo.bench.measuring.workloads import at_least, ordinary
+from octavo.bench.measuring.workloads import Request, at_least, ordinary
 from octavo.bench.peers.sources import ModelSource
 from octavo.bench.reporting.schema import VERDICTS, Scenario
 from octavo.bench.run import ResultLog, run_command

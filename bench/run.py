@@ -14,8 +14,7 @@ from rich.progress import Progress
 from octavo.bench import options
 from octavo.bench.measuring import machine
 from octavo.bench.measuring.roofline import measure_peaks
-from octavo.bench.reporting import tables
-from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting import records, tables
 from octavo.bench.reporting.schema import Measured, Run
 
 
@@ -29,7 +28,7 @@ class ResultLog:
     done: list[Any]
 
     def keep(self, record: Measured) -> None:
-        Writer(self.path).write(record)
+        records.append(self.path, record)
         self.done.append(record)
         if type(record) in tables.HEADLINES:
             self.console.print(tables.line(record))
@@ -60,9 +59,12 @@ def run_command(
     else:
         peaks = aside(measure_peaks, device, dtypes)
         header = Run(command=command, seed=arguments.seed, planned=planned, **peaks._asdict(), **about)
-        Writer(path).write(header)
+        records.append(path, header)
         log = ResultLog(header, path, console, [])
-    tables.header(log.run, console)
+    machine_line, software, *warnings = tables.header(log.run)
+    console.print(f"[bold]{machine_line}[/]\n{software}")
+    for warning in warnings:
+        console.print(warning, style="yellow")
     try:
         work(log)
     finally:

@@ -18,11 +18,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from octavo.bench import options
-from octavo.bench.measuring import loads
+from octavo.bench.measuring import workloads
 from octavo.bench.measuring.check import Verdict, Verifier, spread_rows
 from octavo.bench.measuring.load_generator import Served, ask, samples_of, serve
-from octavo.bench.measuring.loads import Load, Request
-from octavo.bench.measuring.workloads import at_least
+from octavo.bench.measuring.workloads import Load, Request, at_least
 from octavo.bench.peers.sources import ModelSource
 from octavo.bench.reporting.schema import Serve
 from octavo.bench.run import ResultLog, aside, reason, run_command
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_one_model(parser)
     parser.add_argument("--rate", metavar="R,...", help=f"open loop: requests a second, or none {usual('rate')}")
     parser.add_argument("--callers", metavar="N,...", help=f"closed loop: callers, or none {usual('callers')}")
-    parser.add_argument("--mix", help=f"of lengths: {', '.join(loads.MIXES)}, fixed:PROMPT:OUTPUT {usual('mix')}")
+    parser.add_argument("--mix", help=f"of lengths: {', '.join(workloads.MIXES)}, fixed:PROMPT:OUTPUT {usual('mix')}")
     parser.add_argument("--requests", type=int, metavar="N", help=f"under each load {usual('requests')}")
     parser.add_argument("--ttft-ms", type=float, metavar="MS", help=f"bound of the first token {usual('ttft_ms')}")
     parser.add_argument("--tpot-ms", type=float, metavar="MS", help=f"bound of the mean gap {usual('tpot_ms')}")
@@ -93,9 +92,9 @@ def make_plan(arguments: argparse.Namespace) -> ServePlan:
     for name in ("ttft_ms", "tpot_ms"):
         if not getattr(arguments, name) > 0:
             raise ValueError(f"{name.replace('_', '-')} must be above 0, not {getattr(arguments, name):g}")
-    mix = loads.mix_of(arguments.mix)
+    mix = workloads.mix_of(arguments.mix)
     source, backend, dtype = options.one_model(arguments, device)
-    requests = loads.requests(source.config, mix, arguments.requests, arguments.seed)
+    requests = workloads.requests(source.config, mix, arguments.requests, arguments.seed)
     return ServePlan(
         source, device, backend, dtype, arguments.mix, requests, _loads(arguments.rate, arguments.callers),
         arguments.ttft_ms / 1e3, arguments.tpot_ms / 1e3, arguments.max_num_seqs, arguments.seed,

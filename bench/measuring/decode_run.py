@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 
 from octavo.bench.measuring.check import Verdict, Verifier
 from octavo.bench.measuring.decode_plan import DecodePlan, Entry
-from octavo.bench.measuring.memory import PeakMemory
+from octavo.bench.measuring.machine import PeakMemory
 from octavo.bench.measuring.roofline import prefill_flops, step_bytes, step_flops
 from octavo.bench.measuring.timing import Probe
 from octavo.bench.measuring.workloads import CHECK, Budget, GridPoint, prompts

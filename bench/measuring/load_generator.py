@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.bench.measuring.loads import Load, Request, arrivals
+from octavo.bench.measuring.workloads import Load, Request, arrivals
 from octavo.gpt import AsyncLLM, QueueFullError, SamplingParams
 
 

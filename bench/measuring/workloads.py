@@ -1,5 +1,11 @@
-"""Workloads of `decode`: the grid of batch sizes and contexts, the time for each point, prompts from a seed."""
+"""What is run, all of it from one seed: the grid and the prompts of `decode`, and the requests that come to a server.
 
+Lengths of requests are log-normal, so that most are short and a few are long, as in recorded conversations; the means
+are those published for ShareGPT and Alpaca, the width is ours. A Poisson process does not wait for answers (open loop);
+callers that each wait for an answer before they ask again make a closed loop.
+"""
+
+import math
 import random
 from dataclasses import dataclass
 
@@ -93,3 +99,75 @@ def ordinary(config: ModelConfig) -> list[int]:
     """Token ids that begin or end no text."""
     special = {config.bos_id, *config.eos_ids}
     return [token_id for token_id in range(config.vocab_size) if token_id not in special]
+
+
+DEVIATION = 1.0  # of a length's logarithm
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mean lengths in tokens."""
+
+    prompt: int
+    output: int
+    deviation: float = DEVIATION
+
+    def draw(self, generator: random.Random, mean: int) -> int:
+        return max(1, round(generator.lognormvariate(math.log(mean) - self.deviation**2 / 2, self.deviation)))
+
+
+MIXES = {"sharegpt": Mix(161, 338), "alpaca": Mix(19, 58)}
+FIXED = "fixed:"  # `fixed:128:64`: every request alike
+
+
+@dataclass(frozen=True)
+class Request:
+    prompt: list[int]
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """open: `level` requests a second. closed: `level` callers."""
+
+    kind: str
+    level: float
+
+    def __str__(self) -> str:
+        unit = "requests/s" if self.kind == "open" else "caller" if self.level == 1 else "callers"
+        return f"{self.level:g} {unit}"
+
+
+def mix_of(name: str) -> Mix:
+    """ValueError for a name that is no mix."""
+    if name in MIXES:
+        return MIXES[name]
+    prompt, _, output = name.removeprefix(FIXED).partition(":")
+    if not name.startswith(FIXED) or not (prompt.isdecimal() and output.isdecimal()):
+        raise ValueError(f"mix must be {', '.join(MIXES)} or {FIXED}PROMPT:OUTPUT in tokens, not {name!r}")
+    return Mix(int(prompt), int(output), 0.0)
+
+
+def requests(config: ModelConfig, mix: Mix, number: int, seed: int) -> list[Request]:
+    """Prompts of random tokens, cut at half the window, outputs of at least two tokens, cut at what is left of it."""
+    window = config.context_size
+    if mix.deviation == 0 and not (mix.prompt >= 1 and mix.output >= 2 and mix.prompt + mix.output <= window):
+        name = f"{FIXED}{mix.prompt}:{mix.output}"
+        raise ValueError(f"mix {name} needs at least 1 and 2 tokens, both together within the window of {window}")
+    generator = random.Random(f"requests/{seed}")
+    allowed, found = ordinary(config), []
+    for _ in range(number):
+        length, new_tokens = mix.draw(generator, mix.prompt), max(2, mix.draw(generator, mix.output))
+        if mix.deviation:
+            length = min(length, window // 2)
+        found.append(Request(generator.choices(allowed, k=length), min(new_tokens, window - length)))
+    return found
+
+
+def arrivals(rate: float, number: int, seed: int) -> list[float]:
+    """Seconds from the start at which each request is due; the first comes at once."""
+    generator = random.Random(f"arrivals/{seed}")
+    moments = [0.0]
+    while len(moments) < number:
+        moments.append(moments[-1] + generator.expovariate(rate))
+    return moments

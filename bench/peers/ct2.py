@@ -1,14 +1,16 @@
 """CTranslate2: the network converted by its own converter from transformers' classes, then `generate_batch`."""
 
 import tempfile
-import time
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import ctranslate2
+import torch
 from ctranslate2.converters import TransformersConverter
 
+from octavo.bench.measuring.timing import Stopwatch
 from octavo.bench.peers.base import Contender, Generation, RunSettings
 from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import plain_model
@@ -36,33 +38,21 @@ class CTranslate2(Contender):
             )
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
-        clock = _Clock(len(prompts))
-        start = time.perf_counter()
+        watch, told = Stopwatch(torch.device("cpu")), count(1)
+
+        def note(_: Any) -> bool:
+            """Called with each token; the step is over when the last sequence of the batch got its own."""
+            if next(told) % len(prompts) == 0:
+                watch.mark()
+            return False
+
+        watch.mark()
         results = self.generator.generate_batch(
-            [[_token(token_id) for token_id in prompt] for prompt in prompts],
-            max_length=new_tokens,
-            sampling_topk=1,
-            include_prompt_in_result=False,
-            end_token=[],
-            callback=clock,
-        )
-        tokens = [result.sequences_ids[0] for result in results]
-        laps = [after - before for before, after in zip([start, *clock.times], clock.times, strict=False)]
-        return Generation(tokens, laps[0], laps[1:])
-
-
-class _Clock:
-    """The callback: notes when the last sequence of a batch got the token of a step."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch, self.count = batch, 0
-        self.times: list[float] = []
-
-    def __call__(self, result: Any) -> bool:
-        self.count += 1
-        if self.count % self.batch == 0:
-            self.times.append(time.perf_counter())
-        return False
+            [[_token(token_id) for token_id in prompt] for prompt in prompts], max_length=new_tokens, sampling_topk=1,
+            include_prompt_in_result=False, end_token=[], callback=note,
+        )  # fmt: skip
+        first, *steps = watch.laps()
+        return Generation([result.sequences_ids[0] for result in results], first, steps)
 
 
 def convert(settings: RunSettings, target: Path, dtype: str, quantization: str | None) -> None:

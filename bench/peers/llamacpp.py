@@ -1,14 +1,15 @@
 """llama.cpp through llama-cpp-python: one sequence at a time, as its Python users have it."""
 
 import tempfile
-import time
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import gguf
 import llama_cpp
+import torch
 
 from octavo.bench.measuring.roofline import step_weights
+from octavo.bench.measuring.timing import Stopwatch
 from octavo.bench.peers.base import Contender, Generation, RunSettings, UnsupportedError
 from octavo.bench.peers.export_gguf import write_gguf
 from octavo.bench.peers.sources import plain_model
@@ -54,12 +55,13 @@ class LlamaCpp(Contender):
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         if len(prompts) > 1:
             raise UnsupportedError("llama-cpp-python generates one sequence at a time")
-        times, tokens = [time.perf_counter()], []
+        watch, tokens = Stopwatch(torch.device("cpu")), []
+        watch.mark()
         for token_id in islice(self.llama.generate(prompts[0], temp=0.0), new_tokens):
-            times.append(time.perf_counter())
+            watch.mark()
             tokens.append(token_id)
-        laps = [after - before for before, after in pairwise(times)]
-        return Generation([tokens], laps[0], laps[1:])
+        first, *steps = watch.laps()
+        return Generation([tokens], first, steps)
 
     def close(self) -> None:
         self.llama.close()

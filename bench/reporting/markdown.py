@@ -27,19 +27,12 @@ def render(results: Results, view: str = "full") -> str:
 
 def provenance(results: Results) -> str:
     """Machine, software, command: what a reader needs to measure it again."""
-    run, measured = results.run, len(results.latest)
-    rates = "".join(f", {name} matmul {rate / 1e12:.3g} TFLOP/s" for name, rate in run.matmul_flops_per_s.items())
-    lines = [
-        f"{run.machine}, {run.threads} threads, bandwidth {run.bandwidth / 1e9:.3g} GB/s{rates} (measured)."
-        + (f" Driver {run.driver}." if run.driver else ""),
-        f"{tables.software(run)}; {run.date[:10]}; seed {run.seed}.",
-        f"`{run.command_line}`",
-    ]
-    if warning := tables.busy(run):
-        lines.append(f"**{warning[0].upper()}{warning[1:]}.**")
-    if measured < run.planned:
-        lines.append(f"**Cut off: {measured} of {run.planned} lines.**")
-    return "  \n".join(lines)
+    measured, planned = len(results.latest), results.run.planned
+    machine, software, *warnings = tables.header(results.run)
+    if measured < planned:
+        warnings.append(f"Cut off: {measured} of {planned} lines.")
+    command = f"`{results.run.command_line}`"
+    return "  \n".join([machine, software, command, *(f"**{warning}**" for warning in warnings)])
 
 
 def _full(cells: Sequence[Measured]) -> str:

@@ -34,19 +34,14 @@ def latest(cells: Sequence[Any]) -> list[Any]:
     return list({cell.key: cell for cell in cells}.values())
 
 
-class Writer:
-    """Appends lines to a file, each one whole and on disk before the next is measured."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, record: Any) -> None:
-        kind = next(name for name, kind in KINDS.items() if type(record) is kind)
-        line = json.dumps({"schema": SCHEMA, "kind": kind, **asdict(record)}, allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+def append(path: Path, record: Any) -> None:
+    """Writes one line, whole and on disk before the next is measured."""
+    kind = next(name for name, kind in KINDS.items() if type(record) is kind)
+    line = json.dumps({"schema": SCHEMA, "kind": kind, **asdict(record)}, allow_nan=False)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: Path) -> Results:

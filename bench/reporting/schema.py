@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar
 
-from octavo.bench.measuring.loads import Load
-from octavo.bench.measuring.timing import percentile, spread
+from octavo.bench.measuring.timing import median, percentile, spread
+from octavo.bench.measuring.workloads import Load
 
 SCHEMA = "octavo.bench/2"
 VERDICTS = ("same", "rounding", "quantised", "wrong", "failed", "unsupported")
@@ -74,39 +75,30 @@ class Measured:
         return " ".join(str(getattr(self, name)) for name in self.PLACE)
 
 
-def _percentile(samples: str, share: float, unless: str = "") -> property:
-    """A figure of a record: the value below which that share of its samples lies; None where there are none, or where
-    the field `unless` is true."""
+def _figure(samples: str, figure: Callable[[list[float]], float], unless: str = "") -> property:
+    """A figure that follows from samples, in lists or in lists of lists; None where there are none, or where the field
+    `unless` is true."""
 
-    def figure(record: Any) -> float | None:
-        values = _flat(getattr(record, samples))
-        return percentile(values, share) if values and not (unless and getattr(record, unless)) else None
+    def value(record: Any) -> float | None:
+        found = getattr(record, samples)
+        if not found or (unless and getattr(record, unless)):
+            return None
+        return figure([*chain(*found)] if isinstance(found[0], list) else found)
 
-    return property(figure)
-
-
-def _spread(samples: str) -> property:
-    """A figure of a record: (p90 - p10) / median of its samples; None where there are none."""
-
-    def figure(record: Any) -> float | None:
-        values = _flat(getattr(record, samples))
-        return spread(values) if values else None
-
-    return property(figure)
+    return property(value)
 
 
 def _rate(amount: Callable[[Any], float], seconds: str) -> property:
-    """A figure of a record: an amount by the seconds that it took; None where they are unknown."""
+    """An amount by the seconds that it took; None where they are unknown."""
 
-    def figure(record: Any) -> float | None:
+    def value(record: Any) -> float | None:
         taken = getattr(record, seconds)
         return amount(record) / taken if taken else None
 
-    return property(figure)
+    return property(value)
 
 
-def _flat(samples: list[Any]) -> list[float]:
-    return [*chain(*samples)] if samples and isinstance(samples[0], list) else samples
+p10, p90, p99 = (partial(percentile, share=share) for share in (0.1, 0.9, 0.99))
 
 
 @dataclass(frozen=True)
@@ -140,12 +132,12 @@ class Decode(Measured):
     compute_share: float | None = None  # FLOPs of a step / tpot_median_s, of the run's matmul rate
     prefill_compute_share: float | None = None  # FLOPs of the prefill / ttft_median_s, of the same
 
-    ttft_median_s = _percentile("ttft_s", 0.5)
-    ttft_spread = _spread("ttft_s")
-    tpot_median_s = _percentile("step_s", 0.5)  # time per output token: a step's
-    tpot_p90_s = _percentile("step_s", 0.9, unless="steps_are_means")
-    tpot_p99_s = _percentile("step_s", 0.99, unless="steps_are_means")
-    tpot_spread = _spread("step_s")
+    ttft_median_s = _figure("ttft_s", median)
+    ttft_spread = _figure("ttft_s", spread)
+    tpot_median_s = _figure("step_s", median)  # time per output token: a step's
+    tpot_p90_s = _figure("step_s", p90, unless="steps_are_means")
+    tpot_p99_s = _figure("step_s", p99, unless="steps_are_means")
+    tpot_spread = _figure("step_s", spread)
     prefill_tokens_per_s = _rate(lambda record: record.batch * record.prompt_tokens, "ttft_median_s")
     decode_tokens_per_s = _rate(lambda record: record.batch, "tpot_median_s")
 
@@ -173,9 +165,9 @@ class Op(Measured):
     bandwidth_share: float | None  # num_bytes / median_s, of the run's bandwidth
     compute_share: float | None  # num_flops / median_s, of the run's matmul rate
 
-    median_s = _percentile("samples", 0.5)
-    p10_s = _percentile("samples", 0.1)
-    p90_s = _percentile("samples", 0.9)
+    median_s = _figure("samples", median)
+    p10_s = _figure("samples", p10)
+    p90_s = _figure("samples", p90)
     bytes_per_s = _rate(lambda record: record.num_bytes, "median_s")
     flops_per_s = _rate(lambda record: record.num_flops, "median_s")
 
@@ -193,8 +185,8 @@ class Host(Measured):
     samples: list[float]  # seconds, one a step
     bytes_per_waiting: int  # of a queued request, its prompt's ids apart
 
-    median_s = _percentile("samples", 0.5)
-    p90_s = _percentile("samples", 0.9)
+    median_s = _figure("samples", median)
+    p90_s = _figure("samples", p90)
 
 
 @dataclass(frozen=True)
@@ -224,12 +216,12 @@ class Serve(Measured):
     ttft_bound_s: float | None = None
     tpot_bound_s: float | None = None
 
-    ttft_median_s = _percentile("ttft_s", 0.5)
-    ttft_p90_s = _percentile("ttft_s", 0.9)
-    ttft_p99_s = _percentile("ttft_s", 0.99)
-    itl_median_s = _percentile("itl_s", 0.5)  # of all gaps of all requests
-    itl_p90_s = _percentile("itl_s", 0.9)
-    itl_p99_s = _percentile("itl_s", 0.99)
+    ttft_median_s = _figure("ttft_s", median)
+    ttft_p90_s = _figure("ttft_s", p90)
+    ttft_p99_s = _figure("ttft_s", p99)
+    itl_median_s = _figure("itl_s", median)  # of all gaps of all requests
+    itl_p90_s = _figure("itl_s", p90)
+    itl_p99_s = _figure("itl_s", p99)
     requests_per_s = _rate(lambda record: len(record.ttft_s), "duration_s")  # completed
     output_tokens_per_s = _rate(lambda record: record.output_tokens, "duration_s")
     goodput_per_s = _rate(lambda record: record.num_good, "duration_s")
@@ -275,8 +267,8 @@ class Scenario(Measured):
     computed_tokens: int | None = None  # prompt tokens that were prefilled, of the first repeat
     seconds: list[float] = field(default_factory=list)  # until the last request ended
 
-    median_s = _percentile("seconds", 0.5)
-    spread = _spread("seconds")
+    median_s = _figure("seconds", median)
+    spread = _figure("seconds", spread)
     tokens_per_s = _rate(lambda record: record.new_tokens, "median_s")  # generated
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from rich import box, table
-from rich.console import Console
 from rich.text import Text
 
 from octavo.bench.measuring.timing import NOISY
@@ -254,30 +253,24 @@ def _serve_headline(record: Serve) -> Sequence[Any]:
 HEADLINES: dict[type, Callable[[Any], Sequence[Any]]] = {Decode: _decode_headline, Serve: _serve_headline}
 
 
-def header(run: Run, console: Console) -> None:
-    """The machine, and what it can do."""
-    rates = ", ".join(f"{dtype} {rate / 1e12:.3g} TFLOP/s" for dtype, rate in run.matmul_flops_per_s.items())
-    console.print(f"[bold]{run.machine}[/], {run.threads} threads; {software(run)}")
-    console.print(
-        f"measured: copy {run.copy_bytes_per_s / 1e9:.3g} GB/s, read {run.read_bytes_per_s / 1e9:.3g} GB/s; {rates}"
-    )
-    if warning := busy(run):
-        console.print(warning, style="yellow")
-
-
-def software(run: Run) -> str:
-    return f"{', '.join(f'{name} {version}' for name, version in run.versions.items())}; {commit(run)}"
+def header(run: Run) -> list[str]:
+    """The machine and what it can do, the software and the moment; a sentence where others were at work as well."""
+    rates = "".join(f", {name} matmul {rate / 1e12:.3g} TFLOP/s" for name, rate in run.matmul_flops_per_s.items())
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    lines = [
+        f"{run.machine}, {run.threads} threads, bandwidth {run.bandwidth / 1e9:.3g} GB/s{rates} (measured)."
+        + (f" Driver {run.driver}." if run.driver else ""),
+        f"{versions}; {commit(run)}; {run.date[:10]}; seed {run.seed}.",
+    ]
+    if run.load is not None and run.load >= 0.25 * run.num_cores:
+        lines.append(
+            f"The machine was busy when the run began ({run.load:g} of {run.num_cores} cores): times are too long."
+        )
+    return lines
 
 
 def commit(run: Run) -> str:
     return f"commit {run.commit[:10]}{' with changes' if run.dirty else ''}" if run.commit else "no commit"
-
-
-def busy(run: Run) -> str:
-    """A sentence where others were at work when the run began."""
-    if run.load is None or run.load < 0.25 * run.num_cores:
-        return ""
-    return f"the machine was busy when the run began ({run.load:g} of {run.num_cores} cores): times are too long"
 
 
 def number(value: float | None, scale: float = 1.0) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.bench.__main__ import main
 from octavo.bench.measuring.load_generator import Served, samples_of
-from octavo.bench.reporting.records import Writer
+from octavo.bench.reporting.records import append
 from octavo.bench.reporting.schema import Decode, Run, Scenario, Serve
 
 from tiny import TINY, tiny_model
@@ -54,7 +54,7 @@ def scene(way: str, *seconds: float) -> Scenario:
 def write(path: Path, run: Run, *cells: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     for line in (run, *cells):
-        Writer(path).write(line)
+        append(path, line)
     return path
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from octavo.bench.measuring import machine, roofline, timing, workloads
-from octavo.bench.measuring.memory import PeakMemory
+from octavo.bench.measuring.machine import PeakMemory
 from octavo.bench.measuring.workloads import BUDGETS, GRIDS, GridPoint
 from octavo.gpt.models.registry import KNOWN_SHAPES
 

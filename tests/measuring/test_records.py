@@ -84,7 +84,7 @@ def test_one_run_a_file_and_it_comes_first(tmp_path):
     for name, lines in {"two": [RUN, RUN], "none": [record()], "late": [record(), RUN]}.items():
         path = tmp_path / f"{name}.jsonl"
         for line in lines:
-            records.Writer(path).write(line)
+            records.append(path, line)
         with pytest.raises(ValueError, match="one line of kind run, the first"):
             records.read(path)
 
@@ -101,7 +101,7 @@ def test_places_without_results(tmp_path):
 
 def test_numbers_that_json_does_not_have_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
-        records.Writer(tmp_path / "a.jsonl").write(replace(OP, bandwidth_share=float("nan")))
+        records.append(tmp_path / "a.jsonl", replace(OP, bandwidth_share=float("nan")))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from octavo.bench import serve
-from octavo.bench.measuring import load_generator, loads
+from octavo.bench.measuring import load_generator, workloads
 from octavo.bench.measuring.load_generator import Served, samples_of
-from octavo.bench.measuring.loads import MIXES, Load, Mix, Request, arrivals
 from octavo.bench.measuring.roofline import Peaks
+from octavo.bench.measuring.workloads import MIXES, Load, Mix, Request, arrivals
 from octavo.bench.reporting import records
 from octavo.gpt import QueueFullError
 
@@ -161,7 +161,7 @@ def test_bad_arguments_are_one_line_and_nothing_is_written(bad, gpt2, tmp_path, 
 
 
 def test_a_seed_is_a_workload():
-    made = [loads.requests(TINY_GPT2, MIXES["alpaca"], 20, seed) for seed in (0, 0, 1)]
+    made = [workloads.requests(TINY_GPT2, MIXES["alpaca"], 20, seed) for seed in (0, 0, 1)]
     assert made[0] == made[1] != made[2]
     assert arrivals(3.0, 20, 0) == arrivals(3.0, 20, 0) != arrivals(3.0, 20, 1)
 
@@ -175,7 +175,7 @@ def test_lengths_have_the_mean_and_the_tail_of_the_mix():
 
 
 def test_no_request_is_over_the_window():
-    for request in loads.requests(TINY_GPT2, MIXES["sharegpt"], 200, 0):
+    for request in workloads.requests(TINY_GPT2, MIXES["sharegpt"], 200, 0):
         assert 1 <= len(request.prompt) <= 32
         assert 2 <= request.new_tokens <= 64 - len(request.prompt)
 
