@@ -14,7 +14,7 @@ COMMANDS = {
     "decode": decode, "ops": ops, "host": host, "serve": serve, "engine": engine, "report": report, "compare": compare,
     "tune": tune,
 }  # fmt: skip
-WIDTH = 140  # columns of a table where the output is no terminal
+WIDTH = 140  # columns, where the output is no terminal
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments, console)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: say no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the pipe is gone
         return 0
     except (ValueError, OSError, RuntimeError) as error:
         print(f"octavo.bench: {' '.join(str(error).split())}", file=sys.stderr)

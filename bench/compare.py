@@ -1,11 +1,10 @@
-"""What got slower between two runs, beyond the noise that the runs themselves show. Exit code 1 if anything did.
+"""Tells what got slower between two runs, beyond the noise of both. Exit code 1 if anything did.
 
-A run's noise is how well its repeats, or five stretches where there are none, tell their median: half the interval that
-holds the true one 19 times of 20, all of their range where they are few. Where fixed work beside them took longer or
-shorter than before, the machine changed, and twice that is excused. A change counts if it is larger than the noise of
-both runs, and than the least that is worth a word. What a contender does in all its cells is judged once more as one,
-by geometric means, since noise that hides a change in each cell partly cancels over all of them. A contender that was
-right and now is wrong or fails counts as slower.
+The noise of a run is half the 95 % confidence interval of its median, over repeats or over five chunks of one sample;
+few samples count with their whole range. A change counts if it is larger than the noise of both runs and than
+`MIN_CHANGE`. Where the probes, fixed work beside the repeats, took longer or shorter than before, the machine changed,
+and twice their change is excused. All figures of a contender are judged once more together, by geometric means: noise
+that hides a change in each of them partly cancels. A contender that was right and now is wrong or fails is slower.
 """
 
 import argparse
@@ -29,37 +28,37 @@ from octavo.bench.reporting.schema import Decode, Measured, Op, Scenario, Serve
 
 EXAMPLE = "python -m octavo.bench compare build/bench/before build/bench/after"
 MIN_CHANGE = 0.08  # a smaller change is never reported
-DRIFT_COUNTS = 2  # times the probes' change is what ours may have changed by the machine
+DRIFT_COUNTS = 2  # a change up to this many times that of the probes is the machine's
 CHUNKS = 5
-UNLIKELY = 0.05  # that the true median lies outside a run's interval, where its samples are many enough to say
+UNLIKELY = 0.05  # the chance that the true median lies outside the interval
 STYLES = {"slower": "bold red", "broken": "bold red", "faster": "green", "same": "", "too noisy": "yellow"}
 
 
 class Quantity(NamedTuple):
-    """One figure of a record, as its repeats or stretches measured it, in seconds."""
+    """One figure of a record, in seconds: a sample for each repeat or chunk."""
 
     what: str
     samples: Sequence[float]
-    probes: Sequence[float] = ()  # fixed work beside them
-    group: str = ""  # whose it is, where it is judged with others as one
+    probes: Sequence[float] = ()  # seconds of the fixed work beside them
+    group: str = ""  # the contender, where its quantities are also judged together
 
 
 @dataclass(frozen=True)
 class Change:
-    """One quantity of one cell, in seconds, then and now."""
+    """One quantity in both runs, in seconds."""
 
     what: str
     old_s: float
     new_s: float
     spreads: tuple[float, ...]  # the noise of the runs, as shares
     drift: float  # by what share the machine became slower
-    own: bool  # of ours, not of a peer, whose changes are the machine's
+    own: bool  # Octavo's; the change of a peer is the machine's
     group: str = ""
     is_group: bool = False
 
     @property
     def noise(self) -> float:
-        """Of one quantity the sum of both runs' noise; of many, which err apart, what is left of it in their mean."""
+        """The sum of both runs' noise; for a mean of many quantities, that of a mean of independent errors."""
         if not self.is_group:
             return sum(self.spreads)
         return hypot(*self.spreads) / (len(self.spreads) / 2)
@@ -125,7 +124,7 @@ def compare(old: Sequence[Any], new: Sequence[Any]) -> Iterator[Change]:
 
 
 def together(changes: Sequence[Change]) -> list[Change]:
-    """One change for each contender of several: the geometric means of what it took."""
+    """One change for each contender with several quantities: their geometric means."""
     groups: dict[str, list[Change]] = {}
     for change in changes:
         if change.group:
@@ -141,7 +140,7 @@ def _mean(group: str, changes: Sequence[Change]) -> Change:
 
 
 def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
-    """Cells of ours that gave a right answer and now do not."""
+    """Octavo's lines that were right and no longer are."""
     passed = {record.key for record in old if record.passed}
     for record in {record.key: record for record in new}.values():
         if record.key in passed and not record.passed and _is_own(record):
@@ -149,7 +148,7 @@ def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
 
 
 def _drift(old: Quantity, new: Quantity) -> float:
-    """By what share the probes took longer; nothing where there are none."""
+    """By what share the probes took longer; 0 where there are none."""
     return median(new.probes) / median(old.probes) - 1 if old.probes and new.probes else 0.0
 
 
@@ -202,7 +201,7 @@ def _chunks(samples: Sequence[float]) -> list[float]:
 
 
 def _noise(samples: Sequence[float]) -> float:
-    """Half the interval of the median, by ranks, as a share of it; one figure alone says nothing."""
+    """Half the confidence interval of the median, by ranks, as a share of the median; 1 for a single sample."""
     if len(samples) < 2:
         return 1.0
     ordered, out = sorted(samples), _ranks_outside(len(samples))
@@ -210,7 +209,7 @@ def _noise(samples: Sequence[float]) -> float:
 
 
 def _ranks_outside(count: int) -> int:
-    """How many samples at either end the interval leaves out: a binomial's tail of at most one in forty."""
+    """How many samples at either end the interval leaves out: a binomial tail of at most UNLIKELY / 2."""
     out, tail = 0, 2.0**-count
     while tail + comb(count, out + 1) * 2.0**-count <= UNLIKELY / 2:
         out += 1

@@ -1,4 +1,4 @@
-"""What the engine gains: one shared prefix computed once, and requests run together instead of one by one.
+"""Measures what the engine gains: a shared prefix computed once, requests run together instead of one by one.
 
 prefix: requests that begin with the same tokens, prefix caching on against off. batching: requests of mixed lengths,
 together against one by one. Both ways serve the same requests in turn, every repeat with prompts of its own; a time is
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """A checked command."""
+    """The command, checked."""
 
     source: ModelSource
     device: torch.device
@@ -97,7 +97,7 @@ def make_plan(arguments: argparse.Namespace) -> EnginePlan:
 
 
 def measure_all(plan: EnginePlan, log: ResultLog) -> None:
-    """Two lines a scene, except for scenes that are done; the engine is opened once."""
+    """Log two lines for each scene that is not done; the engine is opened once."""
     known = {(record.scene, record.way) for record in log.done if record.passed}
     left = [scene for scene in plan.scenes if not all((scene, way) in known for way in SCENES[scene])]
     if not left:
@@ -114,7 +114,7 @@ def measure_all(plan: EnginePlan, log: ResultLog) -> None:
 
 
 def measure(plan: EnginePlan, scene: str, llm: LLM, judge: Verifier, log: ResultLog) -> Iterator[Scenario]:
-    """The scene both ways, in turn. A pass before them, the faster way, is not counted."""
+    """Measure the scene both ways, in turn; one pass in the faster way is the warm-up."""
     base, better = (Variant(llm, name) for name in SCENES[scene])
     verdicts: list[Verdict] = []
     with log.progress() as bar:
@@ -170,5 +170,5 @@ class Variant:
         return [output.outputs[0].token_ids for output in outputs]
 
     def samples(self) -> dict[str, Any]:
-        """The fields of its line that were measured."""
+        """The measured fields of this variant's line."""
         return {"computed_tokens": self.computed[0], "seconds": [round(value, 6) for value in self.seconds]}

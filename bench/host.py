@@ -1,4 +1,4 @@
-"""What a step costs the host: the engine around a model that returns at once, on one thread.
+"""Measures what a step costs the host: the engine around a model that returns at once, on one thread.
 
 What remains is scheduling, batch building, the bookkeeping of sampling and turning ids into text. A step must cost the
 same however long the contexts are.
@@ -35,7 +35,7 @@ from octavo.kernels.ops import REFERENCE
 
 EXAMPLE = "python -m octavo.bench host --seqs 1,64,256 --context 128,4096"
 STEPS = 300
-WARM_UP = 20  # steps before them
+WARM_UP = 20  # steps before the timed ones
 WAITING = 2000  # requests whose memory is measured
 BLOCK_SIZE = 16
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 class Instant(Model):
-    """A model whose answer is there already: random ids, one a row, none of them computed."""
+    """A model that computes nothing: it returns prepared random ids, one a row."""
 
     def __init__(self, config: GPT2Config, seed: int) -> None:
         super().__init__(config, replace(REFERENCE, name="instant"))
@@ -108,7 +108,7 @@ def instant_engine(num_seqs: int, context: int, steps: int, tokenizer: Tokenizer
 def time_steps(
     num_seqs: int, context: int, steps: int, tokenizer: Tokenizer | None, tokenizer_name: str | None, seed: int
 ) -> Host:
-    """Decode steps of `num_seqs` sequences whose prompts are `context` long, after a warm-up that is not counted."""
+    """Time decode steps of `num_seqs` sequences whose prompts are `context` long, after a warm-up."""
     engine = instant_engine(num_seqs, context, steps, tokenizer, seed)
     params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
     ids = torch.randint(50257, (num_seqs, context), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -135,7 +135,7 @@ def time_steps(
 
 
 def _bytes_per_waiting(engine: Engine) -> int:
-    """What a queued request holds, the list of its prompt's ids apart."""
+    """Bytes that a queued request holds, besides the list of its prompt's ids."""
     prompt, params = [1] * 16, SamplingParams()
     engine.add(prompt, params)
     tracemalloc.start()

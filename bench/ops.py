@@ -1,4 +1,4 @@
-"""Kernel by kernel: each op of a model on each backend, PyTorch's own beside them, caches cold.
+"""Measures each op of a model on each backend, PyTorch's own beside them, caches cold.
 
 An op is timed only if its result is right: within four times the error of plain PyTorch in the same dtype.
 """
@@ -81,7 +81,7 @@ def _cases(arguments: argparse.Namespace, device: torch.device, dtype: str) -> l
 
 
 def measure_case(case: Case, dtype: str, device: torch.device, backends: Sequence[Ops], log: ResultLog) -> None:
-    """The case on every backend and peer that has it and is not done yet."""
+    """Measure the case on every backend and peer that has it, unless that is done."""
     arguments = case.make()
     calls: dict[str, tuple[Callable[..., Any], Arguments]] = {
         ops.name: (getattr(ops, case.op), packed(case, ops, arguments))
@@ -124,7 +124,7 @@ def _with_shares(record: Op, run: Run) -> Op:
     )
 
 
-WITH_WEIGHT = ("linear", "lm_head_sample")  # as the second argument
+WITH_WEIGHT = ("linear", "lm_head_sample")  # ops whose second argument is a weight
 
 
 def packed(case: Case, ops: Ops, arguments: Arguments) -> Arguments:

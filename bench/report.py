@@ -1,4 +1,4 @@
-"""Results as a page: Markdown tables and pictures, or the tables of a README.
+"""Makes a page of results, Markdown tables and pictures, or rewrites the tables of a README.
 
 `--readme FILE ...` rewrites what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` from
 bench/results/NAME.jsonl; `<!-- bench:NAME summary -->` asks for decode tokens/s only, `<!-- bench:NAME small -->` for

@@ -34,11 +34,11 @@ class ResultLog:
             self.console.print(tables.line(record))
 
     def has(self, key: tuple[Any, ...]) -> bool:
-        """Whether that was measured, and right: what failed is measured again."""
+        """Whether a line of that key is there and passed; failures are measured again."""
         return any(record.passed and record.key == key for record in self.done)
 
     def progress(self, *columns: Any) -> Progress:
-        """A bar that leaves no trace, and is not there where the output is no terminal."""
+        """A progress bar, shown on a terminal only and removed at its end."""
         return Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
 
 
@@ -74,11 +74,11 @@ def run_command(
 
 
 def aside(function: Callable[..., Any], *arguments: Any) -> Any:
-    """In a thread that ends with it, as do the OpenMP threads it started: they would slow a server's own."""
+    """Call the function in a thread of its own: the OpenMP threads it starts end with it and cannot slow a server's."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function, *arguments).result()
 
 
 def reason(error: Exception) -> str:
-    """An error as the detail of a line."""
+    """The error in one line, as the detail of a record."""
     return " ".join(str(error).split())[:300] or type(error).__name__

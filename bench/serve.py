@@ -1,4 +1,4 @@
-"""Many callers at once: load on `AsyncLLM`, open-loop (Poisson) and closed-loop, with requests of mixed lengths.
+"""Measures `AsyncLLM` under load, open-loop (Poisson) and closed-loop, with requests of mixed lengths.
 
 Some of the requests are first run alone and judged by the reference; under every load the same ones must say the same
 again, and only then are its times written down. Times of an open loop count from the moment a request was due.
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class ServePlan:
-    """A checked command."""
+    """The command, checked."""
 
     source: ModelSource
     device: torch.device

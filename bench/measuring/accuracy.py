@@ -1,5 +1,7 @@
-"""Is an op's result right? At most four times the error of plain PyTorch, plus a rounding: twice the tests' tolerance,
-since a model's sums are longer than theirs. A gate before timing, no proof of the kernel.
+"""Judges an op's result: a gate before timing, no proof of the kernel.
+
+Right is at most four times the error of plain PyTorch, plus a rounding. This is twice the tolerance of the tests, since
+the sums of a model are longer than those of the tests.
 
 The oracle is the reference in float64, the twin the reference in the dtype at hand.
 """

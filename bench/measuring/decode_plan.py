@@ -1,4 +1,4 @@
-"""What a run of `decode` measures: its command, checked as far as can be without measuring."""
+"""The plan of a run of `decode`: contenders, grid and budget."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple

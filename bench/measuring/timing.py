@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-NOISY = 0.25  # a spread beyond this share of the median is said beside the figure
+NOISY = 0.25  # a spread beyond this share of the median is marked beside the figure
 
 PROBE_MATRICES, PROBE_DIM = 96, 576  # 127 MB, more than a cache holds
 
-FALLBACK_CACHE_BYTES = 32 * 2**20  # of the last-level cache, where the system does not tell
+FALLBACK_CACHE_BYTES = 32 * 2**20  # the last-level cache of a machine that does not tell its size
 
 
 class Stopwatch:
-    """Marks on the device's own time base, read after the last."""
+    """Takes times on the device's own clock; they are read after the last."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -40,7 +40,7 @@ class Stopwatch:
 
 
 class Probe:
-    """Fixed pieces of work: how fast the machine is just now, whoever else is at work.
+    """Times fixed pieces of work: they tell how fast the machine is at this moment.
 
     Each is a chain of products of some rows with matrices from memory, on all threads: of few rows in a decode step, of
     many in a prefill.
@@ -69,7 +69,7 @@ class Probe:
 
 
 class ColdCaches:
-    """Overwrites the last-level cache, so that what is timed next finds its operands in memory, as a step does."""
+    """Overwrites the last-level cache, so that the call timed next reads its operands from memory, as a step does."""
 
     def __init__(self, device: torch.device) -> None:
         # On a GPU the overwriting must last longer than the host needs to queue what is timed behind it.

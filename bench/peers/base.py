@@ -1,4 +1,4 @@
-"""Who is measured: anything that turns prompts into greedy tokens and tells when. Octavo's backends stand here."""
+"""Contenders: anything that turns prompts into greedy tokens and tells when. Octavo's own is here."""
 
 import time
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from octavo.kernels import backends
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
 from octavo.kernels.weights import FORMATS
 
-OWN = "octavo:"  # names of our own contenders begin so
+OWN = "octavo:"  # how the names of Octavo's own contenders begin
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Generation:
     tokens: list[list[int]]
     ttft_s: float  # until every sequence had its first token
     step_s: list[float]  # of each later step that gave every sequence a token
-    steps_are_means: bool = False  # the contender tells the end only; step_s has one entry, the mean
+    steps_are_means: bool = False  # only the end of a generation is known; step_s has one entry, the mean
 
 
 class UnsupportedError(ValueError):
-    """What a contender was never made for; no fault of it."""
+    """A contender was asked for something that it was never made for."""
 
 
 class Contender(ABC):
-    """An engine with its weights loaded. What is missing or cannot be is a ValueError when it is made."""
+    """An engine with its weights loaded; ValueError from the constructor where something is missing or impossible."""
 
     name: str
     version: str
@@ -47,13 +47,15 @@ class Contender(ABC):
         """Exactly `new_tokens` greedy tokens for each prompt, end-of-text ignored."""
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         vars(self).clear()
 
 
 class NonStreamingContender(Contender):
-    """A contender that tells the tokens only when all are there. The first token is timed apart, on the prompts read
-    backwards, so that what was kept of them cannot help the second pass."""
+    """A contender that gives its tokens all at once, at the end.
+
+    The first token is timed by a pass of its own, on the prompts reversed: no prefix cache helps the second pass.
+    """
 
     @abstractmethod
     def complete(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -72,7 +74,7 @@ class NonStreamingContender(Contender):
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What every contender of a run is given alike."""
+    """What every contender of a run is given."""
 
     source: ModelSource
     dtype: str
@@ -86,7 +88,9 @@ class Octavo(Contender):
     """LLM as its users make it: default settings, room for the largest batch."""
 
     def __init__(self, settings: RunSettings, backend: Ops) -> None:
-        format = settings.dtype if settings.dtype in FORMATS else None  # a column of int8 is of weights in int8
+        format = (
+            settings.dtype if settings.dtype in FORMATS else None
+        )  # a dtype of a run may also name a format of weights
         if format and format not in backend.formats:
             raise UnsupportedError(f"backend {backend.name} has no products with weights in {format}")
         self.name = OWN + backend.name

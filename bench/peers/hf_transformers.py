@@ -14,7 +14,7 @@ from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import ModelSource, plain_model
 from octavo.gpt.loading.loader import DTYPES
 
-NOT_FROM_GGUF = ("gpt2",)  # transformers takes context and width of these files for granted
+NOT_FROM_GGUF = ("gpt2",)  # transformers assumes the context and width of these families' files
 
 
 class Transformers(Contender):
@@ -64,7 +64,7 @@ class _Clock:
 
 
 class Continuous(Transformers, NonStreamingContender):
-    """`generate_batch`: paged and scheduled."""
+    """Continuous batching: `generate_batch`, paged and scheduled."""
 
     generate = NonStreamingContender.generate
 
@@ -94,7 +94,7 @@ def load(source: ModelSource, dtype: str, device: torch.device) -> Any:
     if source.path is None or (source.is_gguf and source.config.family in NOT_FROM_GGUF):
         model = network(plain_model(source, dtype, device))
     elif source.is_gguf:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar
             model = kind.from_pretrained(
                 source.path.parent, gguf_file=source.path.name, dtype=DTYPES[dtype], **_dense()
             )
@@ -104,6 +104,6 @@ def load(source: ModelSource, dtype: str, device: torch.device) -> Any:
 
 
 def _dense() -> dict[str, Any]:
-    """Weights in the run's dtype, not packed: newer releases have to be told."""
+    """Options for weights in the run's dtype; newer releases keep them packed unless told."""
     newer = hasattr(transformers, "GgufConfig")
     return {"quantization_config": transformers.GgufConfig(dequantize=True)} if newer else {}

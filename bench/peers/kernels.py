@@ -1,4 +1,4 @@
-"""Single ops as PyTorch, flash-attn and FlashInfer have them, under our signatures; preparations are not timed."""
+"""Single ops of PyTorch, flash-attn and FlashInfer under Octavo's signatures; preparations are not timed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ Prepared = Callable[[], Any]  # the op, ready to be called and timed
 
 
 def torch_op(case: Case, arguments: Arguments) -> Prepared | None:
-    """What a user of PyTorch would call, where that is not what the reference calls."""
+    """The call of a PyTorch user; None where the reference makes the same one."""
     if case.op == "causal_attention":
         return partial(_sdpa, *_dense(arguments), arguments[-1])
     if case.op == "paged_attention":
@@ -53,7 +53,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _gather_and_attend(arguments: Arguments) -> Prepared | None:
-    """Each sequence's blocks gathered, then one call for all: for contexts of one length."""
+    """Gathers each sequence's blocks, then attends in one call; None unless all contexts have one length."""
     q, k_cache, v_cache, table, lens, _, _, scale = arguments
     length, index = int(lens[0]), table.long()
     if not bool((lens == length).all()):
@@ -77,7 +77,7 @@ def flash_attention_op(case: Case, arguments: Arguments) -> Prepared | None:
         q, k, v, _, _, scale = arguments
         rows = [x.unsqueeze(0) for x in (q, k, v)]
         return lambda: flash_attn.flash_attn_func(*rows, softmax_scale=scale, causal=True).squeeze(0)
-    if case.op == "paged_attention" and arguments[1].shape[1] % 256 == 0:  # the block sizes it takes
+    if case.op == "paged_attention" and arguments[1].shape[1] % 256 == 0:  # flash-attn takes no other block sizes
         q, k_cache, v_cache, table, lens, _, _, scale = arguments
         return lambda: flash_attn.flash_attn_with_kvcache(
             q.unsqueeze(1), k_cache, v_cache, cache_seqlens=lens, block_table=table, softmax_scale=scale, causal=True

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python: one sequence at a time, as its Python users have it."""
+"""llama.cpp through llama-cpp-python: one sequence at a time, as its Python users run it."""
 
 import tempfile
 from itertools import islice
@@ -15,7 +15,7 @@ from octavo.bench.peers.export_gguf import write_gguf
 from octavo.bench.peers.sources import plain_model
 from octavo.gpt.loading.loader import DTYPES
 
-UNREAD = ("position_embd.weight",)  # a step reads one row of it
+UNREAD = ("position_embd.weight",)  # a table of which a step reads one row
 Q8_0_BYTES = 34 / 32  # 32 weights and their scale
 
 
@@ -25,7 +25,7 @@ class LlamaCpp(Contender):
     def __init__(self, settings: RunSettings, variant: str) -> None:
         self.name = f"llama.cpp:{variant}" if variant else "llama.cpp"
         self.version = llama_cpp.__version__
-        self.value_bytes = 2  # its cache is float16 unless told otherwise
+        self.value_bytes = 2  # llama.cpp's cache is float16 by default
         self.same_weights = not variant
         if variant == "file":
             if settings.source.path is None or not settings.source.is_gguf:

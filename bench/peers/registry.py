@@ -1,4 +1,4 @@
-"""The rivals, each optional, each used as its own users use it, on the same weights and token ids."""
+"""The peers: each optional, each used as its own users use it, on the same weights and token ids."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -9,7 +9,7 @@ from octavo.bench.peers.base import Contender, RunSettings
 
 
 class Peer(NamedTuple):
-    """A rival: the package it needs, how to get it, and where its contender is made."""
+    """A peer: the package it needs, how to get it, and where its contender is made."""
 
     module: str
     install: str
@@ -18,7 +18,7 @@ class Peer(NamedTuple):
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
     int8: str | None = None  # the variant whose weights have one byte
     needs_cuda: bool = False
-    disturbs: bool = False  # open but idle, it slows others on a CPU down: its threads do not sleep
+    disturbs: bool = False  # its threads do not sleep: open but idle, it slows others on a CPU
 
 
 PEERS = {
@@ -63,17 +63,17 @@ def missing(name: str, device_type: str) -> str | None:
 
 
 def has_own_format(name: str) -> bool:
-    """Whether its weights are in a format of its own, the same in every dtype of a run."""
+    """Whether the peer's weights are in a format of its own, the same in every dtype of a run."""
     return name.partition(":")[2] in OWN_FORMATS
 
 
 def disturbs(name: str) -> bool:
-    """Whether nobody should be measured while it is open."""
+    """Whether nothing else should be measured while the peer is open."""
     return PEERS[name.partition(":")[0]].disturbs
 
 
 def in_int8(name: str) -> str | None:
-    """The peer, or its variant, with weights of one byte; None where it has none."""
+    """The name of the peer, or of its variant, with weights of one byte; None where there is none."""
     base, _, variant = name.partition(":")
     if has_own_format(name):
         return name

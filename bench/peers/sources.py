@@ -1,4 +1,4 @@
-"""The weights that everyone runs: a file, a folder, or a seeded random network, and their plain tensors."""
+"""The weights that all contenders run: a file, a folder, or a seeded random network, and their plain tensors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

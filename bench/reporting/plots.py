@@ -18,7 +18,7 @@ from octavo.bench.reporting.schema import Decode, Serve
 FORMATS = ("png", "svg")
 PANEL = (4.6, 3.6)  # inches
 MARKERS = "os^Dv<>P*X"
-DECADES = 15  # a largest over a smallest value beyond which an axis is logarithmic
+DECADES = 15  # an axis is logarithmic where the largest value is more than this many times the smallest
 PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
 KINDS = ("open", "closed")
 SHARES = {"median": "-", "p90": ":"}
@@ -114,7 +114,7 @@ def _label(cell: Decode) -> str:
 
 
 def load_curve(records: Sequence[Serve]) -> Figure:
-    """First token and gap over tokens/s, medians and p90; where the loop was open, what came and what was good."""
+    """First token and gap over tokens/s, medians and p90; of open loops also the requests completed and in bounds."""
     rates = [record for record in records if record.load == "open"]
     figure, axes = panels(3 if rates else 2)
     _over_throughput(axes[0], records, "ttft", "time to first token, ms")
@@ -197,7 +197,7 @@ def logarithmic(axis: Any, ticks: Sequence[float]) -> None:
 
 
 def fit(axis: Any, values: Sequence[float]) -> None:
-    """An axis that begins at zero, or one of decades where small values would lie on the ground."""
+    """An axis that begins at zero; logarithmic where small values would be invisible."""
     plane, name = axis.axes, axis.axis_name
     if max(values) > DECADES * min(values) > 0:
         getattr(plane, f"set_{name}scale")("log")

@@ -1,4 +1,4 @@
-"""What is shown of each kind of record: one list of columns a kind, for the terminal and for Markdown alike."""
+"""Tables: one list of columns for each kind of record, shown by the terminal and by Markdown alike."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
