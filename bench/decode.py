@@ -10,8 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from octavo.bench import options
-from octavo.bench.measuring.decode_plan import DecodePlan
-from octavo.bench.measuring.decode_run import DecodeRun
+from octavo.bench.measuring.decoding import DecodePlan, DecodeRun
 from octavo.bench.measuring.workloads import BUDGETS, GRIDS, grid_point
 from octavo.bench.peers import registry
 from octavo.bench.peers.sources import open_source

@@ -5,7 +5,6 @@ An op is timed only if its result is right: within four times the error of plain
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -16,11 +15,11 @@ from rich.console import Console
 from octavo.bench import options
 from octavo.bench.measuring.accuracy import verdict
 from octavo.bench.measuring.op_cases import Arguments, Case, Shapes, cases
-from octavo.bench.measuring.timing import measure
+from octavo.bench.measuring.timing import measure, median
 from octavo.bench.measuring.workloads import at_least
 from octavo.bench.peers.kernels import PEER_OPS
 from octavo.bench.peers.sources import open_source
-from octavo.bench.reporting.schema import Op, Run
+from octavo.bench.reporting.schema import Op
 from octavo.bench.run import ResultLog, reason, run_command
 from octavo.gpt.loading.loader import DTYPES
 from octavo.kernels.ops import REFERENCE, Ops
@@ -93,12 +92,15 @@ def measure_case(case: Case, dtype: str, device: torch.device, backends: Sequenc
             calls[name] = partial(_ignoring, prepared), arguments
     for name, (call, own) in calls.items():
         if not log.has((case.op, case.shape, name, dtype)):
-            verdict, detail, samples = _timed(case, call, own, arguments, device)
+            status, detail, samples = _timed(case, call, own, arguments, device)
+            middle, rate = median(samples) if samples else None, log.run.matmul_flops_per_s.get(dtype)
             record = Op(
-                case.op, case.shape, name, dtype, verdict, detail, [round(sample, 9) for sample in samples],
-                case.num_bytes, case.num_flops, None, None,
+                case.op, case.shape, name, dtype, status, detail, [round(sample, 9) for sample in samples],
+                case.num_bytes, case.num_flops,
+                bandwidth_share=middle and case.num_bytes / middle / log.run.bandwidth,
+                compute_share=case.num_flops / middle / rate if middle and rate and case.num_flops else None,
             )  # fmt: skip
-            log.keep(_with_shares(record, log.run))
+            log.keep(record)
 
 
 def _timed(
@@ -106,22 +108,11 @@ def _timed(
 ) -> tuple[str, str, list[float]]:
     """The verdict, its detail, and the seconds of each call where it is right."""
     try:
-        verdict = judge(case, call, own, arguments)
-        if verdict == "wrong":
-            return verdict, "", []
-        return verdict, "", measure(lambda: call(*own, **case.kwargs), device, SECONDS[device.type])
+        if (status := judge(case, call, own, arguments)) == "wrong":
+            return status, "", []
+        return status, "", measure(lambda: call(*own, **case.kwargs), device, SECONDS[device.type])
     except Exception as error:
         return "failed", reason(error), []
-
-
-def _with_shares(record: Op, run: Run) -> Op:
-    """The record with its shares of the run's measured rates."""
-    rate = run.matmul_flops_per_s.get(record.dtype)
-    return replace(
-        record,
-        bandwidth_share=record.bytes_per_s and record.bytes_per_s / run.bandwidth,
-        compute_share=record.flops_per_s / rate if record.flops_per_s and rate else None,
-    )
 
 
 WITH_WEIGHT = ("linear", "lm_head_sample")  # ops whose second argument is a weight

@@ -135,7 +135,7 @@ def _of_layer(s: Shapes, call: Call, phase: str) -> Case:
 
 
 def _drawn(s: Shapes, call: Call) -> Arguments:
-    """Values for the shapes of the call, no two tensors alike; a weight's are of the size that networks begin with."""
+    """Values for the shapes of the call, no two tensors alike; weights have the size of fresh ones."""
     values: list[Any] = []
     for i, argument in enumerate(call.arguments):
         if isinstance(argument, Tensor):
@@ -223,15 +223,15 @@ def _sampling(s: Shapes) -> Iterator[Case]:
 
 
 def _head_and_draw(s: Shapes) -> Iterator[Case]:
-    """Of small integers: every sum is exact in every dtype, so backends have to agree on the id."""
+    """The head and the draw on small integers: every sum is exact in every dtype, so backends must agree on the id."""
     n, dim, vocab = s.num_seqs, s.config.dim, s.config.vocab_size
 
     def make(temperature: float) -> Arguments:
         generator = torch.Generator().manual_seed(s.seed)
         hidden, weight = (torch.randint(-1, 2, (rows, dim), generator=generator) for rows in (n, vocab))
         seeds, positions = s.ints(list(range(n)), torch.int64), s.ints([s.context] * n)
-        heat = torch.full((n,), temperature, device=s.device)
-        return hidden.to(s.device, s.dtype), weight.to(s.device, s.dtype), heat, seeds, positions
+        temperatures = torch.full((n,), temperature, device=s.device)
+        return hidden.to(s.device, s.dtype), weight.to(s.device, s.dtype), temperatures, seeds, positions
 
     moved, flops = (n + vocab) * dim * s.itemsize, 2 * n * vocab * dim
     for name, temperature in (("greedy", 0.0), ("plain", 1.0)):
@@ -243,7 +243,7 @@ def _penalties(s: Shapes) -> Arguments:
     n, vocab = s.num_seqs, s.config.vocab_size
     generator = torch.Generator().manual_seed(s.seed)
     counts = (torch.rand(n, vocab, generator=generator) < 0.01).int().to(s.device)
-    said = (torch.rand(n, vocab, generator=generator) < 0.01).to(s.device)
+    generated = (torch.rand(n, vocab, generator=generator) < 0.01).to(s.device)
     columns: list[Any] = [torch.full((n,), value, device=s.device) for value in (1.2, 0.1, 0.1)]
     nothing = s.ints([[-1]] * n), torch.zeros(n, 1, device=s.device)
-    return s.normal(n, vocab), counts, said, *columns, *nothing
+    return s.normal(n, vocab), counts, generated, *columns, *nothing

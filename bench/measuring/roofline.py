@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from octavo.bench.measuring.timing import Stopwatch, median
+from octavo.bench.measuring.timing import laps, median
 from octavo.gpt.loading.loader import DTYPES
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import empty_network
@@ -40,12 +40,7 @@ def _matmul_rate(device: torch.device, dtype: str) -> float:
 
 def _seconds(call: Callable[[], Any], device: torch.device, rounds: int = 7) -> float:
     call()
-    watch = Stopwatch(device)
-    watch.mark()
-    for _ in range(rounds):
-        call()
-        watch.mark()
-    return median(watch.laps())
+    return median(laps(call, device, rounds))
 
 
 def step_weights(config: ModelConfig) -> int:

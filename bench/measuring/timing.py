@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ class Stopwatch:
         return [after - before for before, after in pairs]
 
 
+def laps(call: Callable[[], Any], device: torch.device, rounds: int) -> list[float]:
+    """Seconds of each of so many calls, queued one behind the other."""
+    watch = Stopwatch(device)
+    watch.mark()
+    for _ in range(rounds):
+        call()
+        watch.mark()
+    return watch.laps()
+
+
 class Probe:
     """Times fixed pieces of work: they tell how fast the machine is at this moment.
 
@@ -60,12 +71,7 @@ class Probe:
 
     def _seconds(self, num_rows: int, matrices: Sequence[torch.Tensor]) -> float:
         rows = torch.ones(num_rows, PROBE_DIM, device=self.device)
-        watch = Stopwatch(self.device)
-        watch.mark()
-        for matrix in matrices:
-            rows = torch.nn.functional.linear(rows, matrix)
-        watch.mark()
-        return round(watch.laps()[0], 6)
+        return round(laps(lambda: reduce(torch.nn.functional.linear, matrices, rows), self.device, 1)[0], 6)
 
 
 class ColdCaches:
@@ -87,16 +93,16 @@ def measure(
     for _ in range(2):
         call()
     flush = ColdCaches(device)
-    laps: list[float] = []
-    while len(laps) < min_rounds or (sum(laps) < seconds and len(laps) < max_rounds):
+    found: list[float] = []
+    while len(found) < min_rounds or (sum(found) < seconds and len(found) < max_rounds):
         watch = Stopwatch(device)
         for _ in range(min_rounds):
             flush()
             watch.mark()
             call()
             watch.mark()
-        laps += watch.laps()[::2]
-    return laps
+        found += watch.laps()[::2]
+    return found
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

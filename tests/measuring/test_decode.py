@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from octavo.bench.measuring.decode_plan import DecodePlan
-from octavo.bench.measuring.decode_run import DecodeRun
+from octavo.bench.measuring.decoding import DecodePlan, DecodeRun
 from octavo.bench.measuring.roofline import Peaks
 from octavo.bench.measuring.workloads import BUDGETS, Budget
 from octavo.bench.peers import registry
