@@ -59,7 +59,7 @@ def test_nan_infinity_and_negative_zero_are_copied_as_they_are() -> None:
 
 @pytest.mark.parametrize("slots", [[-1, -1, -1], [-7, 32, 2**31 - 1], [-1, 99, -(2**31)]], ids=str)
 def test_row_4_a_slot_that_is_none_writes_nothing(slots: list[int]) -> None:
-    """Catalogue row 4: -1, taken for Python's last index, overwrote the last block."""
+    """Slot -1, taken for Python's last index, overwrote the last block."""
     _, k, v = fused_qkv(3, (1, 2, 16), torch.float16)
     actual, before = caches(8, 4, 2, 16, torch.float16), caches(8, 4, 2, 16, torch.float16)
     write_kv(k, v, *actual, integers(slots))
