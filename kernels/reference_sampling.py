@@ -1,6 +1,6 @@
 """The sampling ops in plain PyTorch: the part of the specification that turns logits into tokens.
 
-A choice is compared exactly, so the arithmetic behind it is pinned to the bit (pinned.py), top-p adds integers and
+A choice is compared exactly, so its arithmetic is fixed to the bit (sampling_math.py), top-p adds integers and
 scores are float64. Whatever computes these functions, in any order of the vocabulary, chooses the same token.
 """
 

@@ -50,7 +50,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`(x - mean) / sqrt(var + eps) * weight + bias`: see the reference."""
     x, dtype = x.contiguous(), common_dtype(x, weight, bias)
     out = torch.empty_like(x)
-    _layer_norm(dtype, x.numel(), x, x, x, weight, bias, out, *x.shape, 0, float(eps))
+    _layer_norm(dtype, x.numel(), x, x, x, weight, bias, out, *x.shape, 0, eps)
     return out
 
 
@@ -58,7 +58,7 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     """The sum of x and the residual stream, normalised: see the reference."""
     x, residual, dtype = x.contiguous(), residual.contiguous(), common_dtype(x, residual, weight, bias)
     out, total = torch.empty_like(x), torch.empty_like(x)
-    _layer_norm(dtype, x.numel(), x, residual, total, weight, bias, out, *x.shape, 1, float(eps))
+    _layer_norm(dtype, x.numel(), x, residual, total, weight, bias, out, *x.shape, 1, eps)
     return out, total
 
 
@@ -83,7 +83,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight`: see the reference."""
     x, dtype = x.contiguous(), common_dtype(x, weight)
     out = torch.empty_like(x)
-    _rms_norm(dtype, x.numel(), x, x, x, weight, out, *x.shape, 0, float(eps))
+    _rms_norm(dtype, x.numel(), x, x, x, weight, out, *x.shape, 0, eps)
     return out
 
 
@@ -91,5 +91,5 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """The sum of x and the residual stream, normalised: see the reference."""
     x, residual, dtype = x.contiguous(), residual.contiguous(), common_dtype(x, residual, weight)
     out, total = torch.empty_like(x), torch.empty_like(x)
-    _rms_norm(dtype, x.numel(), x, residual, total, weight, out, *x.shape, 1, float(eps))
+    _rms_norm(dtype, x.numel(), x, residual, total, weight, out, *x.shape, 1, eps)
     return out, total

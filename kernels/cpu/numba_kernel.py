@@ -34,12 +34,7 @@ POINTERS = {"v": None, "i": torch.int32, "f": torch.float32, "b": torch.int8}
 DTYPES = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
 SERIAL_LIMIT = 2**14  # up to so many values touched, waking other threads costs more than it saves
 
-FASTMATH_REASSOC = {
-    "reassoc",
-    "contract",
-    "nsz",
-    "arcp",
-}  # sums in wide registers, NaN kept
+FASTMATH_REASSOC = {"reassoc", "contract", "nsz", "arcp"}  # sums run in wide registers; infinities and NaN stay
 FASTMATH_CONTRACT = {"contract"}
 
 PLACES = "octavo_thread", "octavo_num_threads"  # names under which compiled code finds the two functions
@@ -114,7 +109,7 @@ class Kernel:
         try:
             if all(t.dtype is (wanted or dtype) for t, wanted in zip(tensors, self._pointers, strict=True)):
                 return self._struct.pack(*[tensor.data_ptr() for tensor in tensors], *numbers)
-        except (struct.error, AttributeError, ValueError):
+        except (struct.error, AttributeError, TypeError, ValueError):
             pass
         given = ", ".join(str(a.dtype) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
         raise TypeError(f"{self.function.__name__} takes ({self.layout}) with values of {dtype}, not ({given})")

@@ -181,5 +181,5 @@ def decode_attention(
     work = num_seqs * max_splits * SPLIT * q.shape[1]
     indices = [x.int().contiguous() for x in (block_table, context_lens, cu_seqlens_q)]
     sizes = *shape, block_size, max_blocks, max_splits, q.stride(0)
-    _attend(dtype, work, q, k_cache, v_cache, partial, *indices, *sizes, float(scale))
+    _attend(dtype, work, q, k_cache, v_cache, partial, *indices, *sizes, scale)
     _merge(dtype, q.numel(), out, partial, *indices[1:], *shape, max_splits, len(q))

@@ -225,7 +225,15 @@ def test_a_whole_number_given_for_a_float_is_that_number():
 
 
 @pytest.mark.parametrize(
-    "wrong", ["a float for a whole number", "one too few", "one too many", "a number for a tensor", "another dtype"]
+    "wrong",
+    [
+        "a float for a whole number",
+        "one too few",
+        "one too many",
+        "a number for a tensor",
+        "a tensor for a number",
+        "another dtype",
+    ],
 )
 def test_arguments_that_were_not_declared_are_refused(wrong):
     x, weight = torch.ones(3, 64), torch.ones(64)
@@ -234,6 +242,7 @@ def test_arguments_that_were_not_declared_are_refused(wrong):
         "one too few": (x, x, x, weight, x, 3, 64, 0),
         "one too many": (x, x, x, weight, x, 3, 64, 0, 1e-5, 1),
         "a number for a tensor": (x, x, x, 64, x, 3, 64, 0, 1e-5),
+        "a tensor for a number": (x, x, x, weight, x, x, 64, 0, 1e-5),
         "another dtype": (x, x, x, weight.double(), x, 3, 64, 0, 1e-5),
     }
     with pytest.raises(TypeError, match=r"_rms_norm takes \(vvvvv qqq d\) with values of torch.float32, not \("):

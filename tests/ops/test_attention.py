@@ -58,7 +58,7 @@ def test_a_first_token_sees_itself_alone() -> None:
 @pytest.mark.parametrize("scale", [1.0, 128**-0.5])
 @pytest.mark.parametrize("key", [-64.0, 64.0])
 def test_row_1_extreme_scores(key: float, scale: float, dtype: torch.dtype) -> None:
-    """Catalogue row 1: a finite stand-in for -inf silently gives zeros where the true scores (-524288) are lower."""
+    """A finite stand-in for -inf silently gives zeros where the true scores (-524288) are lower."""
     q = torch.full((40, 1, 128), 64.0, dtype=dtype, device=DEVICE)
     o = causal_attention(q, torch.full_like(q, key), torch.ones_like(q), cu_seqlens([40]), 40, scale)
     assert torch.equal(o, torch.ones_like(q))
@@ -66,7 +66,7 @@ def test_row_1_extreme_scores(key: float, scale: float, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_row_3_padding_rows_reach_nobody(dtype: torch.dtype) -> None:
-    """Catalogue row 3: NaN in rows beyond the last sequence, q, k and v alike, changes no bit; those rows are zeros."""
+    """NaN in rows beyond the last sequence, q, k and v alike, changes no bit; those rows are zeros."""
     q, k, v = fused_qkv(37, (2, 1, 16), dtype, padding=50)
     o = causal_attention(q, k, v, cu_seqlens([33, 4]), 33, 0.25)
     clean = causal_attention(q[:37], k[:37], v[:37], cu_seqlens([33, 4]), 33, 0.25)
@@ -75,7 +75,7 @@ def test_row_3_padding_rows_reach_nobody(dtype: torch.dtype) -> None:
 
 
 def test_row_5_addresses_beyond_2_to_31_elements() -> None:
-    """Catalogue row 5: a token times a stride wraps in int32, silently."""
+    """A token times a stride wraps in int32, silently."""
     q, k, v = fused_qkv(5, (1, 1, 16), torch.float16)
     far = far_rows(3, 5, 16, torch.float16)
     for row, near in zip(far, (q, k, v), strict=True):
@@ -97,7 +97,7 @@ def test_row_8_nan_stays_in_its_sequence(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_row_22_a_sequence_alone_and_in_a_batch(dtype: torch.dtype) -> None:
-    """Catalogue row 22: the same bits for each sequence of a ragged batch as on its own, in any order."""
+    """The same bits for each sequence of a ragged batch as on its own, in any order."""
     lengths, heads = [33, 1, 47, 16], (2, 1, 40)
     q, k, v = fused_qkv(sum(lengths), heads, dtype)
     together = causal_attention(q, k, v, cu_seqlens(lengths), 47, 0.2).split(lengths)
@@ -121,7 +121,7 @@ def test_a_row_does_not_depend_on_the_rows_after_it(dtype: torch.dtype) -> None:
 
 
 def test_row_26_nothing_to_do() -> None:
-    """Catalogue row 26: no tokens, no sequences, sequences of no tokens."""
+    """No tokens, no sequences, sequences of no tokens."""
     q, k, v = fused_qkv(0, (2, 1, 16), torch.float32, padding=5)
     for lengths in ([], [0], [0, 0, 0]):
         assert torch.equal(causal_attention(q, k, v, cu_seqlens(lengths), 0, 1.0), torch.zeros_like(q))

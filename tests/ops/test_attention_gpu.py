@@ -40,7 +40,7 @@ def test_causal_alone_and_in_a_batch(heads: tuple[int, int, int], dtype: torch.d
 
 
 def test_row_5_causal_addresses_beyond_2_to_31_elements() -> None:
-    """Catalogue row 5: the last sequence of a projection of more than 2^31 elements."""
+    """The last sequence of a projection of more than 2^31 elements."""
     num_tokens, heads = 2**31 // (3 * 12 * 64) + 2048, (12, 12, 64)
     fused = torch.zeros((num_tokens, 36, 64), dtype=torch.bfloat16, device=DEVICE)
     q, k, v = fused.split(12, dim=1)
@@ -91,7 +91,7 @@ def test_a_decode_step_alone_and_among_256(heads: tuple[int, int, int], dtype: t
 def test_row_30_a_context_beyond_its_table_is_named_under_triton_debug(
     longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catalogue row 30: lengths on a GPU are read only where TRITON_DEBUG=1 allows the synchronisation."""
+    """Lengths on a GPU are read only where TRITON_DEBUG=1 allows the synchronisation."""
     q, k_cache, v_cache, table, _, bounds, *_ = decode_args([32], (2, 1, 16), torch.float16, 8)
     assert isinstance(table, Tensor)
     args = (q, k_cache, v_cache, table[:, :4], integers([1000]), bounds, longest, 0.25)

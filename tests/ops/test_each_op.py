@@ -24,8 +24,8 @@ def test_every_op_is_right():
 
 
 @pytest.mark.gpu
-def test_catalogue_28_no_op_uses_what_it_freed():
-    """Catalogue row 28: without PyTorch's caching a freed workspace is gone, and its use an error."""
+def test_no_op_uses_what_it_freed():
+    """Without PyTorch's caching a freed workspace is gone, and its use an error."""
     done = finished(PROGRAM, **NO_CACHING)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -59,7 +59,7 @@ def test_nan_infinity_and_negative_zero_are_copied_as_they_are() -> None:
 
 @pytest.mark.parametrize("slots", [[-1, -1, -1], [-7, 32, 2**31 - 1], [-1, 99, -(2**31)]], ids=str)
 def test_row_4_a_slot_that_is_none_writes_nothing(slots: list[int]) -> None:
-    """Catalogue row 4: -1, taken for Python's last index, overwrote the last block."""
+    """Slot -1, taken for Python's last index, overwrote the last block."""
     _, k, v = fused_qkv(3, (1, 2, 16), torch.float16)
     actual, before = caches(8, 4, 2, 16, torch.float16), caches(8, 4, 2, 16, torch.float16)
     write_kv(k, v, *actual, integers(slots))
@@ -67,7 +67,7 @@ def test_row_4_a_slot_that_is_none_writes_nothing(slots: list[int]) -> None:
 
 
 def test_row_26_no_tokens() -> None:
-    """Catalogue row 26: an empty append is a no-op."""
+    """An empty append is a no-op."""
     actual, before = caches(2, 4, 2, 16, torch.float32), caches(2, 4, 2, 16, torch.float32)
     empty = torch.zeros(0, 2, 16, device=DEVICE)
     write_kv(empty, empty, *actual, integers([]))
@@ -113,7 +113,7 @@ def test_bad_input_is_named_before_anything_is_written(name: str, bad: Tensor, m
 
 
 def test_row_5_addresses_beyond_2_to_31_elements() -> None:
-    """Catalogue row 5: a slot times a stride wraps in int32, silently."""
+    """A slot times a stride wraps in int32, silently."""
     _, k, v = fused_qkv(4, (1, 1, 16), torch.float16)
     caches, slots = far_rows(2, 5, 16, torch.float16), [4, 0, 3, 1]
     for cache in caches:
@@ -126,7 +126,7 @@ def test_row_5_addresses_beyond_2_to_31_elements() -> None:
 
 @pytest.mark.gpu
 def test_row_5_a_pool_beyond_2_to_31_elements() -> None:
-    """Catalogue row 5: int32 addresses wrap, silently, in a pool of ordinary size."""
+    """Int32 addresses wrap, silently, in a pool of ordinary size."""
     k_cache = torch.zeros(2**15 + 2, 16, 32, 128, dtype=torch.bfloat16, device="cuda")  # 2^31 elements and two blocks
     v_cache = k_cache.clone()
     _, k, v = fused_qkv(2, (1, 32, 128), torch.bfloat16)

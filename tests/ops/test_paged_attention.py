@@ -69,7 +69,7 @@ def test_a_prompt_has_the_bits_of_causal_attention(block_size: int, dtype: torch
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_row_22_a_chunk_alone_and_in_a_batch(dtype: torch.dtype) -> None:
-    """Catalogue row 22: prefill beside others, in any order, in other blocks, with padding: the same bits."""
+    """Prefill beside others, in any order, in other blocks, with padding: the same bits."""
     contexts, queries, heads = [40, 3, 65, 17], [33, 3, 1, 16], (2, 1, 16)
     _, k, v = fused_qkv(sum(contexts), heads, dtype)
     q, _, _ = fused_qkv(sum(queries), heads, dtype, padding=9)
@@ -83,7 +83,7 @@ def test_row_22_a_chunk_alone_and_in_a_batch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_row_22_a_decode_step_alone_and_in_a_batch(dtype: torch.dtype) -> None:
-    """Catalogue row 22: any batch, any order, any block size and placement, any width of the table, with padding."""
+    """Any batch, any order, any block size and placement, any width of the table, with padding."""
     contexts, heads = [300, 1, 257, 0, 40, 512], (3, 1, 16)
     _, k, v = fused_qkv(sum(contexts), heads, dtype)
     q, _, _ = fused_qkv(len(contexts), heads, dtype, padding=3)

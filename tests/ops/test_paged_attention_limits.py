@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("guarded_memory")
 @pytest.mark.parametrize("key", [-64.0, 64.0])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_row_1_extreme_scores(phase: str, key: float, dtype: torch.dtype) -> None:
-    """Catalogue row 1: raw scores of -524288 gave zeros; decode, prefill and the merge of two pieces."""
+    """Raw scores of -524288 gave zeros; decode, prefill and the merge of two pieces."""
     keys = torch.full((300, 1, 128), key, dtype=dtype, device=DEVICE)
     caches_and_table = paged(keys, torch.ones_like(keys), [300], 16)
     num_queries = 1 if phase == "decode" else 20
@@ -30,7 +30,7 @@ def test_row_1_extreme_scores(phase: str, key: float, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_row_2_queries_that_see_no_key(dtype: torch.dtype) -> None:
-    """Catalogue row 2: context 0, or more queries than keys, is zeros and never NaN; the others keep their bits."""
+    """Context 0, or more queries than keys, is zeros and never NaN; the others keep their bits."""
     args = prefill_args([0, 3, 40, 0], [2, 20, 9, 0], (2, 1, 16), dtype, 4)
     o = paged_attention(*args)
     assert_accurate(o, reference.paged_attention, *args)
@@ -46,7 +46,7 @@ def test_row_2_queries_that_see_no_key(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("fill", [torch.nan, torch.inf, -torch.inf])
 def test_row_3_dead_slots_reach_nobody(fill: float, phase: str) -> None:
-    """Catalogue row 3: what no token owns (ends of blocks, spare blocks, memory around the pool) changes no bit."""
+    """What no token owns (ends of blocks, spare blocks, memory around the pool) changes no bit."""
     contexts, heads = [5, 33, 258], (2, 1, 16)
     queries = [1, 1, 1] if phase == "decode" else [3, 20, 7]
     _, k, v = fused_qkv(sum(contexts), heads, torch.float16)
@@ -74,7 +74,7 @@ def test_row_8_nan_stays_in_its_sequence(phase: str) -> None:
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_row_5_addresses_beyond_2_to_31_elements(phase: str) -> None:
-    """Catalogue row 5: a block id times a stride wraps in int32, silently."""
+    """A block id times a stride wraps in int32, silently."""
     num_queries = 1 if phase == "decode" else 5
     q, k, v = fused_qkv(5, (1, 1, 16), torch.float16)
     indices = (integers([5]), cu_seqlens([num_queries]), num_queries, 0.25)
@@ -87,7 +87,7 @@ def test_row_5_addresses_beyond_2_to_31_elements(phase: str) -> None:
 
 
 def test_row_26_nothing_to_do() -> None:
-    """Catalogue row 26: no tokens, no sequences, no blocks."""
+    """No tokens, no sequences, no blocks."""
     q, k, v = fused_qkv(0, (2, 1, 16), torch.float32, padding=3)
     k_cache, v_cache, table = paged(k, v, [], 4)
     for longest in (0, 1, 2):
@@ -100,7 +100,7 @@ def test_row_26_nothing_to_do() -> None:
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_row_30_a_context_that_fills_its_table(phase: str) -> None:
-    """Catalogue row 30: exactly at capacity is right, one token more is an error where lengths can be read."""
+    """Exactly at capacity is right, one token more is an error where lengths can be read."""
     num_queries = 1 if phase == "decode" else 3
     q, k, v = fused_qkv(32, (2, 1, 16), torch.float32)
     k_cache, v_cache, table = paged(k, v, [32], 8)
@@ -116,7 +116,7 @@ def test_row_30_a_context_that_fills_its_table(phase: str) -> None:
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_row_30_nothing_beyond_the_table_is_read(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catalogue row 30, where lengths cannot be read, as on a GPU: the context is cut off at the table's width."""
+    """Where lengths cannot be read, as on a GPU: the context is cut off at the table's width."""
     monkeypatch.setattr(module, "values_are_readable", lambda index: False)
     num_queries = 1 if phase == "decode" else 3
     q, k, v = fused_qkv(300, (2, 1, 16), torch.float32)

@@ -83,7 +83,7 @@ def test_tokens_do_not_depend_on_the_vocabulary_s_tiles(monkeypatch):
 
 
 def test_a_broken_row_gets_minus_one_and_harms_no_neighbour():
-    """Catalogue row 8: a hidden state with a NaN, or whose logits become one."""
+    """A hidden state with a NaN, or whose logits become one."""
     hidden, weight, *columns = arguments(6, 150, 32)
     before = lm_head_sample(hidden, weight, *columns)
     hidden[2, 5] = torch.nan

@@ -87,7 +87,7 @@ def test_tokens_do_not_depend_on_the_size_of_the_tiles(monkeypatch, sizes):
 
 
 def test_a_row_draws_alone_what_it_draws_in_any_company():
-    """Catalogue row 11: alone, in a batch of 8, 9 and 64, in any order."""
+    """Alone, in a batch of 8, 9 and 64, in any order."""
     logits, arguments = any_logits(64, 97, generator(5)), any_parameters(64, 97, generator(6))
     together = sample(logits, *arguments)
     batches = [[i] for i in (0, 1, 33, 63)]
@@ -99,7 +99,7 @@ def test_a_row_draws_alone_what_it_draws_in_any_company():
 
 
 def test_a_broken_row_gets_minus_one_and_harms_no_neighbour():
-    """Catalogue row 8: NaN of either sign, and a row without a finite logit, among sound rows."""
+    """NaN of either sign, and a row without a finite logit, among sound rows."""
     logits, arguments = any_logits(24, 70, generator(7)), any_parameters(24, 70, generator(8))
     before = sample(logits, *arguments)
     broken = {2: torch.nan, 5: -torch.nan, 11: -torch.inf, 23: torch.nan}
@@ -136,14 +136,14 @@ def test_top_k_of_one_and_temperature_zero_take_the_first_maximum():
 
 @pytest.mark.parametrize(("top_k", "top_p", "kept"), [(5, 1.0, 5), (0, 0.0625, 8), (40, 0.5, 20), (0, 0.999, 128)])
 def test_of_tied_ids_exactly_as_many_as_asked_for_survive_the_lowest(monkeypatch, top_k, top_p, kept):
-    """Catalogue row 11: exactly k of equal ids, the lowest."""
+    """Exactly k of equal ids, the lowest."""
     wide_programs(monkeypatch, 128)
     arguments = parameters(2048, top_k=top_k, top_p=top_p, seeds=17, positions=range(2048))
     assert set(sample(zeros(2048, 128), *arguments)[0].tolist()) == set(range(kept))
 
 
 def test_a_tie_at_the_boundary_goes_to_the_lower_id(monkeypatch):
-    """Catalogue row 11: one of three equal ids is left, the lowest."""
+    """One of three equal ids is left, the lowest."""
     wide_programs(monkeypatch, 64)
     logits = zeros(1024, 64) - 50
     logits[:, [40, 3, 9, 60]] = torch.tensor([2.0, 1.0, 1.0, 1.0], device=DEVICE)
@@ -154,7 +154,7 @@ def test_a_tie_at_the_boundary_goes_to_the_lower_id(monkeypatch):
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 111, 8193, 10000, 50257])
 def test_the_tail_of_a_tile_never_wins(vocab_size):
-    """Catalogue row 6: what lies past the vocabulary has no logit, and the lowest real one is far below 0."""
+    """What lies past the vocabulary has no logit, and the lowest real one is far below 0."""
     wide = torch.full((3, vocab_size + 100), 1e38, device=DEVICE)
     logits = wide[:, :vocab_size]
     logits.copy_(torch.tensor([-1e30, -100.0, 1.0], device=DEVICE).unsqueeze(1).expand(3, vocab_size))
@@ -166,7 +166,7 @@ def test_the_tail_of_a_tile_never_wins(vocab_size):
 
 @pytest.mark.parametrize("place", [0, 31, 32, 63, 64, 95, 96, 110])
 def test_the_only_finite_logit_is_found_wherever_it_stands(place):
-    """Catalogue row 25: tiles of nothing but -inf before and after it."""
+    """Tiles of nothing but -inf before and after it."""
     logits = zeros(6, 111) - torch.inf
     logits[:, place] = torch.tensor([-1e30, 0.0, 5.0, 1e30, -3.0, 2.0], device=DEVICE)
     arguments = parameters(6, [0, 1, 1, 1, 1, 1], [0, 0, 4, 0, 0, 111], [1, 1, 1, 0.5, 1, 0.9], [0, 0, 0, 0, 0.1, 1])
@@ -177,7 +177,7 @@ def test_the_only_finite_logit_is_found_wherever_it_stands(place):
 
 @pytest.mark.parametrize("filters", [{"top_k": 1}, {"top_k": 111}, {"top_k": 2**30}, {"top_p": 1e-9}, {}], ids=str)
 def test_a_one_hot_row_draws_its_id(filters):
-    """Catalogue row 9: all the mass on one id, under any filter."""
+    """All the mass on one id, under any filter."""
     logits = torch.full((111, 111), -1e4, device=DEVICE).fill_diagonal_(1e4)
     token_ids, _ = sample(logits, *parameters(111, seeds=-1, positions=range(111), **filters))
     assert token_ids.tolist() == list(range(111))
@@ -185,7 +185,7 @@ def test_a_one_hot_row_draws_its_id(filters):
 
 @pytest.mark.parametrize("mass", [0.1, 0.5, 0.9, 0.999999])
 def test_one_id_may_hold_any_share_of_the_mass(mass):
-    """Catalogue row 12: from a tenth to nearly all of it."""
+    """From a tenth to nearly all of it."""
     logits = torch.full((64, 1000), (1 - mass) / 999, device=DEVICE).log()
     logits[:, 500] = torch.tensor(mass).log()
     arguments = parameters(64, top_p=mass + (1 - mass) / 2, seeds=5, positions=range(64))
@@ -194,7 +194,7 @@ def test_one_id_may_hold_any_share_of_the_mass(mass):
 
 
 def test_forbidden_ids_are_never_drawn_in_ten_thousand_draws(monkeypatch):
-    """Catalogue rows 7 and 13: nor any id beyond the vocabulary; every draw is a new one of the same row."""
+    """Nor any id beyond the vocabulary; every draw is a new one of the same row."""
     wide_programs(monkeypatch, 50)
     logits = torch.randn(50, generator=generator(12)).to(DEVICE)
     allowed = [0, 7, 13, 31, 32, 49]
@@ -205,7 +205,7 @@ def test_forbidden_ids_are_never_drawn_in_ten_thousand_draws(monkeypatch):
 
 
 def test_greedy_and_sampled_rows_share_a_launch():
-    """Catalogue row 10: hot, cold and greedy rows with forbidden ids, in float16 too; none divides by its zero."""
+    """Hot, cold and greedy rows with forbidden ids, in float16 too; none divides by its zero."""
     logits = torch.randn(1, 40, generator=generator(13)).masked_fill(torch.arange(40) % 3 == 0, -torch.inf)
     heats = [0, 1e-6, 1e-3, 1, 100, 0, 1e-38, 3e38]
     for dtype in FLOATS:
@@ -218,7 +218,7 @@ def test_greedy_and_sampled_rows_share_a_launch():
 
 
 def test_every_seed_and_every_position_is_another_draw(monkeypatch):
-    """Catalogue row 14: seeds of 64 bits, negative ones too."""
+    """Seeds of 64 bits, negative ones too."""
     wide_programs(monkeypatch, 256)
     flat = zeros(1, 256)
     drawn = [
@@ -232,7 +232,7 @@ def test_every_seed_and_every_position_is_another_draw(monkeypatch):
 
 @pytest.mark.gpu
 def test_a_replayed_graph_draws_what_its_arguments_say():
-    """Catalogue row 14: no seed or position is frozen when a graph is captured."""
+    """No seed or position is frozen when a graph is captured."""
     logits, arguments = any_logits(8, 50257, generator(14)), any_parameters(8, 50257, generator(15))
     sample(logits, *arguments)
     graph = torch.cuda.CUDAGraph()

@@ -62,7 +62,7 @@ def test_log_is_accurate_to_two_half_ulps_over_all_exponents():
 
 
 def test_noise_is_gumbel_s_quantile_of_its_word_at_both_ends():
-    """Catalogue row 13: the largest is that of word 0, 22.87, the smallest that of u = 1 - 2^-24; both are finite."""
+    """The largest is that of word 0, 22.87, the smallest that of u = 1 - 2^-24; both are finite."""
     middle = torch.logspace(3, 9.6, 100_000, dtype=torch.float64).long()
     word = torch.cat([torch.arange(1000), middle, 2**32 - torch.arange(1, 300)])
     uniform = ((word.double() + 0.5) / 2**32).clamp(max=1 - 2.0**-24)

@@ -4,7 +4,7 @@
 
 Where no filter acts and nobody asks for log-probabilities, a token needs no more of its logits than their best score,
 and a maximum can be taken in any order. A program computes one tile of logits exactly as `linear` does, the same tiles,
-the same order of k, rounded to the dtype of hidden, adds the noise (sampling_tile.py) and keeps each row's best (score,
+the same order of k, rounded to the dtype of hidden, adds the noise (sampling_math.py) and keeps each row's best (score,
 id); a second kernel takes the best of the tiles. So the choice is that of `linear` and `sample`, to the bit.
 The idea is from https://arxiv.org/abs/2603.15854
 """

@@ -2,8 +2,8 @@
 
     token = argmax over the survivors of `logit + temperature * noise(seed, position, id)`; ties to the lower id
 
-The scan (sampling_scan.py) reads the logits, many programs a row, and has drawn already where no filter acts. Here one
-program a row merges its tiles; where a filter acts it finds the cut of top-k, then that of top-p (sampling_search.py),
+The scan (scan.py) reads the logits, many programs a row, and has drawn already where no filter acts. Here one
+program a row merges its tiles; where a filter acts it finds the cut of top-k, then that of top-p (top_k_top_p.py),
 and takes the best score of the groups that reach the cuts and the floor of min-p. All it reads again is in the cache.
 What decides is compared exactly: scores, integer masses, keys, ids. So a token does not depend on tiles, on the rows
 that share a program or on the batch.

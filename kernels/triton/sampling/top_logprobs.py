@@ -2,7 +2,7 @@
 
     logprob = logit - max - log(sum exp(logit - max)), under the raw softmax; ties to the lower id
 
-The same scan as for a draw (sampling_scan.py) reads the logits; the same search as for top-k (sampling_search.py) finds
+The same scan as for a draw (scan.py) reads the logits; the same search as for top-k (top_k_top_p.py) finds
 the last of the `num` ids. What remains is to call out, best first, the ids of the at most `num` groups that reach it:
 each is the largest (key, lower id) below the one before.
 """
