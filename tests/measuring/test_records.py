@@ -5,9 +5,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from octavo.bench.reporting import records
 from octavo.bench.reporting.schema import KIND_OF, KINDS, Decode, Host, Measured, Op, Scenario, Serve, derived
+from octavo.bench.run import ResultLog
 
 from bench_tiny import RUN, record, write
 
@@ -102,6 +104,14 @@ def test_places_without_results(tmp_path):
 def test_numbers_that_json_does_not_have_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         records.append(tmp_path / "a.jsonl", replace(OP, bandwidth_share=float("nan")))
+
+
+def test_on_resume_what_failed_is_not_done(tmp_path):
+    log = ResultLog(RUN, tmp_path / "a.jsonl", Console(), [record(verdict="failed"), record(batch=2)])
+    assert not log.has(record().key)
+    assert log.has(record(batch=2).key)
+    log.keep(record())
+    assert log.has(record().key)
 
 
 @pytest.mark.parametrize("kind", KINDS)

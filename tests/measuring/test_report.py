@@ -9,6 +9,7 @@ from octavo.bench import report
 from octavo.bench.reporting.markdown import render
 from octavo.bench.reporting.records import Results
 from octavo.bench.reporting.schema import Host, Op
+from octavo.bench.reporting.tables import ROOM, terminal
 
 from bench_tiny import RUN, bench, record, scene, served, write
 
@@ -84,6 +85,26 @@ def test_ops_and_host_have_tables_too():
     assert "| linear | 8 x 9 | cpu | float32 | = | 100 | 100 | 100 | 10 | 50 % | 100 | 25 % |" in render(results(op))
     host = Host(64, 128, None, [1e-4] * 8 + [1.2e-4] * 2, 1500)
     assert "| 64 | 128 | 100 | 120 | 150 | 80 | 1,500 |" in render(results(host))
+
+
+def test_a_place_is_left_out_only_below_itself():
+    """One shape under two ops stands in both of their rows."""
+    made = [
+        Op(op, "8 x 9", backend, "float32", "same", "", [1e-4], 10**6, 0, 0.5, None)
+        for op in ("rms_norm", "add_rms_norm")
+        for backend in ("cpu", "reference")
+    ]
+    rows = [line.split(" | ")[:3] for line in render(results(*made)).splitlines()[2:6]]
+    assert rows == [
+        ["| rms_norm", "8 x 9", "cpu"], ["| ", "", "reference"],
+        ["| add_rms_norm", "8 x 9", "cpu"], ["| ", "", "reference"],
+    ]  # fmt: skip
+
+
+def test_a_narrow_terminal_goes_without_the_minor_columns():
+    wide, narrow = (terminal(GRID, width) for width in (ROOM, ROOM - 1))
+    headings = [[str(column.header).replace("\n", " ") for column in table.columns] for table in (wide, narrow)]
+    assert [name for name in headings[0] if name not in headings[1]] == ["of matmul", "p90", "p99", "memory MB"]
 
 
 def test_serve_and_engine_have_tables_too():
