@@ -59,7 +59,7 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
         if self.overflow == "slide":
-            warnings.warn("overflow='slide' is now overflow='shift'", DeprecationWarning, stacklevel=3)
+            warnings.warn("overflow='slide' is now overflow='shift' and will be refused", FutureWarning, stacklevel=3)
             object.__setattr__(self, "overflow", "shift")
         if self.overflow not in ("stop", "shift"):
             raise ValueError(f"overflow must be 'stop' or 'shift', not {self.overflow!r}")

@@ -1,8 +1,8 @@
-"""A CPU graph: what a function does to buffers that stay, recorded once and then done again without its Python.
+"""A CPU graph captures a function's operators once, and replays them on the same buffers without running its Python.
 
-The counterpart of a CUDA graph. Loops are repeated as they were packed. An operator of PyTorch that computes something
-is called again, and its result copied to where the recorded one lies. Every tensor of the recording is kept, so that
-addresses hold. A function that looks at the values of a tensor cannot be recorded.
+As in a CUDA graph, every tensor of the capture is kept, so that addresses hold. A CPU kernel is replayed with the
+arguments as they were packed. An operator of PyTorch that computes something is called again, and its result is copied
+to where the captured result lies. A function that looks at the values of a tensor cannot be captured.
 """
 
 from collections.abc import Callable

@@ -131,7 +131,7 @@ def _merge(fields):
     num_seqs, kv_heads, group, head_dim, max_splits, num_tokens = int_args(fields, 4, 6)
     first, last = thread_range(num_seqs)
     width, sums = head_dim + 2, np.empty(head_dim, np.float32)
-    if last == num_seqs:  # tokens of nobody
+    if last == num_seqs:  # padding rows behind the last sequence are zeros
         for i in range(bounds[num_seqs] * kv_heads * group * head_dim, num_tokens * kv_heads * group * head_dim):
             out[i] = from_float32(np.float32(0), out[0])
     for s in range(first, last):

@@ -45,6 +45,6 @@ def test_stop_may_be_one_string_or_several():
 
 
 def test_the_old_name_of_shift_still_works_and_warns_its_caller():
-    with pytest.warns(DeprecationWarning, match="overflow='slide' is now overflow='shift'") as warned:
+    with pytest.warns(FutureWarning, match="overflow='slide' is now overflow='shift'") as warned:
         assert SamplingParams(overflow="slide") == SamplingParams(overflow="shift")
     assert [warning.filename for warning in warned] == [__file__]
