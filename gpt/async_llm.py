@@ -1,15 +1,17 @@
-"""AsyncLLM: the engine for many callers at once. A task drives it; callers wait for what their request yields."""
+"""AsyncLLM: the engine for many callers at once, in any number of event loops; `LLM` behind asyncio."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 
-from octavo.gpt.llm import LLM, Prompt
+from octavo.gpt.engine_thread import EngineClosedError
+from octavo.gpt.llm import LLM
 from octavo.gpt.outputs import RequestOutput
+from octavo.gpt.prompts import Prompt, text_of
 from octavo.gpt.sampling_params import SamplingParams
 
 P = ParamSpec("P")
@@ -23,78 +25,62 @@ def _takes_the_arguments_of(
 
 
 class AsyncLLM:
-    """`LLM` behind asyncio: the same arguments. Steps run in a thread; all else runs between them in the event loop."""
+    """`LLM` behind asyncio: the same arguments. Several event loops may use it, one after another or at once."""
 
     @_takes_the_arguments_of(LLM.__init__)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-step")
-        # One thread does all computing: OpenMP keeps a team of threads for each thread that computes, and once the
-        # teams outnumber the cores, their threads sleep between products.
-        self.llm = self._thread.submit(LLM, *args, **kwargs).result()
-        self._changed = asyncio.Condition()  # the engine took a step, or stopped
-        self._stepping = False
-        self._driver: asyncio.Task | None = None
+        self.llm = LLM(*args, **kwargs)
 
     async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[RequestOutput]:
-        """Yield the request's output so far, each time that it grows, the last time finished.
+        """Yield the request's output so far, each time that it has grown, the last time finished.
 
-        Leaving the loop, or cancelling the task, ends the request and frees its blocks. ValueError for a bad request.
+        Leaving the loop, or cancelling the task, ends the request and frees its blocks. ValueError for a bad request,
+        QueueFullError, EngineClosedError. A step that raises finishes the request with the reason "error".
         """
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._stepping)
-            request = self.llm.engine.add(
-                self.llm.encode(prompt), params or SamplingParams(), prompt if isinstance(prompt, str) else None
-            )
-        if self._driver is None or self._driver.done():
-            self._driver = asyncio.create_task(self._drive())
-        seen = 0
+        engine, thread = self.llm.engine, self.llm.thread
+        ids, snapshots = self.llm.encode(prompt), _Snapshots()
         try:
-            while not request.finished or seen != _progress(request):
-                async with self._changed:
-                    while self._stepping or seen == _progress(request):
-                        await self._changed.wait()
-                    snapshot, seen = _snapshot(request), _progress(request)
+            adding = thread.submit(engine.add, ids, params or SamplingParams(), text_of(prompt), snapshots)
+            await asyncio.wrap_future(adding)
+            while True:
+                snapshot = await snapshots.get()
                 yield snapshot
+                if snapshot.finished:
+                    return
         finally:
-            await asyncio.shield(self._abort(request.request_id))
+            with suppress(EngineClosedError):
+                thread.submit(engine.forget, snapshots)  # not waited for: the task may be cancelled
 
     def stats(self) -> dict[str, Any]:
         """See `LLM.stats`."""
         return self.llm.stats()
 
     async def close(self) -> None:
-        """End every request and stop."""
-        for request_id in list(self.llm.engine.unfinished_requests):
-            await self._abort(request_id)
-        if self._driver is not None:
-            await self._driver
-        self._thread.shutdown()
-
-    async def _abort(self, request_id: int) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._stepping)
-            self.llm.abort(request_id)
-            self._changed.notify_all()
-
-    async def _drive(self) -> None:
-        """Step while there is anything to do; a failing step ends every request with an error."""
-        loop = asyncio.get_running_loop()
-        while self.llm.has_unfinished:
-            self._stepping = True
-            with suppress(Exception):  # the step has ended every request with its message
-                await loop.run_in_executor(self._thread, self.llm.step)
-            async with self._changed:
-                self._stepping = False
-                self._changed.notify_all()
-            await asyncio.sleep(0)  # let callers add and abort before the next step
+        """End every request and stop. Calls that come later raise EngineClosedError."""
+        await asyncio.to_thread(self.llm.close)
 
 
-def _progress(request: RequestOutput) -> int:
-    """Return a number that changes whenever the request does."""
-    return sum(len(output.token_ids) + output.finished for output in request.outputs)
+class _Snapshots:
+    """Listens to a request for one event loop. While one copy waits to be read, only the last one is added to it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._is_ready = asyncio.Event()
+        self._copies: deque[RequestOutput] = deque()
+
+    def __call__(self, request: RequestOutput) -> None:
+        if not self._copies or request.finished:
+            self._copies.append(_copy(request))
+            self._loop.call_soon_threadsafe(self._is_ready.set)
+
+    async def get(self) -> RequestOutput:
+        while not self._copies:
+            self._is_ready.clear()
+            await self._is_ready.wait()
+        return self._copies.popleft()
 
 
-def _snapshot(request: RequestOutput) -> RequestOutput:
+def _copy(request: RequestOutput) -> RequestOutput:
     """Copy the request: later steps leave the copy alone."""
     outputs = []
     for output in request.outputs:

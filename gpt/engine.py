@@ -3,8 +3,9 @@
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -16,13 +17,15 @@ from octavo.gpt.runner.sampler import TokenLogprobs
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
-from octavo.gpt.scheduler.sequence import Sequence
+from octavo.gpt.scheduler.sequence import Sequence, State
 from octavo.gpt.scheduler.validation import check_request, checked_ids
 from octavo.gpt.stats import Clock, Stats
 from octavo.gpt.tokenizer.detokenizer import TextStream
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 NOT_FINITE = "the logits were not finite"
+
+Listener = Callable[[RequestOutput], None]
 
 
 class QueueFullError(RuntimeError):
@@ -54,6 +57,9 @@ class Engine:
 
     async_scheduling: a step is processed by the call of `step` after the one that started it, when the next step has
     been started too, so host work overlaps device work. Tokens sampled for a sequence after it ended are dropped.
+
+    A request may have a listener, which is called whenever the request grew or ended; one that raises ends its request.
+    Not for several threads: `EngineThread` is the owner that all callers share.
     """
 
     def __init__(
@@ -79,25 +85,103 @@ class Engine:
         self._seq_ids = count()
         self._states: dict[int, RequestState] = {}  # unfinished, by seq_id
         self._requests: dict[int, list[RequestState]] = {}  # unfinished, by request_id
+        self._backlog: deque[RequestState] = deque()  # taken, and to be queued when there is room
+        self._listening: dict[int, tuple[RequestOutput, Listener]] = {}  # until it is told of the end, by request_id
 
     @property
     def has_unfinished(self) -> bool:
         return bool(self._states)
 
     @property
+    def is_driven(self) -> bool:
+        """Whether somebody listens to a request: steps are due without being asked for."""
+        return bool(self._listening)
+
+    @property
     def is_full(self) -> bool:
         """Whether the queue takes no more requests now."""
         return len(self.scheduler.waiting) >= self.config.max_num_waiting
 
-    def add(self, prompt_token_ids: Seq[int], params: SamplingParams, prompt: str | None = None) -> RequestOutput:
+    def check(self, prompt_token_ids: Seq[int], params: SamplingParams) -> list[int]:
+        """Return the prompt's ids as a list; ValueError if the request could never be served."""
+        prompt_ids = self.checked_ids(prompt_token_ids)
+        check_request(prompt_ids, params, self.config, self.model_config.vocab_size, self.tokenizer is not None)
+        return prompt_ids
+
+    def add(
+        self,
+        prompt_token_ids: Seq[int],
+        params: SamplingParams,
+        prompt: str | None = None,
+        listener: Listener | None = None,
+    ) -> RequestOutput:
         """Queue a request and return its live output.
 
         ValueError if the request could never be served, QueueFullError if it cannot be taken now.
         """
-        prompt_ids = self.checked_ids(prompt_token_ids)
-        check_request(prompt_ids, params, self.config, self.model_config.vocab_size, self.tokenizer is not None)
+        prompt_ids = self.check(prompt_token_ids, params)
         if self.is_full:
             raise QueueFullError(f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)")
+        with self._all_or_nothing():
+            return self._take(prompt_ids, params, prompt, listener)
+
+    def add_all(
+        self, requests: Seq[tuple[list[int], SamplingParams, str | None]], listener: Listener
+    ) -> list[RequestOutput]:
+        """Take any number of requests that were checked: (ids, params, prompt). They are queued as room comes."""
+        with self._all_or_nothing():
+            return [self._take(*request, listener) for request in requests]
+
+    def step(self) -> list[RequestOutput]:
+        """Run one forward step for everyone who can run; return the requests that got something new.
+
+        A step that raises ends every request with an error, so no request goes on from a step half done.
+        """
+        with self._all_or_nothing():
+            touched = self._step()
+            for request in touched:
+                self._notify(request.request_id)
+        return touched
+
+    def _step(self) -> list[RequestOutput]:
+        self._queue_backlog()
+        plan = self.scheduler.schedule()
+        if not plan.is_empty:
+            self._launch(plan)
+        touched: dict[int, RequestOutput] = {}
+        for done in self._due(must_wait=plan.is_empty):
+            self._process(done, touched)
+        if not self._states:
+            self.scheduler.pool.check([])
+        return list(touched.values())
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Start the books anew if the change of them that runs inside is cut off anywhere."""
+        try:
+            yield
+        except BaseException as error:
+            self.recover(str(error) or type(error).__name__, error)
+            raise
+
+    def recover(self, message: str, error: BaseException | None = None) -> None:
+        """End every request with an error, and start with fresh books: the old ones may be those of half a step."""
+        states = [state for states in self._requests.values() for state in states]
+        self._states, self._requests = {}, {}
+        self._in_flight.clear()
+        self._backlog.clear()
+        self.scheduler.reset()
+        self.runner.reset()
+        for state in states:
+            if not state.output.finished:
+                state.request.error = error
+                self._end(state, "error", message)
+        for request_id in list(self._listening):
+            self._notify(request_id)
+
+    def _take(
+        self, prompt_ids: list[int], params: SamplingParams, prompt: str | None, listener: Listener | None
+    ) -> RequestOutput:
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         states: list[RequestState] = []
@@ -112,22 +196,30 @@ class Engine:
             )
             states.append(self._new_state(sequence, request, index))
         self._requests[request.request_id] = states
-        for state in states:
-            self._states[state.sequence.seq_id] = state
-            self.scheduler.add(state.sequence)
+        if listener is not None:
+            self._listening[request.request_id] = request, listener
+        self._states.update((state.sequence.seq_id, state) for state in states)
+        self._backlog.extend(states)
+        self._queue_backlog()
         return request
 
-    def step(self) -> list[RequestOutput]:
-        """Run one forward step for everyone who can run; return the requests that got something new."""
-        plan = self.scheduler.schedule()
-        if not plan.is_empty:
-            self._launch(plan)
-        touched: dict[int, RequestOutput] = {}
-        for done in self._due(must_wait=plan.is_empty):
-            self._process(done, touched)
-        if not self._states:
-            self.scheduler.pool.check([])
-        return list(touched.values())
+    def _queue_backlog(self) -> None:
+        while self._backlog and not self.is_full:
+            sequence = self._backlog.popleft().sequence
+            if sequence.state is State.NEW:  # it was not aborted meanwhile
+                self.scheduler.add(sequence)
+
+    def _notify(self, request_id: int) -> None:
+        """Tell a request's listener, if it has one; one that raises (its event loop is closed) ends the request."""
+        request, listener = self._listening.get(request_id, (None, None))
+        if request is None or listener is None:
+            return
+        try:
+            listener(request)
+        except Exception:
+            self.forget(listener)
+        if request.finished:
+            self._listening.pop(request_id, None)
 
     def _launch(self, plan: Plan) -> None:
         """Start a step, and let go of the sequences that it completes: their last token is in flight."""
@@ -178,19 +270,31 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """End a request in whatever state it is; one that ended already, or is unknown, is left alone."""
-        for state in self._requests.get(request_id, []):
-            if not state.output.finished:
-                self._finish(state, "abort")
+        with self._all_or_nothing():
+            for state in self._requests.get(request_id, []):
+                if not state.output.finished:
+                    self._finish(state, "abort")
+            self._notify(request_id)
 
     @property
     def unfinished_requests(self) -> list[int]:
         return list(self._requests)
 
-    def fail_all(self, message: str) -> None:
-        """End every request with an error: a step could not be computed."""
-        self._in_flight.clear()
-        for state in list(self._states.values()):
-            self._finish(state, "error", message)
+    def abort_all(self) -> None:
+        for request_id in self.unfinished_requests:
+            self.abort(request_id)
+
+    def forget(self, listener: Listener) -> None:
+        """End every request of a listener, without telling it."""
+        with self._all_or_nothing():
+            for request_id in [number for number, (_, other) in self._listening.items() if other is listener]:
+                del self._listening[request_id]
+                self.abort(request_id)
+
+    def forget_all(self) -> None:
+        """End every request, without telling anybody."""
+        self._listening.clear()
+        self.recover("the process was forked")
 
     def stats(self) -> dict[str, Any]:
         """Return what the engine does and did: counts, blocks, and percentiles of times in seconds."""
@@ -272,10 +376,12 @@ class Engine:
         return self.tokenizer.decode([token_id])
 
     def _finish(self, state: RequestState, finish_reason: str, stop_reason: int | str | None = None) -> None:
-        sequence, output = state.sequence, state.output
-        self._retire(sequence)
-        del self._states[sequence.seq_id]
-        output.finish_reason, output.stop_reason = finish_reason, stop_reason
-        self.counts.finish(state.clock, len(output.token_ids))
+        self._retire(state.sequence)
+        del self._states[state.sequence.seq_id]
+        self._end(state, finish_reason, stop_reason)
         if state.request.finished:
             del self._requests[state.request.request_id]
+
+    def _end(self, state: RequestState, finish_reason: str, stop_reason: int | str | None) -> None:
+        state.output.finish_reason, state.output.stop_reason = finish_reason, stop_reason
+        self.counts.finish(state.clock, len(state.output.token_ids))

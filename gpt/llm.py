@@ -1,31 +1,55 @@
 """LLM: the front door. Text or token ids in, completions out; vLLM's words."""
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
 from octavo.gpt.beam_search import Beam, BeamSearch, Continuations, check_options
 from octavo.gpt.beam_search import run as run_searches
-from octavo.gpt.engine import Engine
-from octavo.gpt.loading.loader import load_model, resolve_device
+from octavo.gpt.engine import Engine, Listener
+from octavo.gpt.engine_thread import EngineClosedError, EngineThread
+from octavo.gpt.loading.loader import LoadedModel, load_model, resolve_device
 from octavo.gpt.models.base import Model
 from octavo.gpt.outputs import RequestOutput, TokenProbability, raise_if_failed
+from octavo.gpt.prompts import Prompt, as_list, content, encode, text_of
 from octavo.gpt.runner.decode_graph import cuda_capture
 from octavo.gpt.runner.kv_cache import PagedCache, plan_memory
 from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
+from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scoring import Score, score
 from octavo.kernels import backends
 from octavo.kernels.ops import Ops
 
-Prompt = str | Sequence[int]
 Message = dict[str, str]
 
 CUDA_GRAPHS = ("startup", "lazy", "off")
+
+
+def make_engine(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    device: torch.device,
+    seed: int,
+    enable_prefix_caching: bool,
+    cuda_graphs: str,
+) -> Engine:
+    """Return an engine of the model with a cache of its own, on CUDA with its graphs captured if "startup" asks."""
+    model, on_cuda = loaded.model, device.type == "cuda"
+    cache = PagedCache(model.config, config.num_blocks, config.block_size, loaded.dtype, device)
+    graphs = on_cuda and cuda_graphs != "off" and backends.can_be_captured(model.ops)
+    runner = Runner(model, cache, config, device, cuda_capture() if graphs else None)
+    if graphs and cuda_graphs == "startup":
+        runner.warm_up(config.max_num_batched_tokens)
+    return Engine(runner, model.config, config, loaded.tokenizer, seed, enable_prefix_caching, async_scheduling=on_cuda)
 
 
 class LLM:
@@ -39,6 +63,9 @@ class LLM:
     On CUDA, decode steps of the triton backend are graphs, captured as the model loads ("startup"), when a size is
     first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes nothing. Bad arguments raise
     ValueError, missing files FileNotFoundError.
+
+    Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
+    runs (see `EngineThread`).
     """
 
     def __init__(
@@ -64,30 +91,34 @@ class LLM:
         self.device = resolve_device(device)
         if isinstance(backend, str):
             backend = backends.load(backends.best_for(self.device.type) if backend == "auto" else backend)
-        loaded = load_model(model, backend, dtype, self.device.type, weights)
-        self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
-        self.model: Model = loaded.model
-        self.dtype = loaded.dtype
-        self.config = plan_memory(
-            self.model.config, self.dtype, self.device, max_model_len, num_blocks,
-            block_size=block_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
-            max_num_waiting=max_num_waiting, preemption=preemption,
-        )  # fmt: skip
-        cache = PagedCache(self.model.config, self.config.num_blocks, block_size, self.dtype, self.device)
-        on_cuda = self.device.type == "cuda"
-        graphs = on_cuda and cuda_graphs != "off" and backends.can_be_captured(backend)
-        runner = Runner(self.model, cache, self.config, self.device, cuda_capture() if graphs else None)
-        if graphs and cuda_graphs == "startup":
-            runner.warm_up(max_num_batched_tokens)
-        self.engine = Engine(
-            runner,
-            self.model.config,
-            self.config,
-            self.tokenizer,
-            seed,
-            enable_prefix_caching,
-            async_scheduling=on_cuda,
-        )
+        self.thread = EngineThread()
+        weakref.finalize(self, self.thread.stop).atexit = False  # the thread's module ends what is left then
+        try:
+            loaded = self.thread.call(load_model, model, backend, dtype, self.device.type, weights)
+            self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
+            self.model: Model = loaded.model
+            self.dtype = loaded.dtype
+            self.config = plan_memory(
+                self.model.config, self.dtype, self.device, max_model_len, num_blocks,
+                block_size=block_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+                max_num_waiting=max_num_waiting, preemption=preemption,
+            )  # fmt: skip
+            self.engine = self.thread.own(
+                make_engine, loaded, self.config, self.device, seed, enable_prefix_caching, cuda_graphs
+            )
+        except BaseException:
+            self.thread.stop()
+            raise
+
+    def close(self) -> None:
+        """End every request, and the thread that computes. A closed LLM refuses all calls."""
+        self.thread.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def backend(self) -> str:
@@ -95,26 +126,24 @@ class LLM:
 
     @property
     def has_unfinished(self) -> bool:
+        self.thread.settle()
         return self.engine.has_unfinished
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request for `step`, and return its number. QueueFullError when `max_num_waiting` wait already."""
-        return self._add(prompt, params or SamplingParams()).request_id
+        ids = self.encode(prompt)
+        return self.thread.call(self.engine.add, ids, params or SamplingParams(), text_of(prompt)).request_id
 
     def step(self) -> list[RequestOutput]:
         """Run one forward step for all requests; return the live outputs of those that got something new.
 
         A step that raises ends every request with an error, so no request goes on from a step half done.
         """
-        try:
-            return self.engine.step()
-        except BaseException as error:
-            self.engine.fail_all(str(error) or type(error).__name__)
-            raise
+        return self.thread.call(self.engine.step)
 
     def abort(self, request_id: int) -> None:
         """End a request, in whatever state it is."""
-        self.engine.abort(request_id)
+        self.thread.call(self.engine.abort, request_id)
 
     def stats(self) -> dict[str, Any]:
         """Return counts of requests, tokens and blocks, the prefix hit rate, and percentiles of times in seconds.
@@ -122,7 +151,7 @@ class LLM:
         A request counts once for each of its `n` completions, tokens are those computed (again after a preemption by
         recompute), and times are of the last thousand completions.
         """
-        return self.engine.stats()
+        return self.thread.call(self.engine.stats)
 
     def generate(
         self,
@@ -131,45 +160,54 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Complete each prompt; order is kept. params: one for all, or one each."""
-        prompts = _as_list(prompts)
+        prompts = as_list(prompts)
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"params has {len(each)} entries for {len(prompts)} prompts")
-        encoded = [self.encode(prompt) for prompt in prompts]
-        requests: list[RequestOutput] = []
+        checked = [
+            (self.engine.check(self.encode(prompt), own), own, text_of(prompt))
+            for prompt, own in zip(prompts, each, strict=True)
+        ]
+        listener = _Ends()
         try:
-            for prompt, ids, own in zip(prompts, encoded, each, strict=True):
-                while self.engine.is_full:
-                    self.step()
-                requests.append(self.engine.add(ids, own, prompt if isinstance(prompt, str) else None))
+            requests = self.thread.call(self.engine.add_all, checked, listener)
             for request in _progress(requests, use_tqdm):
                 while not request.finished:
-                    self.step()
-        finally:
-            for request in requests:
-                self.abort(request.request_id)
+                    listener.queue.get()
+        except BaseException:
+            self._forget(listener)
+            raise
+        for request in requests:
+            if request.error is not None:
+                raise request.error
         return requests
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
-        """Yield the completion's text, piece by piece; leaving the loop ends the request."""
+        """Yield the completion's text, piece by piece; leaving the loop ends the request.
+
+        The completion goes on while the caller does other things between two pieces.
+        """
         params = params or SamplingParams()
         if self.tokenizer is None:
             raise ValueError("stream needs a tokenizer, and this model has none: use generate with token ids")
         if params.n != 1:
             raise ValueError(f"stream gives one completion, n is {params.n}")
-        return self._stream(self._add(prompt, params))
+        return self._stream(self.engine.check(self.encode(prompt), params), params, text_of(prompt))
 
-    def _stream(self, request: RequestOutput) -> Iterator[str]:
-        output, seen = request.outputs[0], 0
+    def _stream(self, ids: list[int], params: SamplingParams, text: str | None) -> Iterator[str]:
+        listener = _Pieces()
         try:
-            while not output.finished:
-                self.step()
-                pieces = output.pieces()
-                yield from filter(None, pieces[seen:])
-                seen = len(pieces)
+            request = self.thread.call(self.engine.add, ids, params, text, listener)
+            while (piece := listener.queue.get()) is not None:
+                yield piece
             raise_if_failed(request)
         finally:
-            self.abort(request.request_id)
+            self._forget(listener)
+
+    def _forget(self, listener: Listener) -> None:
+        """End the listener's requests. Once asked, the engine does it, even if the wait is interrupted."""
+        with suppress(EngineClosedError):
+            self.thread.call(self.engine.forget, listener)
 
     def chat(
         self,
@@ -199,7 +237,7 @@ class LLM:
         check_options(beam_width, max_tokens, length_penalty, early_stopping)
         eos_ids = self.model.config.eos_ids
         searches = []
-        for prompt in _as_list(prompts):
+        for prompt in as_list(prompts):
             ids = self.encode(prompt)
             room = min(max_tokens, self.config.max_model_len + 1 - len(ids))
             searches.append(BeamSearch(ids, beam_width, max(room, 1), length_penalty, early_stopping, eos_ids))
@@ -227,26 +265,43 @@ class LLM:
     def score(self, prompt: Prompt) -> Score:
         """Score how likely the model finds a text; beyond the context, it is read in windows that overlap by half."""
         window = min(self.config.max_model_len, self.model.config.context_size)
-        return score(self.model, self.encode(prompt), window, self.device)
+        return self.thread.call(score, self.model, self.encode(prompt), window, self.device)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return a prompt as token ids; text begins with the model's beginning-of-text token where it wants one."""
-        if not isinstance(prompt, str):
-            return self.engine.checked_ids(prompt)
+        given = content(prompt)
+        if not isinstance(given, str):
+            return self.engine.checked_ids(given)
         if self.tokenizer is None:
             raise ValueError(f"the model {self.name} has no tokenizer: give token ids")
-        ids = self.tokenizer.encode(prompt)
-        bos_id = self.tokenizer.bos_id
-        return [bos_id, *ids] if bos_id is not None and (self.tokenizer.add_bos or not ids) else ids
-
-    def _add(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
-        return self.engine.add(self.encode(prompt), params, prompt if isinstance(prompt, str) else None)
+        return encode(given, self.tokenizer)
 
 
-def _as_list(prompts: Any) -> list[Prompt]:
-    """Return a list of prompts, be it one (a text, or a list of token ids) or several."""
-    is_one = isinstance(prompts, str) or (isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int))
-    return [prompts] if is_one else list(prompts)
+class _Ends:
+    """Listens to requests; something comes into its queue when one of them ends."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[int] = SimpleQueue()
+
+    def __call__(self, request: RequestOutput) -> None:
+        if request.finished:
+            self.queue.put(request.request_id)
+
+
+class _Pieces:
+    """Listens to a request of one completion; the pieces of its text come into its queue, and None at the end."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[str | None] = SimpleQueue()
+        self._num_seen = 0
+
+    def __call__(self, request: RequestOutput) -> None:
+        pieces = request.outputs[0].pieces()
+        for piece in filter(None, pieces[self._num_seen :]):
+            self.queue.put(piece)
+        self._num_seen = len(pieces)
+        if request.finished:
+            self.queue.put(None)
 
 
 def _progress(requests: list[RequestOutput], wanted: bool) -> Iterator[RequestOutput]:

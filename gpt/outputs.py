@@ -67,6 +67,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # one a prompt token, None for the first
+    error: BaseException | None = field(default=None, repr=False)  # what a step raised that ended the request
 
     @property
     def finished(self) -> bool:
@@ -74,7 +75,9 @@ class RequestOutput:
 
 
 def raise_if_failed(request: RequestOutput) -> None:
-    """Raise ValueError with the message of a completion that ended with an error."""
+    """Raise what ended the request: the step's own exception, or ValueError with a completion's message."""
+    if request.error is not None:
+        raise request.error
     for output in request.outputs:
         if output.finish_reason == "error":
             raise ValueError(f"request {request.request_id} failed: {output.stop_reason}")

@@ -60,13 +60,9 @@ class InputBatch:
     def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device) -> None:
         num_rows = -(-max_num_seqs // 4) * 4  # so that every column begins at a multiple of 16 bytes
         self.block_size = block_size
-        self.sequences: list[Sequence] = []
-        self._row_of: dict[int, int] = {}  # seq_id -> row
         self._numbers = CpuGpuBuffer((len(COLUMNS) + 1, num_rows), device)  # a seed is two words
         self._table = CpuGpuBuffer((num_rows, max_blocks), device)
         self._host, self._device = _views(self._numbers.host, np), _views(self._numbers.device, torch)
-        for name, value in PADDING.items():
-            self._host[name][:] = value
         self._modes = np.zeros(num_rows, np.int8)
         self._context_starts = np.zeros(num_rows, np.int32)
         self._first_block = np.arange(num_rows) * max_blocks  # of a row, in the flat table
@@ -75,9 +71,17 @@ class InputBatch:
         self.token_ids = torch.zeros(num_rows, dtype=torch.int32, device=device)  # the newest, as sampled
         self._batches: dict[int, Batch] = {}  # views made once, by size
         self._columns: dict[int, SamplingColumns] = {}
+        self.reset()
+        self._numbers.upload(len(COLUMNS) + 1)
+
+    def reset(self) -> None:
+        """Make every row padding. The buffers and their views stay."""
+        self.sequences: list[Sequence] = []
+        self._row_of: dict[int, int] = {}  # seq_id -> row
+        for name, value in PADDING.items():
+            self._host[name][:] = value
         self._moved = False  # some `source` is not the row itself
         self._table_changed = True
-        self._numbers.upload(len(COLUMNS) + 1)
 
     def add(self, sequence: Sequence, sampling: bool) -> None:
         """Give the sequence a row. sampling: this step samples its newest token; else the host knows that token."""

@@ -39,6 +39,10 @@ class PagedCache:
         """Drop the copy in host memory, if there is one."""
         self._host.pop(seq_id, None)
 
+    def reset(self) -> None:
+        """Drop every copy in host memory."""
+        self._host.clear()
+
     def _indices(self, blocks: list[int]) -> Tensor:
         return to_device(blocks, torch.int64, self.data.device)
 

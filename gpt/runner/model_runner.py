@@ -149,6 +149,12 @@ class Runner:
         self.cache.free(seq_id)
         self.sampler.free(seq_id)
 
+    def reset(self) -> None:
+        """Drop all that is kept for any sequence. Buffers stay where they are: captured steps refer to them."""
+        self.input_batch.reset()
+        self.cache.reset()
+        self.sampler.reset()
+
     def _swap(self, plan: Plan) -> None:
         for swap in plan.swap_out:
             self.input_batch.remove(swap.seq_id)

@@ -162,6 +162,10 @@ class Sampler:
         """Drop the token counts of a sequence, if there are any."""
         self._counts.pop(seq_id, None)
 
+    def reset(self) -> None:
+        """Drop the token counts of every sequence."""
+        self._counts.clear()
+
     def _sample_logits(self, logits: Tensor, columns: SamplingColumns) -> Tensor:
         token_ids, _ = self.ops.sample(logits, *columns[:-1])
         return self._keep(token_ids, columns)

@@ -59,22 +59,28 @@ class Scheduler:
 
     def __init__(self, config: EngineConfig, enable_prefix_caching: bool = True) -> None:
         self.config = config
-        self.pool = BlockPool(config.num_blocks)
-        self.prefix_cache = PrefixCache(self.pool, config.block_size, enable_prefix_caching)
-        self.waiting: deque[Sequence] = deque()
-        self.prefilling: list[Sequence] = []  # running, some of the prompt still to be computed; oldest first
-        self.decoding: list[Sequence] = []  # running, one token a step
-        self.swapped: deque[Sequence] = deque()  # oldest first
+        self.enable_prefix_caching = enable_prefix_caching
         self._arrivals = count(1)
         self.num_preempted = 0
         self.num_prompt_tokens = 0
         self.num_hit_tokens = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every sequence and what the cache holds; what was counted stays."""
+        self.pool = BlockPool(self.config.num_blocks)
+        self.prefix_cache = PrefixCache(self.pool, self.config.block_size, self.enable_prefix_caching)
+        self.waiting: deque[Sequence] = deque()
+        self.prefilling: list[Sequence] = []  # running, some of the prompt still to be computed; oldest first
+        self.decoding: list[Sequence] = []  # running, one token a step
+        self.swapped: deque[Sequence] = deque()  # oldest first
 
     @property
     def num_running(self) -> int:
         return len(self.prefilling) + len(self.decoding)
 
     def add(self, sequence: Sequence) -> None:
+        sequence.state = State.WAITING
         self.waiting.append(sequence)
 
     def blocks_for(self, num_tokens: int) -> int:

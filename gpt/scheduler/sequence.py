@@ -7,6 +7,7 @@ from octavo.gpt.sampling_params import SamplingParams
 
 
 class State(Enum):
+    NEW = "new"
     WAITING = "waiting"
     RUNNING = "running"
     SWAPPED = "swapped"  # preempted: its blocks are in host memory
@@ -37,7 +38,7 @@ class Sequence:
     capacity: int = 0  # tokens that its blocks can hold
     arrival: int = 0  # when it was first admitted: the youngest gives way
     block_keys: list[bytes] = field(default_factory=list)  # of the full prompt blocks, as far as they were hashed
-    state: State = State.WAITING
+    state: State = State.NEW
     max_output_tokens: int = 0
     max_computed: int = 0  # computed tokens after which it ends or its context has to be shifted
 

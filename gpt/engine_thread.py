@@ -1,0 +1,173 @@
+"""EngineThread: the one owner of an engine. What callers on any thread ask is done on it, between two steps.
+
+Ctrl-C, autocast, a default device and whatever else belongs to a caller's thread never reaches a step, and one team of
+OpenMP threads does all computing. The thread steps by itself while a request has a listener (`Engine.is_driven`).
+"""
+
+import atexit
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakSet
+
+import torch
+
+from octavo.gpt.engine import Engine
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PATIENCE = 10.0  # seconds that the end of the process waits for a step that is being computed
+
+_owners: "WeakSet[EngineThread]" = WeakSet()
+
+
+class EngineClosedError(RuntimeError):
+    """The engine was closed, or belongs to another process."""
+
+
+class _Command:
+    """A call to be made on the engine's thread, with as many threads for PyTorch as its caller has."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.future: Future[Any] = Future()
+        self.num_threads = torch.get_num_threads()
+        self.started = False
+
+    def run(self) -> None:
+        self.started = True
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if self.num_threads != torch.get_num_threads():
+            torch.set_num_threads(self.num_threads)
+        try:
+            result = self.function()
+        except BaseException as error:
+            self.fail(error)
+        else:
+            self.future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Give the caller the error, unless there is a result already."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class EngineThread:
+    """Makes an engine on a thread of its own (`own`), and does there all that is asked of it (`call`).
+
+    RuntimeError where the thread itself asks (an op or a hook of the caller's, within a step), EngineClosedError after
+    `close`, and in a forked child whose parent was in the middle of a step.
+    """
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self._reason: str | None = None  # why nothing can be asked any more
+        self._starting = threading.Lock()
+        self._begin()
+        _owners.add(self)
+
+    def own(self, make: Callable[P, Engine], *args: P.args, **kwargs: P.kwargs) -> Engine:
+        """Make the engine, which the thread steps from now on."""
+        self.engine = self.call(make, *args, **kwargs)
+        return self.engine
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run it on the engine's thread and return its result, or raise what it raised."""
+        return self.submit(function, *args, **kwargs).result()
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Have it run on the engine's thread; what was submitted first runs first."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("the engine cannot be asked from within its own step, by an op or a hook of the model")
+        if self._reason is not None:
+            raise EngineClosedError(self._reason)
+        with self._starting:
+            if self._thread is None:
+                self._begin()
+        command = _Command(partial(function, *args, **kwargs))
+        self._inbox.append(command)
+        self._bell.put(None)
+        if self._reason is not None:
+            self._refuse_all()  # the thread may have ended before the command was there
+        return command.future
+
+    def settle(self) -> None:
+        """Wait until what was asked before is done."""
+        if self._inbox and self._reason is None:
+            self.call(bool)
+
+    def stop(self) -> None:
+        """Let the thread end after the step that it is in; requests that run are aborted."""
+        self._reason = self._reason or "the engine is closed"
+        self._bell.put(None)
+
+    def close(self) -> None:
+        """Stop, and wait until the thread has ended."""
+        self.stop()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(PATIENCE)
+
+    def _begin(self) -> None:
+        self._inbox: deque[_Command] = deque()
+        self._bell: SimpleQueue[None] = SimpleQueue()  # rung for every command, and to stop
+        self._is_idle = False
+        self._thread: threading.Thread | None = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self._reason is None:
+            try:
+                while self._reason is None:
+                    self._take_turn()
+            except BaseException as error:  # a step has told its listeners; a command's caller is told here
+                if self._inbox and self._inbox[0].started:
+                    self._inbox.popleft().fail(error)
+        if self.engine is not None:
+            self.engine.abort_all()
+        self._refuse_all()
+
+    def _take_turn(self) -> None:
+        """Run what was asked for first; else step, if a request is listened to; else wait."""
+        if self._inbox:
+            self._inbox[0].run()
+            self._inbox.popleft()
+        elif self.engine is not None and self.engine.is_driven:
+            self.engine.step()
+        else:
+            self._is_idle = True
+            self._bell.get()
+            self._is_idle = False
+
+    def _refuse_all(self) -> None:
+        while self._inbox:
+            self._inbox.popleft().fail(EngineClosedError(self._reason))
+
+    def leave_parent(self) -> None:
+        """In a forked child, which has no such thread: start one when it is needed, if the parent's was idle."""
+        is_whole = self._is_idle and not self._inbox
+        self._thread, self._starting = None, threading.Lock()
+        if is_whole and self.engine is not None and self.engine.runner.device.type != "cuda":
+            self.engine.forget_all()
+        elif self._reason is None:
+            self._reason = "a forked child cannot use this engine of its parent: load the model in the child"
+
+
+def _leave_parents() -> None:
+    for owner in list(_owners):
+        owner.leave_parent()
+
+
+@atexit.register
+def _close_all() -> None:
+    for owner in list(_owners):
+        owner.close()
+
+
+os.register_at_fork(after_in_child=_leave_parents)
