@@ -5,6 +5,7 @@ from importlib.metadata import version
 from octavo.gpt.async_llm import AsyncLLM
 from octavo.gpt.beam_search import Beam
 from octavo.gpt.engine import QueueFullError
+from octavo.gpt.engine_thread import EngineClosedError
 from octavo.gpt.llm import LLM
 from octavo.gpt.loading.loader import load_model
 from octavo.gpt.models.gpt2 import GPT2
@@ -19,6 +20,7 @@ __all__ = [
     "AsyncLLM",
     "Beam",
     "CompletionOutput",
+    "EngineClosedError",
     "Llama",
     "Logprob",
     "QueueFullError",

@@ -69,7 +69,6 @@ class EngineThread:
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self._reason: str | None = None  # why nothing can be asked any more
-        self._starting = threading.Lock()
         self._begin()
         _owners.add(self)
 
@@ -88,9 +87,6 @@ class EngineThread:
             raise RuntimeError("the engine cannot be asked from within its own step, by an op or a hook of the model")
         if self._reason is not None:
             raise EngineClosedError(self._reason)
-        with self._starting:
-            if self._thread is None:
-                self._begin()
         command = _Command(partial(function, *args, **kwargs))
         self._inbox.append(command)
         self._bell.put(None)
@@ -150,11 +146,12 @@ class EngineThread:
             self._inbox.popleft().fail(EngineClosedError(self._reason))
 
     def leave_parent(self) -> None:
-        """In a forked child, which has no such thread: start one when it is needed, if the parent's was idle."""
+        """In a forked child, where the thread does not exist: start another, if the parent's was idle."""
         is_whole = self._is_idle and not self._inbox
-        self._thread, self._starting = None, threading.Lock()
-        if is_whole and self.engine is not None and self.engine.runner.device.type != "cuda":
+        self._thread = None
+        if self._reason is None and is_whole and self.engine is not None and self.engine.runner.device.type != "cuda":
             self.engine.forget_all()
+            self._begin()
         elif self._reason is None:
             self._reason = "a forked child cannot use this engine of its parent: load the model in the child"
 
