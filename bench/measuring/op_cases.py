@@ -1,7 +1,7 @@
 """The ops at the shapes of a model: inputs from a seeded generator, and the bytes and FLOPs that cannot be avoided."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,6 @@ class Case:
     make: Callable[[], Arguments]
     num_bytes: int
     num_flops: int = 0
-    kwargs: dict[str, Any] = field(default_factory=dict)
     mutates: tuple[int, ...] = ()  # arguments changed in place, which are then the result
     exact_first: bool = False  # the first result is made of ids: bit for bit, and the rest follows
 
@@ -67,6 +66,11 @@ def cases(shapes: Shapes) -> Iterator[Case]:
     yield _paged(shapes, "skewed", skewed(shapes.num_seqs, shapes.num_seqs * shapes.context))
     yield from _sampling(shapes)
     yield from _head_and_draw(shapes)
+
+
+def distinct_cases(sizes: Iterable[Shapes]) -> list[Case]:
+    """The cases at all of these sizes, each shape of an op once."""
+    return list({(case.op, case.shape): case for shapes in sizes for case in cases(shapes)}.values())
 
 
 @dataclass(frozen=True)
