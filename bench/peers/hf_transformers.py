@@ -21,7 +21,6 @@ class Transformers(Contender):
     """`model.generate`, greedy; a streamer notes when tokens come."""
 
     def __init__(self, settings: RunSettings, variant: str) -> None:
-        self.name = f"transformers:{variant}" if variant else "transformers"
         self.version = transformers.__version__
         self.dtype, self.device, self.variant = settings.dtype, settings.device, variant
         self.weight_bytes, self.value_bytes = float(DTYPES[self.dtype].itemsize), DTYPES[self.dtype].itemsize
@@ -82,7 +81,7 @@ class Continuous(Transformers, NonStreamingContender):
         return [by_prompt[tuple(prompt)] for prompt in prompts]
 
 
-def open_peer(settings: RunSettings, name: str, variant: str) -> Contender:
+def open_peer(settings: RunSettings, variant: str) -> Contender:
     return (Continuous if variant == "continuous" else Transformers)(settings, variant)
 
 
