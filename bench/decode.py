@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument("--full", dest="effort", action="store_const", const="full", help="large grid, many repeats")
     parser.set_defaults(effort="normal")
     options.add_machine(parser)
-    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -64,11 +63,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 def make_plan(arguments: argparse.Namespace) -> tuple[DecodePlan, list[str]]:
     """The command, checked as far as can be without measuring, and a line for each peer that is not there."""
     device = options.device_of(arguments)
-    grid, budget = GRIDS[device.type, arguments.effort], BUDGETS[device.type, arguments.effort]
+    (batches, contexts), budget = GRIDS[device.type, arguments.effort], BUDGETS[device.type, arguments.effort]
     if arguments.new_tokens is not None:
         budget = replace(budget, new_tokens=arguments.new_tokens)
-    batches = options.numbers(arguments.batch, "batch") if arguments.batch else grid.batches
-    contexts = options.numbers(arguments.context, "context") if arguments.context else grid.contexts
+    batches = options.numbers(arguments.batch, "batch") if arguments.batch else batches
+    contexts = options.numbers(arguments.context, "context") if arguments.context else contexts
     dtypes = options.precisions(arguments.dtype, arguments.weights, device)
     backends = options.backends(arguments.backend, device)
     present, absent = _peers(arguments.peers, device.type)

@@ -9,21 +9,17 @@ import argparse
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from octavo.bench import options
 from octavo.bench.measuring.check import Verdict, Verifier
 from octavo.bench.measuring.workloads import Request, at_least, ordinary
-from octavo.bench.peers.sources import ModelSource
 from octavo.bench.reporting.schema import VERDICTS, Scenario
 from octavo.bench.run import ResultLog, run_command
 from octavo.gpt import LLM, SamplingParams
-from octavo.kernels.ops import Ops
 
 EXAMPLE = "python -m octavo.bench engine --scene batching --requests 32 --dtype float32"
 SCENES = {"prefix": ("caching off", "caching on"), "batching": ("one by one", "together")}
@@ -40,22 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix", type=int, default=SHARED, metavar="N", help=f"shared tokens ({SHARED})")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(3)")
     options.add_machine(parser)
-    options.add_output(parser)
 
 
-@dataclass(frozen=True)
 class EnginePlan:
-    """The command, checked."""
+    """The command, checked: ValueError where it cannot be carried out."""
 
-    source: ModelSource
-    device: torch.device
-    backend: Ops
-    dtype: str
-    scenes: tuple[str, ...]
-    sizes: dict[str, int]  # requests of each scene
-    prefix: int
-    repeats: int
-    seed: int
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.device = options.device_of(arguments)
+        self.prefix, self.repeats, self.seed = arguments.prefix, arguments.repeats, arguments.seed
+        self.scenes = options.words(arguments.scene, "scene")
+        if unknown := [name for name in self.scenes if name not in SCENES]:
+            raise ValueError(f"scene must be {' or '.join(SCENES)}, not {unknown[0]!r}")
+        # The requests of each scene.
+        self.sizes = {
+            name: arguments.requests if arguments.requests is not None else REQUESTS[name] for name in self.scenes
+        }
+        at_least(1, requests=min(self.sizes.values()), prefix=self.prefix, repeats=self.repeats)
+        self.source, self.backend, self.dtype = options.one_model(arguments, self.device)
+        if self.longest > (window := self.source.config.context_size):
+            raise ValueError(f"a request of {self.longest} tokens is over the model's window of {window}")
 
     def requests(self, scene: str, repeat: int) -> list[Request]:
         generator = random.Random(f"{scene}/{self.seed}/{repeat}")
@@ -75,25 +74,9 @@ class EnginePlan:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """prefix caching and continuous batching against doing without"""
-    plan = make_plan(arguments)
+    plan = EnginePlan(arguments)
     work = partial(measure_all, plan)
     return run_command("engine", arguments, console, plan.device, 2 * len(plan.scenes), work, (plan.dtype,))
-
-
-def make_plan(arguments: argparse.Namespace) -> EnginePlan:
-    device = options.device_of(arguments)
-    scenes = options.words(arguments.scene, "scene")
-    if unknown := [name for name in scenes if name not in SCENES]:
-        raise ValueError(f"scene must be {' or '.join(SCENES)}, not {unknown[0]!r}")
-    sizes = {name: REQUESTS[name] if arguments.requests is None else arguments.requests for name in scenes}
-    at_least(1, requests=min(sizes.values()), prefix=arguments.prefix, repeats=arguments.repeats)
-    source, backend, dtype = options.one_model(arguments, device)
-    plan = EnginePlan(
-        source, device, backend, dtype, scenes, sizes, arguments.prefix, arguments.repeats, arguments.seed
-    )
-    if plan.longest > (window := plan.source.config.context_size):
-        raise ValueError(f"a request of {plan.longest} tokens is over the model's window of {window}")
-    return plan
 
 
 def measure_all(plan: EnginePlan, log: ResultLog) -> None:

@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill", metavar="N,...", help="tokens in prefill (512, on a GPU 512,1024,4096)")
     parser.add_argument("--only", metavar="OP,...", help="these ops")
     options.add_machine(parser)
-    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
