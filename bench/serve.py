@@ -8,12 +8,11 @@ Goodput counts the requests whose first token and whose mean time per further to
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from octavo.bench import options
 from octavo.bench.measuring import workloads
@@ -72,69 +71,63 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     plan = ServePlan(arguments)
 
     def work(log: ResultLog) -> None:
-        asyncio.run(ServeRun(plan, log).measure_all())
+        asyncio.run(measure_all(plan, log))
 
     return run_command("serve", arguments, console, plan.device, len(plan.loads), work, (plan.dtype,))
 
 
 def _loads(rates: str, callers: str) -> list[Load]:
     closed = () if callers == "none" else options.numbers(callers, "callers")
-    open = () if rates == "none" else options.rates(rates, "rate")
+    opened = () if rates == "none" else options.rates(rates, "rate")
     at_least(1, callers=min(closed, default=1))
-    if not closed and not open:
+    if not closed and not opened:
         raise ValueError("rate and callers are both none: no load is left")
-    return [*(Load("closed", number) for number in closed), *(Load("open", rate) for rate in open)]
+    return [*(Load("closed", number) for number in closed), *(Load("open", rate) for rate in opened)]
 
 
-class ServeRun:
-    """One server, all loads one after another."""
-
-    def __init__(self, plan: ServePlan, log: ResultLog) -> None:
-        self.plan, self.log = plan, log
-
-    async def measure_all(self) -> None:
-        plan = self.plan
-        left = [load for load in plan.loads if not self.log.has(self._record(load, Verdict("", "")).key)]
-        if not left:
-            return
-        llm = AsyncLLM(
-            plan.source.path or plan.source.name, backend=plan.backend, dtype=plan.dtype, device=plan.device.type,
-            max_num_seqs=plan.max_num_seqs,
-        )  # fmt: skip
-        try:
-            with self.log.progress() as bar:
-                await self._check_and_measure(llm, left, bar)
-        finally:
-            await llm.close()
-
-    async def _check_and_measure(self, llm: AsyncLLM, left: Sequence[Load], bar: Progress) -> None:
-        plan, start = self.plan, time.perf_counter()
-        own = [plan.requests[row] for row in plan.checked]
-        alone = [await _alone(llm, request) for request in own]
+async def measure_all(plan: ServePlan, log: ResultLog) -> None:
+    """One server, under the loads that are not done, one after another."""
+    left = [load for load in plan.loads if not log.has(_record(plan, load, Verdict("", "")).key)]
+    if not left:
+        return
+    llm = AsyncLLM(
+        plan.source.path or plan.source.name, backend=plan.backend, dtype=plan.dtype, device=plan.device.type,
+        max_num_seqs=plan.max_num_seqs,
+    )  # fmt: skip
+    try:
+        start = time.perf_counter()
+        alone = [await _alone(llm, plan.requests[row]) for row in plan.checked]
         warmup_s = time.perf_counter() - start
         check = aside(Check, plan, alone)
-        for load in left:
-            if check.first.status == "wrong":
-                self.log.keep(self._record(load, check.first))
-                continue
-            task = bar.add_task(str(load), total=len(plan.requests))
-            llm.llm.engine.scheduler.pool.reset()  # no load profits from the prefixes of the one before
-            try:
-                served = await serve(llm, plan.requests, load, plan.seed, partial(bar.advance, task))
-            except Exception as error:
-                self.log.keep(self._record(load, Verdict("failed", reason(error))))
-            else:
-                self.log.keep(self._record(load, aside(check, served), served, warmup_s))
+        with log.progress() as bar:
+            for load in left:
+                task = bar.add_task(str(load), total=len(plan.requests))
+                log.keep(await _measure(plan, load, llm, check, warmup_s, partial(bar.advance, task)))
+    finally:
+        await llm.close()
 
-    def _record(
-        self, load: Load, verdict: Verdict, served: Sequence[Served] = (), warmup_s: float | None = None
-    ) -> Serve:
-        plan = self.plan
-        return Serve(
-            plan.source.name, plan.source.dummy, plan.backend.name, plan.dtype, plan.mix, load.kind, load.level,
-            len(plan.requests), plan.seed, verdict.status, verdict.detail, warmup_s=warmup_s, ttft_bound_s=plan.ttft_s,
-            tpot_bound_s=plan.tpot_s, **(samples_of(served) if verdict.status != "wrong" else {}),
-        )  # fmt: skip
+
+async def _measure(
+    plan: ServePlan, load: Load, llm: AsyncLLM, check: "Check", warmup_s: float, note: Callable[[], object]
+) -> Serve:
+    if check.first.status == "wrong":
+        return _record(plan, load, check.first)
+    llm.llm.engine.scheduler.pool.reset()  # no load profits from the prefixes of the one before
+    try:
+        served = await serve(llm, plan.requests, load, plan.seed, note)
+    except Exception as error:
+        return _record(plan, load, Verdict("failed", reason(error)))
+    return _record(plan, load, aside(check, served), served, warmup_s)
+
+
+def _record(
+    plan: ServePlan, load: Load, verdict: Verdict, served: Sequence[Served] = (), warmup_s: float | None = None
+) -> Serve:
+    return Serve(
+        plan.source.name, plan.source.dummy, plan.backend.name, plan.dtype, plan.mix, load.kind, load.level,
+        len(plan.requests), plan.seed, verdict.status, verdict.detail, warmup_s=warmup_s, ttft_bound_s=plan.ttft_s,
+        tpot_bound_s=plan.tpot_s, **(samples_of(served) if verdict.status != "wrong" else {}),
+    )  # fmt: skip
 
 
 class Check:

@@ -37,11 +37,11 @@ class Transformers(Contender):
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         ids = torch.tensor(prompts, device=self.device)
         clock = _Clock(self.device)
-        clock.watch.mark()
+        clock.mark()
         output = self.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, streamer=clock
         )
-        laps = clock.watch.laps()
+        laps = clock.laps()
         return Generation(output[:, ids.shape[1] :].tolist(), laps[0] + laps[1], laps[2:])
 
     def close(self) -> None:
@@ -49,14 +49,11 @@ class Transformers(Contender):
         torch.compiler.reset()
 
 
-class _Clock:
+class _Clock(Stopwatch):
     """A streamer: `generate` hands it the prompt, then each step's tokens."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.watch = Stopwatch(device)
-
     def put(self, value: Tensor) -> None:
-        self.watch.mark()
+        self.mark()
 
     def end(self) -> None:
         """Nothing is left to do."""

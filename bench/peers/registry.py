@@ -73,10 +73,10 @@ def disturbs(name: str) -> bool:
 
 def in_int8(name: str) -> str | None:
     """The name of the peer, or of its variant, with weights of one byte; None where there is none."""
-    base, _, variant = name.partition(":")
     if has_own_format(name):
         return name
-    return f"{base}:{PEERS[base].int8}" if PEERS[base].int8 and not variant else None
+    peer = PEERS.get(name)  # none for a variant
+    return f"{name}:{peer.int8}" if peer and peer.int8 else None
 
 
 def installed(device_type: str) -> list[str]:

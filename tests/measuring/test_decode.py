@@ -118,11 +118,11 @@ def test_a_contender_that_crashes_is_written_down_and_the_others_go_on(gpt2, tmp
 def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(gpt2, tmp_path, capsys, monkeypatch):
     out, check, calls = tmp_path / "out", DecodeRun._check, []
 
-    def interrupted(self, measurement, point):
-        calls.append((measurement.opened.contender.name, point.batch, point.context))
+    def interrupted(self, measurement):
+        calls.append(measurement.record.key)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return check(self, measurement, point)
+        return check(self, measurement)
 
     monkeypatch.setattr(DecodeRun, "_check", interrupted)
     command = ("decode", "--model", gpt2, *GRID, "--output", out)
