@@ -116,11 +116,12 @@ def measure(plan: EnginePlan, scene: str, llm: LLM, judge: Verifier, log: Result
     worst = max(verdicts, key=lambda verdict: VERDICTS.index(verdict.status))
     requests = plan.requests(scene, 1)
     for way in (base, better):
+        samples: dict[str, Any] = {"computed_tokens": way.computed[0], "seconds": way.seconds}
         yield Scenario(
             model=plan.source.name, dummy=plan.source.dummy, backend=plan.backend.name, dtype=plan.dtype, scene=scene,
             way=way.name, num_requests=len(requests), prompt_tokens=sum(len(request.prompt) for request in requests),
             new_tokens=sum(request.new_tokens for request in requests), verdict=worst.status, detail=worst.detail,
-            **(way.samples() if worst.status != "wrong" else {}),
+            **(samples if worst.status != "wrong" else {}),
         )  # fmt: skip
 
 
@@ -135,7 +136,7 @@ class Variant:
     def timed(self, requests: Sequence[Request]) -> list[list[int]]:
         before, start = self.llm.stats()["tokens_prefilled"], time.perf_counter()
         answers = self.serve(requests)
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(round(time.perf_counter() - start, 6))
         self.computed.append(self.llm.stats()["tokens_prefilled"] - before)
         return answers
 
@@ -144,14 +145,9 @@ class Variant:
         scheduler = self.llm.engine.scheduler
         scheduler.pool.reset()
         scheduler.prefix_cache.enabled = self.name != "caching off"
-        groups = [[request] for request in requests] if self.name == "one by one" else [requests]
-        return [tokens for group in groups for tokens in self._generate(group)]
-
-    def _generate(self, requests: Sequence[Request]) -> list[list[int]]:
+        size = 1 if self.name == "one by one" else len(requests)
         params = [SamplingParams(temperature=0, max_tokens=each.new_tokens, ignore_eos=True) for each in requests]
-        outputs = self.llm.generate([request.prompt for request in requests], params, use_tqdm=False)
+        prompts, outputs = [request.prompt for request in requests], []
+        for i in range(0, len(requests), size):
+            outputs += self.llm.generate(prompts[i : i + size], params[i : i + size], use_tqdm=False)
         return [output.outputs[0].token_ids for output in outputs]
-
-    def samples(self) -> dict[str, Any]:
-        """The measured fields of this variant's line."""
-        return {"computed_tokens": self.computed[0], "seconds": [round(value, 6) for value in self.seconds]}

@@ -18,7 +18,7 @@ from octavo.bench.measuring.check import Verdict, Verifier
 from octavo.bench.measuring.machine import PeakMemory
 from octavo.bench.measuring.roofline import prefill_flops, step_bytes, step_flops
 from octavo.bench.measuring.timing import Probe
-from octavo.bench.measuring.workloads import CHECK, Budget, GridPoint, prompts
+from octavo.bench.measuring.workloads import CHECK, Effort, GridPoint, prompts
 from octavo.bench.peers import base, registry
 from octavo.bench.peers.base import Contender, Generation, Octavo, RunSettings, UnsupportedError
 from octavo.bench.peers.sources import ModelSource
@@ -52,7 +52,7 @@ class DecodePlan:
     backends: tuple[Ops, ...]
     peers: tuple[str, ...]
     points: tuple[GridPoint, ...]
-    budget: Budget
+    effort: Effort
     seed: int
 
     @property
@@ -118,11 +118,11 @@ class Measurement:
     seconds: float = 0.0  # spent on repeats
     has_failed: bool = False
 
-    def is_over(self, budget: Budget) -> bool:
+    def is_over(self, effort: Effort) -> bool:
         if self.has_failed or self.verdict is None or self.verdict.status == "wrong":
             return True
-        enough = len(self.repeats) >= budget.min_repeats and self.seconds >= budget.seconds
-        return enough or len(self.repeats) >= budget.max_repeats
+        enough = len(self.repeats) >= effort.min_repeats and self.seconds >= effort.seconds
+        return enough or len(self.repeats) >= effort.max_repeats
 
 
 class DecodeRun:
@@ -175,7 +175,7 @@ class DecodeRun:
         todo = [measurement for measurement in every if not self.log.has(measurement.record.key)]
         for measurement in todo:
             self._try(self._check, measurement)
-        while waiting := [one for one in todo if not one.is_over(self.plan.budget)]:
+        while waiting := [one for one in todo if not one.is_over(self.plan.effort)]:
             for measurement in waiting:
                 self._try(self._repeat, measurement)
         for measurement in todo:

@@ -17,31 +17,24 @@ CHECK = 0  # the repeat whose tokens are checked; timed repeats count from 1, ea
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long each point of the grid is measured. Repeats go on until `seconds` are spent, within the two bounds."""
+class Effort:
+    """A grid, and how long each point is measured: repeats go on until `seconds` are spent, within the two bounds."""
 
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
     min_repeats: int
     max_repeats: int
     seconds: float
     new_tokens: int
 
 
-BUDGETS = {
-    ("cpu", "quick"): Budget(2, 4, 2.0, 17),
-    ("cpu", "normal"): Budget(5, 9, 6.0, 33),
-    ("cpu", "full"): Budget(5, 9, 15.0, 65),
-    ("cuda", "quick"): Budget(3, 5, 1.0, 65),
-    ("cuda", "normal"): Budget(5, 9, 3.0, 129),
-    ("cuda", "full"): Budget(9, 15, 8.0, 257),
-}
-
-GRIDS = {  # batch sizes, context lengths
-    ("cpu", "quick"): ((1, 8), (128,)),
-    ("cpu", "normal"): ((1, 8), (128, 512)),
-    ("cpu", "full"): ((1, 2, 4, 8, 16), (128, 512, 1024)),
-    ("cuda", "quick"): ((1, 64), (128, 1024)),
-    ("cuda", "normal"): ((1, 8, 64, 256), (128, 1024)),
-    ("cuda", "full"): ((1, 2, 4, 8, 16, 32, 64, 128, 256), (128, 256, 512, 1024)),
+EFFORTS = {
+    ("cpu", "quick"): Effort((1, 8), (128,), 2, 4, 2.0, 17),
+    ("cpu", "normal"): Effort((1, 8), (128, 512), 5, 9, 6.0, 33),
+    ("cpu", "full"): Effort((1, 2, 4, 8, 16), (128, 512, 1024), 5, 9, 15.0, 65),
+    ("cuda", "quick"): Effort((1, 64), (128, 1024), 3, 5, 1.0, 65),
+    ("cuda", "normal"): Effort((1, 8, 64, 256), (128, 1024), 5, 9, 3.0, 129),
+    ("cuda", "full"): Effort((1, 2, 4, 8, 16, 32, 64, 128, 256), (128, 256, 512, 1024), 9, 15, 8.0, 257),
 }
 
 
