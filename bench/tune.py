@@ -77,7 +77,7 @@ def users_of_rows(
     users: dict[int, tuple[Row, list[Case]]] = {}
     for case in found:
         if case.op == "linear":
-            x, weight = case.make()
+            x, weight, *_ = case.make()
             row = launch.linear(device, dtype, x.shape[0], weight.shape[0])
         else:
             row = launch.attention(device, dtype, head_dim)
