@@ -90,7 +90,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     changes += together(changes)
     if not changes and not broken:
         raise ValueError(f"{old.path} and {new.path} have nothing in common")
-    console.print(f"old {_about(old)}\nnew {_about(new)}", highlight=False)
+    for name, results in (("old", old), ("new", new)):
+        commit = tables.commit(results.run).removeprefix("commit ")
+        console.print(f"{name} {results.path}: {commit}, {results.run.date}", highlight=False)
     if warning := _machine(old, new, changes):
         console.print(warning, style="yellow")
     console.print(_table(changes))
@@ -133,16 +135,16 @@ def together(changes: Sequence[Change]) -> list[Change]:
 
 
 def _mean(group: str, changes: Sequence[Change]) -> Change:
-    times = [geometric_mean(pair) for pair in zip(*((change.old_s, change.new_s) for change in changes), strict=True)]
+    old_s, new_s = (geometric_mean(getattr(change, name) for change in changes) for name in ("old_s", "new_s"))
     spreads = tuple(spread for change in changes for spread in change.spreads)
     drift = median([change.drift for change in changes])
-    return Change(f"{group}, all {len(changes)}", times[0], times[1], spreads, drift, changes[0].own, is_group=True)
+    return Change(f"{group}, all {len(changes)}", old_s, new_s, spreads, drift, changes[0].own, is_group=True)
 
 
 def broken_cells(old: Sequence[Any], new: Sequence[Any]) -> Iterator[str]:
     """Octavo's lines that were right and no longer are."""
     passed = {record.key for record in old if record.passed}
-    for record in {record.key: record for record in new}.values():
+    for record in records.latest(new):
         if record.key in passed and not record.passed and _is_own(record):
             yield f"{_name(record)}: {record.verdict} {record.detail}"
 
@@ -156,9 +158,7 @@ def _machine(old: Results, new: Results, changes: Sequence[Change]) -> str:
     """A sentence where the machine itself, or the peers on it, are not what they were."""
     share = new.run.bandwidth / old.run.bandwidth - 1
     peers = [change.share for change in changes if not change.own and not change.is_group]
-    now = {record.key: record for record in new.cells}
-    pairs = [(record, now[record.key]) for record in old.cells if record.key in now]
-    drifts = [_drift(*both) for pair in pairs for both in zip(*map(_quantities, pair), strict=True) if both[0].probes]
+    drifts = [change.drift for change in changes if change.drift and not change.is_group]
     parts = [f"the measured bandwidth changed by {100 * share:+.0f} %"] if abs(share) > MIN_CHANGE else []
     if peers and abs(median(peers)) > MIN_CHANGE:
         parts.append(f"the peers' times changed by {100 * median(peers):+.0f} %")
@@ -215,10 +215,6 @@ def _ranks_outside(count: int) -> int:
         out += 1
         tail += comb(count, out) * 2.0**-count
     return out
-
-
-def _about(results: Results) -> str:
-    return f"{results.path}: {tables.commit(results.run).removeprefix('commit ')}, {results.run.date}"
 
 
 def _table(changes: Sequence[Change]) -> Table:

@@ -5,13 +5,13 @@ Without options the grid suits the machine: on a CPU it ends in about three minu
 """
 
 import argparse
-from dataclasses import replace
+from itertools import product
 
 from rich.console import Console
 
 from octavo.bench import options
 from octavo.bench.measuring.decoding import DecodePlan, DecodeRun
-from octavo.bench.measuring.workloads import BUDGETS, GRIDS, grid_point
+from octavo.bench.measuring.workloads import EFFORTS, grid_point
 from octavo.bench.peers import registry
 from octavo.bench.peers.sources import open_source
 from octavo.bench.run import ResultLog, run_command
@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument("--full", dest="effort", action="store_const", const="full", help="large grid, many repeats")
     parser.set_defaults(effort="normal")
     options.add_machine(parser)
-    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -64,19 +63,16 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 def make_plan(arguments: argparse.Namespace) -> tuple[DecodePlan, list[str]]:
     """The command, checked as far as can be without measuring, and a line for each peer that is not there."""
     device = options.device_of(arguments)
-    grid, budget = GRIDS[device.type, arguments.effort], BUDGETS[device.type, arguments.effort]
-    if arguments.new_tokens is not None:
-        budget = replace(budget, new_tokens=arguments.new_tokens)
-    batches = options.numbers(arguments.batch, "batch") if arguments.batch else grid.batches
-    contexts = options.numbers(arguments.context, "context") if arguments.context else grid.contexts
+    effort = EFFORTS[device.type, arguments.effort]
+    new_tokens = effort.new_tokens if arguments.new_tokens is None else arguments.new_tokens
+    batches = options.numbers(arguments.batch, "batch") if arguments.batch else effort.batches
+    contexts = options.numbers(arguments.context, "context") if arguments.context else effort.contexts
     dtypes = options.precisions(arguments.dtype, arguments.weights, device)
     backends = options.backends(arguments.backend, device)
     present, absent = _peers(arguments.peers, device.type)
     source = open_source(arguments.model)
-    points = tuple(
-        grid_point(source.config, batch, context, budget.new_tokens) for batch in batches for context in contexts
-    )
-    return DecodePlan(source, device, dtypes, backends, present, points, budget, arguments.seed), absent
+    points = tuple(grid_point(source.config, *size, new_tokens) for size in product(batches, contexts))
+    return DecodePlan(source, device, dtypes, backends, present, points, effort, arguments.seed), absent
 
 
 def _peers(text: str, device_type: str) -> tuple[tuple[str, ...], list[str]]:

@@ -9,21 +9,17 @@ import argparse
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from octavo.bench import options
 from octavo.bench.measuring.check import Verdict, Verifier
 from octavo.bench.measuring.workloads import Request, at_least, ordinary
-from octavo.bench.peers.sources import ModelSource
 from octavo.bench.reporting.schema import VERDICTS, Scenario
 from octavo.bench.run import ResultLog, run_command
 from octavo.gpt import LLM, SamplingParams
-from octavo.kernels.ops import Ops
 
 EXAMPLE = "python -m octavo.bench engine --scene batching --requests 32 --dtype float32"
 SCENES = {"prefix": ("caching off", "caching on"), "batching": ("one by one", "together")}
@@ -40,22 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix", type=int, default=SHARED, metavar="N", help=f"shared tokens ({SHARED})")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(3)")
     options.add_machine(parser)
-    options.add_output(parser)
 
 
-@dataclass(frozen=True)
 class EnginePlan:
-    """The command, checked."""
+    """The command, checked: ValueError where it cannot be carried out."""
 
-    source: ModelSource
-    device: torch.device
-    backend: Ops
-    dtype: str
-    scenes: tuple[str, ...]
-    sizes: dict[str, int]  # requests of each scene
-    prefix: int
-    repeats: int
-    seed: int
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.device = options.device_of(arguments)
+        self.prefix, self.repeats, self.seed = arguments.prefix, arguments.repeats, arguments.seed
+        self.scenes = options.words(arguments.scene, "scene")
+        if unknown := [name for name in self.scenes if name not in SCENES]:
+            raise ValueError(f"scene must be {' or '.join(SCENES)}, not {unknown[0]!r}")
+        # The requests of each scene.
+        self.sizes = {
+            name: arguments.requests if arguments.requests is not None else REQUESTS[name] for name in self.scenes
+        }
+        at_least(1, requests=min(self.sizes.values()), prefix=self.prefix, repeats=self.repeats)
+        self.source, self.backend, self.dtype = options.one_model(arguments, self.device)
+        if self.longest > (window := self.source.config.context_size):
+            raise ValueError(f"a request of {self.longest} tokens is over the model's window of {window}")
 
     def requests(self, scene: str, repeat: int) -> list[Request]:
         generator = random.Random(f"{scene}/{self.seed}/{repeat}")
@@ -75,25 +74,9 @@ class EnginePlan:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """prefix caching and continuous batching against doing without"""
-    plan = make_plan(arguments)
+    plan = EnginePlan(arguments)
     work = partial(measure_all, plan)
     return run_command("engine", arguments, console, plan.device, 2 * len(plan.scenes), work, (plan.dtype,))
-
-
-def make_plan(arguments: argparse.Namespace) -> EnginePlan:
-    device = options.device_of(arguments)
-    scenes = options.words(arguments.scene, "scene")
-    if unknown := [name for name in scenes if name not in SCENES]:
-        raise ValueError(f"scene must be {' or '.join(SCENES)}, not {unknown[0]!r}")
-    sizes = {name: REQUESTS[name] if arguments.requests is None else arguments.requests for name in scenes}
-    at_least(1, requests=min(sizes.values()), prefix=arguments.prefix, repeats=arguments.repeats)
-    source, backend, dtype = options.one_model(arguments, device)
-    plan = EnginePlan(
-        source, device, backend, dtype, scenes, sizes, arguments.prefix, arguments.repeats, arguments.seed
-    )
-    if plan.longest > (window := plan.source.config.context_size):
-        raise ValueError(f"a request of {plan.longest} tokens is over the model's window of {window}")
-    return plan
 
 
 def measure_all(plan: EnginePlan, log: ResultLog) -> None:
@@ -133,11 +116,12 @@ def measure(plan: EnginePlan, scene: str, llm: LLM, judge: Verifier, log: Result
     worst = max(verdicts, key=lambda verdict: VERDICTS.index(verdict.status))
     requests = plan.requests(scene, 1)
     for way in (base, better):
+        samples: dict[str, Any] = {"computed_tokens": way.computed[0], "seconds": way.seconds}
         yield Scenario(
             model=plan.source.name, dummy=plan.source.dummy, backend=plan.backend.name, dtype=plan.dtype, scene=scene,
             way=way.name, num_requests=len(requests), prompt_tokens=sum(len(request.prompt) for request in requests),
             new_tokens=sum(request.new_tokens for request in requests), verdict=worst.status, detail=worst.detail,
-            **(way.samples() if worst.status != "wrong" else {}),
+            **(samples if worst.status != "wrong" else {}),
         )  # fmt: skip
 
 
@@ -152,7 +136,7 @@ class Variant:
     def timed(self, requests: Sequence[Request]) -> list[list[int]]:
         before, start = self.llm.stats()["tokens_prefilled"], time.perf_counter()
         answers = self.serve(requests)
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(round(time.perf_counter() - start, 6))
         self.computed.append(self.llm.stats()["tokens_prefilled"] - before)
         return answers
 
@@ -161,14 +145,9 @@ class Variant:
         scheduler = self.llm.engine.scheduler
         scheduler.pool.reset()
         scheduler.prefix_cache.enabled = self.name != "caching off"
-        groups = [[request] for request in requests] if self.name == "one by one" else [requests]
-        return [tokens for group in groups for tokens in self._generate(group)]
-
-    def _generate(self, requests: Sequence[Request]) -> list[list[int]]:
+        size = 1 if self.name == "one by one" else len(requests)
         params = [SamplingParams(temperature=0, max_tokens=each.new_tokens, ignore_eos=True) for each in requests]
-        outputs = self.llm.generate([request.prompt for request in requests], params, use_tqdm=False)
+        prompts, outputs = [request.prompt for request in requests], []
+        for i in range(0, len(requests), size):
+            outputs += self.llm.generate(prompts[i : i + size], params[i : i + size], use_tqdm=False)
         return [output.outputs[0].token_ids for output in outputs]
-
-    def samples(self) -> dict[str, Any]:
-        """The measured fields of this variant's line."""
-        return {"computed_tokens": self.computed[0], "seconds": [round(value, 6) for value in self.seconds]}

@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", default="128,1024,4096", metavar="N,...", help="prompt lengths (128,1024,4096)")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"timed for each pair ({STEPS})")
     parser.add_argument("--tokenizer", default="dummy:gpt2", help="a model whose tokenizer decodes, or none")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the token ids (0)")
     options.add_output(parser)
 
 

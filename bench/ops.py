@@ -14,7 +14,7 @@ from rich.console import Console
 
 from octavo.bench import options
 from octavo.bench.measuring.accuracy import verdict
-from octavo.bench.measuring.op_cases import Arguments, Case, Shapes, cases
+from octavo.bench.measuring.op_cases import Arguments, Case, Shapes, distinct_cases
 from octavo.bench.measuring.timing import measure, median
 from octavo.bench.measuring.workloads import at_least
 from octavo.bench.peers.kernels import PEER_OPS
@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill", metavar="N,...", help="tokens in prefill (512, on a GPU 512,1024,4096)")
     parser.add_argument("--only", metavar="OP,...", help="these ops")
     options.add_machine(parser)
-    options.add_output(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -66,11 +65,10 @@ def _cases(arguments: argparse.Namespace, device: torch.device, dtype: str) -> l
     ]
     at_least(1, **{name: min(values) for name, values in zip(given, sizes, strict=True)})
     config, kind = open_source(arguments.model).config, DTYPES[dtype]
-    every = [
+    found = distinct_cases(
         Shapes(config, device, kind, batch, context, prefill, arguments.seed)
         for batch, context, prefill in product(*sizes)
-    ]
-    found = list({(case.op, case.shape): case for shapes in every for case in cases(shapes)}.values())
+    )
     if arguments.only is None:
         return found
     names, known = options.words(arguments.only, "only"), list(dict.fromkeys(case.op for case in found))
@@ -82,17 +80,17 @@ def _cases(arguments: argparse.Namespace, device: torch.device, dtype: str) -> l
 def measure_case(case: Case, dtype: str, device: torch.device, backends: Sequence[Ops], log: ResultLog) -> None:
     """Measure the case on every backend and peer that has it, unless that is done."""
     arguments = case.make()
-    calls: dict[str, tuple[Callable[..., Any], Arguments]] = {
-        ops.name: (getattr(ops, case.op), packed(case, ops, arguments))
+    calls = {
+        ops.name: ready(ops, case, arguments)
         for ops in backends
         if ops.name == "reference" or getattr(ops, case.op) is not getattr(REFERENCE, case.op)
     }
     for name, prepare in PEER_OPS.items():
         if (prepared := prepare(case, arguments)) is not None:
-            calls[name] = partial(_ignoring, prepared), arguments
-    for name, (call, own) in calls.items():
+            calls[name] = partial(_ignoring, prepared)
+    for name, call in calls.items():
         if not log.has((case.op, case.shape, name, dtype)):
-            status, detail, samples = _timed(case, call, own, arguments, device)
+            status, detail, samples = _timed(case, call, arguments, device)
             middle, rate = median(samples) if samples else None, log.run.matmul_flops_per_s.get(dtype)
             record = Op(
                 case.op, case.shape, name, dtype, status, detail, [round(sample, 9) for sample in samples],
@@ -104,13 +102,13 @@ def measure_case(case: Case, dtype: str, device: torch.device, backends: Sequenc
 
 
 def _timed(
-    case: Case, call: Callable[..., Any], own: Arguments, arguments: Arguments, device: torch.device
+    case: Case, call: Callable[..., Any], arguments: Arguments, device: torch.device
 ) -> tuple[str, str, list[float]]:
     """The verdict, its detail, and the seconds of each call where it is right."""
     try:
-        if (status := judge(case, call, own, arguments)) == "wrong":
+        if (status := verdict(case, call, getattr(REFERENCE, case.op), arguments)) == "wrong":
             return status, "", []
-        return status, "", measure(lambda: call(*own, **case.kwargs), device, SECONDS[device.type])
+        return status, "", measure(partial(call, *arguments), device, SECONDS[device.type])
     except Exception as error:
         return "failed", reason(error), []
 
@@ -118,21 +116,14 @@ def _timed(
 WITH_WEIGHT = ("linear", "lm_head_sample")  # ops whose second argument is a weight
 
 
-def packed(case: Case, ops: Ops, arguments: Arguments) -> Arguments:
-    """The arguments as the backend takes them: weights in its own form."""
+def ready(ops: Ops, case: Case, arguments: Arguments) -> Callable[..., Any]:
+    """The backend's op, to be called with these arguments: it has their weight in its own form already."""
+    call = getattr(ops, case.op)
     if case.op not in WITH_WEIGHT:
-        return arguments
-    x, weight, *rest = arguments
-    return x, ops.pack(weight), *rest
+        return call
+    packed = ops.pack(arguments[1])
+    return lambda x, _, *rest: call(x, packed, *rest)
 
 
-def judge(case: Case, call: Callable[..., Any], own: Arguments, arguments: Arguments) -> str:
-    """The verdict where the call takes a packed weight and the reference the plain one."""
-    reference = getattr(REFERENCE, case.op)
-    if case.op not in WITH_WEIGHT:
-        return verdict(case, call, reference, arguments)
-    return verdict(case, lambda x, _, *rest, **kwargs: call(x, own[1], *rest, **kwargs), reference, arguments)
-
-
-def _ignoring(prepared: Callable[[], Any], *_: Any, **__: Any) -> Any:
+def _ignoring(prepared: Callable[[], Any], *_: Any) -> Any:
     return prepared()

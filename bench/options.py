@@ -1,11 +1,10 @@
 """Options that several commands share, and the folder that results go to."""
 
 import argparse
-import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -19,15 +18,13 @@ from octavo.kernels.backends import best_for
 from octavo.kernels.ops import Ops
 from octavo.kernels.weights import FORMATS
 
-Value = TypeVar("Value")
-
 RESULTS = Path("build/bench")  # where results go unless told otherwise, a folder a run
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch and of every peer (the physical cores)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and random inputs (0)")
+    add_output(parser)
 
 
 def add_one_model(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +34,7 @@ def add_one_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and random inputs (0)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"for the results ({RESULTS}/<date and time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in FOLDER, or with the newest one")
 
@@ -57,20 +55,18 @@ def words(text: str, name: str) -> tuple[str, ...]:
     return entries
 
 
-def numbers(text: str, name: str) -> tuple[int, ...]:
-    """Whole numbers with commas, ascending."""
+def numbers(text: str, name: str, kind: type[Any] = int) -> tuple[Any, ...]:
+    """Numbers of that kind with commas, ascending."""
     try:
-        return tuple(sorted(int(entry) for entry in words(text, name)))
+        return tuple(sorted(kind(entry) for entry in words(text, name)))
     except ValueError:
-        raise ValueError(f"{name} must be whole numbers with commas, not {text!r}") from None
+        whole = "whole " if kind is int else ""
+        raise ValueError(f"{name} must be {whole}numbers with commas, not {text!r}") from None
 
 
 def rates(text: str, name: str) -> tuple[float, ...]:
     """Numbers above zero with commas, ascending."""
-    try:
-        found = tuple(sorted(float(entry) for entry in words(text, name)))
-    except ValueError:
-        raise ValueError(f"{name} must be numbers with commas, not {text!r}") from None
+    found = numbers(text, name, float)
     if not all(0 < value < float("inf") for value in found):
         raise ValueError(f"{name} must be above 0 and finite, not {text!r}")
     return found
@@ -78,17 +74,12 @@ def rates(text: str, name: str) -> tuple[float, ...]:
 
 def one_model(arguments: argparse.Namespace, device: torch.device) -> tuple[ModelSource, Ops, str]:
     """The model, the backend and the dtype of a command that takes one of each."""
-    return (
-        open_source(arguments.model),
-        _single(backends(arguments.backend, device), "backend"),
-        _single(dtypes(arguments.dtype, device), "dtype"),
-    )
-
-
-def _single(values: tuple[Value, ...], name: str) -> Value:
-    if len(values) != 1:
-        raise ValueError(f"{name} must be one, not {len(values)}")
-    return values[0]
+    source, found = open_source(arguments.model), backends(arguments.backend, device)
+    names = dtypes(arguments.dtype, device)
+    for what, values in (("backend", found), ("dtype", names)):
+        if len(values) != 1:
+            raise ValueError(f"{what} must be one, not {len(values)}")
+    return source, found[0], names[0]
 
 
 def dtypes(text: str, device: torch.device) -> tuple[str, ...]:
@@ -136,8 +127,6 @@ def results_file(arguments: argparse.Namespace, command: str) -> tuple[Path, Res
         path.open("a").close()
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"cannot write to {folder}")
     return path, before
 
 

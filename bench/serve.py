@@ -8,25 +8,20 @@ Goodput counts the requests whose first token and whose mean time per further to
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from octavo.bench import options
 from octavo.bench.measuring import workloads
 from octavo.bench.measuring.check import Verdict, Verifier, spread_rows
 from octavo.bench.measuring.load_generator import Served, ask, samples_of, serve
 from octavo.bench.measuring.workloads import Load, Request, at_least
-from octavo.bench.peers.sources import ModelSource
 from octavo.bench.reporting.schema import Serve
 from octavo.bench.run import ResultLog, aside, reason, run_command
 from octavo.gpt import AsyncLLM
-from octavo.kernels.ops import Ops
 
 EXAMPLE = "python -m octavo.bench serve --rate 1,2,4 --callers 8 --mix sharegpt --requests 64"
 USUAL: dict[str, dict[str, Any]] = {
@@ -48,119 +43,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tpot-ms", type=float, metavar="MS", help=f"bound of the mean gap {usual('tpot_ms')}")
     parser.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="that run together (64)")
     options.add_machine(parser)
-    options.add_output(parser)
 
 
-@dataclass(frozen=True)
 class ServePlan:
-    """The command, checked."""
+    """The command, checked: ValueError where it cannot be carried out."""
 
-    source: ModelSource
-    device: torch.device
-    backend: Ops
-    dtype: str
-    mix: str
-    requests: list[Request]
-    loads: tuple[Load, ...]
-    ttft_s: float
-    tpot_s: float
-    max_num_seqs: int
-    seed: int
-
-    @property
-    def checked(self) -> list[int]:
-        """Indices of the requests that are also run alone."""
-        return spread_rows(len(self.requests))
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.device = options.device_of(arguments)
+        for name, value in USUAL[self.device.type].items():
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, value)
+        at_least(1, requests=arguments.requests, max_num_seqs=arguments.max_num_seqs)
+        for name in ("ttft_ms", "tpot_ms"):
+            if not getattr(arguments, name) > 0:
+                raise ValueError(f"{name.replace('_', '-')} must be above 0, not {getattr(arguments, name):g}")
+        self.ttft_s, self.tpot_s = arguments.ttft_ms / 1e3, arguments.tpot_ms / 1e3
+        self.mix, self.max_num_seqs, self.seed = arguments.mix, arguments.max_num_seqs, arguments.seed
+        mix = workloads.mix_of(self.mix)
+        self.source, self.backend, self.dtype = options.one_model(arguments, self.device)
+        self.requests = workloads.requests(self.source.config, mix, arguments.requests, self.seed)
+        self.checked = spread_rows(len(self.requests))  # indices of the requests that are also run alone
+        self.loads = _loads(arguments.rate, arguments.callers)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """load on AsyncLLM: throughput, latency, goodput"""
-    plan = make_plan(arguments)
+    plan = ServePlan(arguments)
 
     def work(log: ResultLog) -> None:
-        asyncio.run(ServeRun(plan, log).measure_all())
+        asyncio.run(measure_all(plan, log))
 
     return run_command("serve", arguments, console, plan.device, len(plan.loads), work, (plan.dtype,))
 
 
-def make_plan(arguments: argparse.Namespace) -> ServePlan:
-    device = options.device_of(arguments)
-    for name, value in USUAL[device.type].items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    at_least(1, requests=arguments.requests, max_num_seqs=arguments.max_num_seqs)
-    for name in ("ttft_ms", "tpot_ms"):
-        if not getattr(arguments, name) > 0:
-            raise ValueError(f"{name.replace('_', '-')} must be above 0, not {getattr(arguments, name):g}")
-    mix = workloads.mix_of(arguments.mix)
-    source, backend, dtype = options.one_model(arguments, device)
-    requests = workloads.requests(source.config, mix, arguments.requests, arguments.seed)
-    return ServePlan(
-        source, device, backend, dtype, arguments.mix, requests, _loads(arguments.rate, arguments.callers),
-        arguments.ttft_ms / 1e3, arguments.tpot_ms / 1e3, arguments.max_num_seqs, arguments.seed,
-    )  # fmt: skip
-
-
-def _loads(rates: str, callers: str) -> tuple[Load, ...]:
-    found = [] if callers == "none" else [Load("closed", number) for number in options.numbers(callers, "callers")]
-    found += [] if rates == "none" else [Load("open", rate) for rate in options.rates(rates, "rate")]
-    for load in found:
-        if load.kind == "closed" and load.level < 1:
-            raise ValueError(f"callers must be at least 1, not {load.level:g}")
-    if not found:
+def _loads(rates: str, callers: str) -> list[Load]:
+    closed = () if callers == "none" else options.numbers(callers, "callers")
+    opened = () if rates == "none" else options.rates(rates, "rate")
+    at_least(1, callers=min(closed, default=1))
+    if not closed and not opened:
         raise ValueError("rate and callers are both none: no load is left")
-    return tuple(found)
+    return [*(Load("closed", number) for number in closed), *(Load("open", rate) for rate in opened)]
 
 
-class ServeRun:
-    """One server, all loads one after another."""
-
-    def __init__(self, plan: ServePlan, log: ResultLog) -> None:
-        self.plan, self.log = plan, log
-
-    async def measure_all(self) -> None:
-        plan = self.plan
-        left = [load for load in plan.loads if not self.log.has(self._record(load, Verdict("", "")).key)]
-        if not left:
-            return
-        llm = AsyncLLM(
-            plan.source.path or plan.source.name, backend=plan.backend, dtype=plan.dtype, device=plan.device.type,
-            max_num_seqs=plan.max_num_seqs,
-        )  # fmt: skip
-        try:
-            with self.log.progress() as bar:
-                await self._check_and_measure(llm, left, bar)
-        finally:
-            await llm.close()
-
-    async def _check_and_measure(self, llm: AsyncLLM, left: Sequence[Load], bar: Progress) -> None:
-        plan, start = self.plan, time.perf_counter()
-        own = [plan.requests[row] for row in plan.checked]
-        alone = [await _alone(llm, request) for request in own]
+async def measure_all(plan: ServePlan, log: ResultLog) -> None:
+    """One server, under the loads that are not done, one after another."""
+    left = [load for load in plan.loads if not log.has(_record(plan, load, Verdict("", "")).key)]
+    if not left:
+        return
+    llm = AsyncLLM(
+        plan.source.path or plan.source.name, backend=plan.backend, dtype=plan.dtype, device=plan.device.type,
+        max_num_seqs=plan.max_num_seqs,
+    )  # fmt: skip
+    try:
+        start = time.perf_counter()
+        alone = [await _alone(llm, plan.requests[row]) for row in plan.checked]
         warmup_s = time.perf_counter() - start
         check = aside(Check, plan, alone)
-        for load in left:
-            if check.first.status == "wrong":
-                self.log.keep(self._record(load, check.first))
-                continue
-            task = bar.add_task(str(load), total=len(plan.requests))
-            llm.llm.engine.scheduler.pool.reset()  # no load profits from the prefixes of the one before
-            try:
-                served = await serve(llm, plan.requests, load, plan.seed, partial(bar.advance, task))
-            except Exception as error:
-                self.log.keep(self._record(load, Verdict("failed", reason(error))))
-            else:
-                self.log.keep(self._record(load, aside(check, served), served, warmup_s))
+        with log.progress() as bar:
+            for load in left:
+                task = bar.add_task(str(load), total=len(plan.requests))
+                log.keep(await _measure(plan, load, llm, check, warmup_s, partial(bar.advance, task)))
+    finally:
+        await llm.close()
 
-    def _record(
-        self, load: Load, verdict: Verdict, served: Sequence[Served] = (), warmup_s: float | None = None
-    ) -> Serve:
-        plan = self.plan
-        return Serve(
-            plan.source.name, plan.source.dummy, plan.backend.name, plan.dtype, plan.mix, load.kind, load.level,
-            len(plan.requests), plan.seed, verdict.status, verdict.detail, warmup_s=warmup_s, ttft_bound_s=plan.ttft_s,
-            tpot_bound_s=plan.tpot_s, **(samples_of(served) if verdict.status != "wrong" else {}),
-        )  # fmt: skip
+
+async def _measure(
+    plan: ServePlan, load: Load, llm: AsyncLLM, check: "Check", warmup_s: float, note: Callable[[], object]
+) -> Serve:
+    if check.first.status == "wrong":
+        return _record(plan, load, check.first)
+    llm.llm.engine.scheduler.pool.reset()  # no load profits from the prefixes of the one before
+    try:
+        served = await serve(llm, plan.requests, load, plan.seed, note)
+    except Exception as error:
+        return _record(plan, load, Verdict("failed", reason(error)))
+    return _record(plan, load, aside(check, served), served, warmup_s)
+
+
+def _record(
+    plan: ServePlan, load: Load, verdict: Verdict, served: Sequence[Served] = (), warmup_s: float | None = None
+) -> Serve:
+    return Serve(
+        plan.source.name, plan.source.dummy, plan.backend.name, plan.dtype, plan.mix, load.kind, load.level,
+        len(plan.requests), plan.seed, verdict.status, verdict.detail, warmup_s=warmup_s, ttft_bound_s=plan.ttft_s,
+        tpot_bound_s=plan.tpot_s, **(samples_of(served) if verdict.status != "wrong" else {}),
+    )  # fmt: skip
 
 
 class Check:

@@ -9,7 +9,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import product
+from functools import cache, partial
+from itertools import product, starmap
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from rich.progress import track
 
 from octavo.bench import options
 from octavo.bench.measuring.accuracy import verdict
-from octavo.bench.measuring.op_cases import Case, Shapes, cases
+from octavo.bench.measuring.op_cases import Case, Shapes, distinct_cases
 from octavo.bench.measuring.timing import measure, median
 from octavo.bench.peers.sources import open_source
 from octavo.gpt.loading.loader import DTYPES
@@ -50,15 +51,13 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     device = torch.device("cuda")
     (dtype,) = options.dtypes(arguments.dtype, device)
     config, triton = open_source(arguments.model).config, backends.load("triton")
-    found: dict[tuple[str, str], Case] = {}
-    for tokens in TOKENS:
-        shapes = Shapes(config, device, DTYPES[dtype], tokens, 1024, arguments.prefill, arguments.seed)
-        found |= {(case.op, case.shape): case for case in cases(shapes) if case.op in LOOKUPS}
+    sizes = [(config, device, DTYPES[dtype], tokens, 1024, arguments.prefill, arguments.seed) for tokens in TOKENS]
+    found = [case for case in distinct_cases(starmap(Shapes, sizes)) if case.op in LOOKUPS]
     progress, proposals = Console(stderr=True), []
-    users = users_of_rows(list(found.values()), device, DTYPES[dtype], config.head_dim)
+    users = users_of_rows(found, device, DTYPES[dtype], config.head_dim)
     with torch.inference_mode():
         for row, own in track(users, "tuning", console=progress, disable=not progress.is_terminal):
-            best, saved = search(row, own, Timing(triton, device))
+            best, saved = search(row, own, timer(triton, device))
             if best != row:
                 proposals.append(proposal(own[0].op, launch.arch_of(device), dtype, row, best, saved))
     progress.print(f"{len(proposals)} of {len(users)} rows can be faster")
@@ -78,7 +77,7 @@ def users_of_rows(
     users: dict[int, tuple[Row, list[Case]]] = {}
     for case in found:
         if case.op == "linear":
-            x, weight = case.make()
+            x, weight, *_ = case.make()
             row = launch.linear(device, dtype, x.shape[0], weight.shape[0])
         else:
             row = launch.attention(device, dtype, head_dim)
@@ -113,24 +112,21 @@ def search(now: Row, own: Sequence[Case], time: Timer) -> tuple[Row, float]:
     return (best, saved) if saved >= GAIN else (now, 0.0)
 
 
-class Timing:
-    """Seconds of a case launched with a row; None where it does not compile, or its result is wrong."""
+def timer(triton: Ops, device: torch.device) -> Timer:
+    """Tells the seconds of a case launched with a row; None where it does not compile, or its result is wrong."""
+    made = cache(lambda case: case.make())
 
-    def __init__(self, triton: Ops, device: torch.device) -> None:
-        self.triton, self.device = triton, device
-        self._arguments: dict[tuple[str, str], tuple[Any, ...]] = {}
-
-    def __call__(self, case: Case, row: Row) -> float | None:
-        key = case.op, case.shape
-        arguments = self._arguments[key] = self._arguments.get(key) or case.make()
-        call = getattr(self.triton, case.op)
+    def seconds(case: Case, row: Row) -> float | None:
+        call = getattr(triton, case.op)
         with launched_with(case.op, row):
             try:
-                if verdict(case, call, getattr(REFERENCE, case.op), arguments) == "wrong":
+                if verdict(case, call, getattr(REFERENCE, case.op), made(case)) == "wrong":
                     return None
-                return median(measure(lambda: call(*arguments, **case.kwargs), self.device, SECONDS))
+                return median(measure(partial(call, *made(case)), device, SECONDS))
             except Exception:  # a GPU short of resources for the row says so in whatever words its compiler has
                 return None
+
+    return seconds
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def verdict(case: Case, call: Callable[..., Any], reference: Callable[..., Any],
 def _result(case: Case, function: Callable[..., Any], arguments: Arguments) -> tuple[Tensor, ...]:
     """What the op returns, or what it leaves in the arguments that it changes."""
     own = [a.clone() if i in case.mutates else a for i, a in enumerate(arguments)]
-    returned = function(*own, **case.kwargs)
+    returned = function(*own)
     if case.mutates:
         return tuple(own[i] for i in case.mutates)
     return returned if isinstance(returned, tuple) else (returned,)

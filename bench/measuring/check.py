@@ -14,11 +14,9 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from octavo.bench.peers.sources import ModelSource, plain_model
-from octavo.gpt.models.batch import Batch
-from octavo.gpt.runner.kv_cache import PagedCache
+from octavo.gpt.models.batch import dense_batch
 
 QUANTISED = 0.25  # of a random token's gap, that of quantised weights may be on average
 ROWS = 8  # of a batch are checked, spread over it, the first and the last among them
@@ -36,7 +34,7 @@ class Verifier:
 
     def __init__(self, source: ModelSource, dtype: str, device: torch.device, seed: int) -> None:
         self.device = device
-        self._prompts: dict[tuple[int, ...], PagedCache] = {}
+        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], list[float]] = {}
         with torch.inference_mode():
             twin = plain_model(source, dtype, device)
             exact = torch.float64 if dtype == "float32" else torch.float32
@@ -49,7 +47,6 @@ class Verifier:
             self.chance = float((logits.max(-1).values - logits.mean(-1)).mean())  # the gap of a random token
             self.budget = 4 * float(error.abs().max())
         self.model = twin if dtype == "float32" else judge  # float64 is for the noise only: it is slow
-        self.dtype = torch.float32
 
     def check(self, prompts: list[list[int]], answers: list[list[int]], same_weights: bool) -> Verdict:
         """Judge one answer a prompt; other weights than the reference's are quantised ones."""
@@ -84,41 +81,15 @@ class Verifier:
 
     @torch.inference_mode()
     def _gaps(self, prompt: list[int], answer: list[int]) -> list[float]:
-        """At each token of the answer, how far its logit lies below the best."""
-        cache = self._prefilled(prompt, len(answer))
-        tokens = [prompt[-1], *answer[:-1]]
-        logits = self.model.logits(self._forward(tokens, len(prompt) - 1, cache))
-        chosen = logits.gather(1, torch.tensor(answer, device=self.device).unsqueeze(1)).squeeze(1)
-        return (logits.max(-1).values - chosen).tolist()
-
-    def _prefilled(self, prompt: list[int], more: int) -> PagedCache:
-        """Keys and values of a prompt but for its last token, kept for the next contender."""
-        size = len(prompt) + more
-        key = (*prompt, size)  # a larger batch may ask for more tokens after the same prompt
-        if key not in self._prompts:
-            cache = PagedCache(self.model.config, 1, size, self.dtype, self.device)
-            if len(prompt) > 1:
-                self._forward(prompt[:-1], 0, cache)
-            self._prompts[key] = cache
-        return self._prompts[key]
-
-    def _forward(self, token_ids: list[int], start: int, cache: PagedCache) -> Tensor:
-        """Hidden states of one sequence's tokens from `start` on, in a cache of one block."""
-        num_tokens = len(token_ids)
-        places = list(range(start, start + num_tokens))
-        batch = Batch(
-            token_ids=self._ints(token_ids),
-            positions=self._ints(places),
-            slot_mapping=self._ints(places),
-            cu_seqlens_q=self._ints([0, num_tokens]),
-            context_lens=self._ints([start + num_tokens]),
-            block_table=self._ints([[0]]),
-            max_seqlen_q=max(2, num_tokens),
-        )
-        return self.model(batch, cache.layers)
-
-    def _ints(self, values: list) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
+        """At each token of the answer, how far its logit lies below the best; computed once, however many said it."""
+        key = tuple(prompt), tuple(answer)
+        if key not in self._known:
+            token_ids = torch.tensor([[*prompt, *answer[:-1]]], dtype=torch.int32, device=self.device)
+            hidden = self.model(dense_batch(token_ids))
+            logits = self.model.logits(hidden[len(prompt) - 1 :])
+            chosen = logits.gather(1, torch.tensor(answer, device=self.device).unsqueeze(1)).squeeze(1)
+            self._known[key] = (logits.max(-1).values - chosen).tolist()
+        return self._known[key]
 
 
 def spread_rows(num_rows: int) -> list[int]:

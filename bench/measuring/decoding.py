@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from octavo.bench.measuring.check import Verdict, Verifier
 from octavo.bench.measuring.machine import PeakMemory
 from octavo.bench.measuring.roofline import prefill_flops, step_bytes, step_flops
 from octavo.bench.measuring.timing import Probe
-from octavo.bench.measuring.workloads import CHECK, Budget, GridPoint, prompts
+from octavo.bench.measuring.workloads import CHECK, Effort, GridPoint, prompts
 from octavo.bench.peers import base, registry
 from octavo.bench.peers.base import Contender, Generation, Octavo, RunSettings, UnsupportedError
 from octavo.bench.peers.sources import ModelSource
@@ -51,7 +52,7 @@ class DecodePlan:
     backends: tuple[Ops, ...]
     peers: tuple[str, ...]
     points: tuple[GridPoint, ...]
-    budget: Budget
+    effort: Effort
     seed: int
 
     @property
@@ -107,6 +108,8 @@ class Measurement:
     """An open contender at one point of the grid: checked, then timed, then written down."""
 
     opened: OpenContender
+    point: GridPoint
+    record: Decode  # what is measured, without figures
     verdict: Verdict | None = None
     warmup_s: float = 0.0
     repeats: list[Generation] = field(default_factory=list)
@@ -115,11 +118,11 @@ class Measurement:
     seconds: float = 0.0  # spent on repeats
     has_failed: bool = False
 
-    def is_over(self, budget: Budget) -> bool:
+    def is_over(self, effort: Effort) -> bool:
         if self.has_failed or self.verdict is None or self.verdict.status == "wrong":
             return True
-        enough = len(self.repeats) >= budget.min_repeats and self.seconds >= budget.seconds
-        return enough or len(self.repeats) >= budget.max_repeats
+        enough = len(self.repeats) >= effort.min_repeats and self.seconds >= effort.seconds
+        return enough or len(self.repeats) >= effort.max_repeats
 
 
 class DecodeRun:
@@ -127,7 +130,7 @@ class DecodeRun:
 
     def __init__(self, plan: DecodePlan, log: ResultLog) -> None:
         self.plan, self.log, self.probe = plan, log, Probe(plan.device)
-        self._verifiers: dict[str, Verifier] = {}
+        self._verifier = cache(lambda dtype: Verifier(plan.source, dtype, plan.device, plan.seed))
 
     def measure_all(self) -> None:
         """Every entry at every point, except those that are done already."""
@@ -161,58 +164,59 @@ class DecodeRun:
                 raise UnsupportedError(f"it runs in {own} here, which has a line of its own")
         except Exception as error:
             for point in self.plan.points:
-                self._fail(point, name, version, entry.dtype, error)
+                self._fail(self._about(point, name, version, entry.dtype), error)
             return None
         return OpenContender(contender, entry.dtype, load_s, memory)
 
     def _measure(self, point: GridPoint, opened: list[OpenContender]) -> None:
         """Check first; what passed is timed, in turns, so that whatever else the machine does meets everyone alike."""
-        todo = [Measurement(one) for one in opened if not self._is_done(one.contender, point)]
+        whos = [(one.contender.name, one.contender.version, one.contender.dtype) for one in opened]
+        every = [Measurement(one, point, self._about(point, *who)) for one, who in zip(opened, whos, strict=True)]
+        todo = [measurement for measurement in every if not self.log.has(measurement.record.key)]
         for measurement in todo:
-            self._try(self._check, measurement, point)
-        while waiting := [one for one in todo if not one.is_over(self.plan.budget)]:
+            self._try(self._check, measurement)
+        while waiting := [one for one in todo if not one.is_over(self.plan.effort)]:
             for measurement in waiting:
-                self._try(self._repeat, measurement, point)
+                self._try(self._repeat, measurement)
         for measurement in todo:
-            self._try(self._write, measurement, point)
+            self._try(self._write, measurement)
 
-    def _try(self, do: Callable[[Measurement, GridPoint], None], measurement: Measurement, point: GridPoint) -> None:
+    def _try(self, do: Callable[[Measurement], None], measurement: Measurement) -> None:
         """Go on with a measurement; one that fails is over."""
         if measurement.has_failed:
             return
         try:
-            do(measurement, point)
+            do(measurement)
         except Exception as error:
             measurement.has_failed = True
-            contender = measurement.opened.contender
-            self._fail(point, contender.name, contender.version, contender.dtype, error)
+            self._fail(measurement.record, error)
 
-    def _check(self, measurement: Measurement, point: GridPoint) -> None:
+    def _check(self, measurement: Measurement) -> None:
         contender, dtype = measurement.opened.contender, measurement.opened.dtype
-        questions = self._prompts(point, CHECK)
+        questions = self._prompts(measurement.point, CHECK)
         with measurement.opened.memory.at_work():
             start = time.perf_counter()
-            answer = _generate(contender, questions, point)
+            answer = _generate(contender, questions, measurement.point)
             measurement.warmup_s = time.perf_counter() - start
         verifier = self._verifier(next(name for name in (contender.dtype, dtype, "float32") if name in DTYPES))
         measurement.verdict = verifier.check(questions, answer.tokens, contender.same_weights)
 
-    def _repeat(self, measurement: Measurement, point: GridPoint) -> None:
+    def _repeat(self, measurement: Measurement) -> None:
         measurement.step_probe_s.append(self.probe.decode_probe())
         measurement.prefill_probe_s.append(self.probe.prefill_probe())
+        questions = self._prompts(measurement.point, len(measurement.repeats) + 1)
         start = time.perf_counter()
-        repeat = len(measurement.repeats) + 1
-        answer = _generate(measurement.opened.contender, self._prompts(point, repeat), point)
+        answer = _generate(measurement.opened.contender, questions, measurement.point)
         measurement.seconds += time.perf_counter() - start
         measurement.repeats.append(answer)
 
-    def _write(self, measurement: Measurement, point: GridPoint) -> None:
+    def _write(self, measurement: Measurement) -> None:
         """One line: figures, or that the tokens are wrong."""
-        opened, contender, verdict = measurement.opened, measurement.opened.contender, measurement.verdict
+        opened, verdict = measurement.opened, measurement.verdict
         assert verdict is not None
         record = replace(
-            self._about(point, contender.name, contender.version, contender.dtype), verdict=verdict.status,
-            detail=verdict.detail, load_s=opened.load_s, warmup_s=measurement.warmup_s,
+            measurement.record, verdict=verdict.status, detail=verdict.detail, load_s=opened.load_s,
+            warmup_s=measurement.warmup_s,
         )  # fmt: skip
         if verdict.status != "wrong":
             record = replace(
@@ -224,7 +228,7 @@ class DecodeRun:
                 prefill_probe_s=measurement.prefill_probe_s,
                 peak_memory_bytes=opened.memory.peak,
             )
-            record = replace(record, **self._shares(record, contender))
+            record = replace(record, **self._shares(record, opened.contender))
         self.log.keep(record)
 
     def _shares(self, record: Decode, contender: Contender) -> dict[str, Any]:
@@ -250,20 +254,12 @@ class DecodeRun:
             point.new_tokens, verdict="", detail="",
         )  # fmt: skip
 
-    def _is_done(self, contender: Contender, point: GridPoint) -> bool:
-        return self.log.has(self._about(point, contender.name, "", contender.dtype).key)
-
     def _prompts(self, point: GridPoint, repeat: int) -> list[list[int]]:
         return prompts(self.plan.source.config, point, self.plan.seed, repeat)
 
-    def _fail(self, point: GridPoint, name: str, version: str, dtype: str, error: Exception) -> None:
+    def _fail(self, record: Decode, error: Exception) -> None:
         status = "unsupported" if isinstance(error, UnsupportedError) else "failed"
-        self.log.keep(replace(self._about(point, name, version, dtype), verdict=status, detail=reason(error)))
-
-    def _verifier(self, dtype: str) -> Verifier:
-        if dtype not in self._verifiers:
-            self._verifiers[dtype] = Verifier(self.plan.source, dtype, self.plan.device, self.plan.seed)
-        return self._verifiers[dtype]
+        self.log.keep(replace(record, verdict=status, detail=reason(error)))
 
 
 def _generate(contender: Contender, questions: list[list[int]], point: GridPoint) -> Generation:

@@ -56,7 +56,7 @@ def changes(folder: Path) -> str:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    named = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    named = _cpuinfo("model name")
     return named[0] if named else platform.processor() or platform.machine()
 
 
@@ -91,10 +91,8 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     """The installed ones of these distributions, with their versions."""
     found = {}
     for name in packages:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -109,13 +107,18 @@ def _memory(device: torch.device) -> int | None:
 def _clocks(device: torch.device) -> str | None:
     if device.type == "cuda":
         return _nvidia("clocks.sm,clocks.mem,clocks.max.sm,power.limit")
-    speeds = [float(line.partition(":")[2]) for line in _cpuinfo() if line.startswith("cpu MHz")]
+    speeds = [float(speed) for speed in _cpuinfo("cpu MHz")]
     return f"{max(speeds):.0f} MHz" if speeds else None
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
+def _cpuinfo(name: str) -> list[str]:
+    return _values(Path("/proc/cpuinfo"), name)
+
+
+def _values(path: Path, name: str) -> list[str]:
+    """What Linux tells under a name that begins so, of each core or once; nothing elsewhere."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
 
 
 def _nvidia(query: str) -> str | None:
@@ -159,9 +162,11 @@ class PeakMemory:
     def _begin(self) -> None:
         """Give free memory back, and forget the peak so far."""
         gc.collect()
-        trim(self.device)
         if self.device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):
             CLEAR_REFS.write_text("5")
 
@@ -170,15 +175,5 @@ class PeakMemory:
         if self.device.type == "cuda":
             most = name == "VmHWM"
             return (torch.cuda.max_memory_allocated if most else torch.cuda.memory_allocated)(self.device)
-        if not STATUS.is_file():
-            return None
-        lines = [line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith(name)]
-        return int(lines[0]) * 1024 if lines else None
-
-
-def trim(device: torch.device) -> None:
-    """Give free memory back to the system."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+        found = _values(STATUS, name)
+        return int(found[0].split()[0]) * 1024 if found else None

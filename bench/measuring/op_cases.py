@@ -1,7 +1,7 @@
 """The ops at the shapes of a model: inputs from a seeded generator, and the bytes and FLOPs that cannot be avoided."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,6 @@ class Case:
     make: Callable[[], Arguments]
     num_bytes: int
     num_flops: int = 0
-    kwargs: dict[str, Any] = field(default_factory=dict)
     mutates: tuple[int, ...] = ()  # arguments changed in place, which are then the result
     exact_first: bool = False  # the first result is made of ids: bit for bit, and the rest follows
 
@@ -59,8 +58,7 @@ class Shapes:
 def cases(shapes: Shapes) -> Iterator[Case]:
     """Every op that the model's family calls, in decode and, where it differs, in prefill."""
     for tokens, phase in ((shapes.num_seqs, "decode"), (shapes.prefill, "prefill")):
-        for call in layer_calls(shapes.config, tokens, with_head=phase == "decode"):
-            yield _rope(shapes, call, phase) if call.op == "rope" else _of_layer(shapes, call, phase)
+        yield from layer_cases(shapes, tokens, phase)
         yield _write_kv(shapes, tokens, phase)
     yield _causal(shapes)
     yield _paged(shapes, "decode", [shapes.context] * shapes.num_seqs)
@@ -69,85 +67,78 @@ def cases(shapes: Shapes) -> Iterator[Case]:
     yield from _head_and_draw(shapes)
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of an op by a network without memory: its tensors have shapes alone."""
-
-    op: str
-    role: str  # the module whose weight a product reads; "" for other ops
-    arguments: Arguments
-    result: Any
-
-    @property
-    def shapes(self) -> tuple[Any, ...]:
-        return tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in self.arguments)
-
-    @property
-    def num_values(self) -> int:
-        """Values read and written, each once."""
-        results = self.result if isinstance(self.result, tuple) else (self.result,)
-        return sum(a.numel() for a in (*self.arguments, *results) if isinstance(a, Tensor))
+def distinct_cases(sizes: Iterable[Shapes]) -> list[Case]:
+    """The cases at all of these sizes, each shape of an op once."""
+    return list({(case.op, case.shape): case for shapes in sizes for case in cases(shapes)}.values())
 
 
-def layer_calls(config: ModelConfig, tokens: int, with_head: bool) -> list[Call]:
-    """What one layer of the network, and its head, call for so many tokens, each op once per set of shapes."""
-    calls: list[Call] = []
-    stubs: dict[str, Any] = {
-        "write_kv": lambda *_: None,
-        "causal_attention": lambda q, *_: torch.empty_like(q),
-        "rope": lambda q, k, *_: (torch.empty_like(q), torch.empty_like(k)),
-    }
+OF_LAYERS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "linear", "silu_mul", "rope")
+STUBS: dict[str, Callable[..., Any]] = {  # ops that the reference cannot do without memory
+    "write_kv": lambda *_: None,
+    "causal_attention": lambda q, *_: torch.empty_like(q),
+    "rope": lambda q, k, *_: (torch.empty_like(q), torch.empty_like(k)),
+}
+
+
+def layer_cases(s: Shapes, tokens: int, phase: str) -> list[Case]:
+    """What one layer of the network, and in decode its head, call for so many tokens, each op once per shape.
+
+    The network runs without memory, so that its tensors have shapes alone.
+    """
+    found: dict[tuple[str, str], Case] = {}
 
     def noted(op: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            result = stubs.get(op, getattr(REFERENCE, op))(*arguments)
-            role = roles.get(id(arguments[1]), "head") if op == "linear" else ""
-            calls.append(Call(op, role, arguments, result))
+            result = STUBS.get(op, getattr(REFERENCE, op))(*arguments)
+            if op in OF_LAYERS:
+                role = roles.get(id(arguments[1]), "head") if op == "linear" else ""
+                case = (
+                    _rope(s, phase, *arguments[:2])
+                    if op == "rope"
+                    else _of_layer(s, phase, op, role, arguments, result)
+                )
+                found.setdefault((op, case.shape), case)
             return result
 
         return call
 
     watched: dict[str, Any] = {op: noted(op) for op in OP_NAMES}
     ops = replace(REFERENCE, name="noted", **watched)
-    model = family_of(config).empty(replace(config, num_layers=1), ops)
+    model = family_of(s.config).empty(replace(s.config, num_layers=1), ops)
     roles = {
         id(module.weight): name.split(".")[-1] for name, module in model.named_modules() if hasattr(module, "weight")
     }
     hidden = model(dense_batch(torch.zeros(1, tokens, dtype=torch.int32, device="meta")))
-    if with_head:
+    if phase == "decode":
         model.logits(hidden)
-    found = {(call.op, call.role, call.shapes): call for call in calls if call.op in OF_LAYERS}
     return list(found.values())
 
 
-OF_LAYERS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "linear", "silu_mul", "rope")
-
-
-def _of_layer(s: Shapes, call: Call, phase: str) -> Case:
-    """A norm, an activation or a product, on values drawn for the shapes of the call."""
-    tokens, width = call.arguments[0].shape
+def _of_layer(s: Shapes, phase: str, op: str, role: str, arguments: Arguments, result: Any) -> Case:
+    """A norm, an activation or a product, on values drawn for the shapes of the call; role: the product's weight."""
+    tokens, width = arguments[0].shape
     shape, flops = f"{phase} {tokens} x {width}", 0
-    if call.op == "linear":
-        n = call.arguments[1].shape[0]
-        shape, flops = f"{phase} {call.role} {tokens} x {width} -> {n}", 2 * tokens * n * width
-    make = partial(_drawn, s, call)
-    return Case(call.op, shape, make, call.num_values * s.itemsize, flops)
+    if op == "linear":
+        n = arguments[1].shape[0]
+        shape, flops = f"{phase} {role} {tokens} x {width} -> {n}", 2 * tokens * n * width
+    results = result if isinstance(result, tuple) else (result,)
+    moved = sum(a.numel() for a in (*arguments, *results) if isinstance(a, Tensor))  # read and written, each once
+    return Case(op, shape, partial(_drawn, s, op, arguments), moved * s.itemsize, flops)
 
 
-def _drawn(s: Shapes, call: Call) -> Arguments:
-    """Values for the shapes of the call, no two tensors alike; weights have the size of fresh ones."""
+def _drawn(s: Shapes, op: str, arguments: Arguments) -> Arguments:
+    """Values for the shapes of these, no two tensors alike; weights have the size of fresh ones."""
     values: list[Any] = []
-    for i, argument in enumerate(call.arguments):
+    for i, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
             drawn = s.normal(*argument.shape).roll(i, -1)
-            values.append(drawn * argument.shape[1] ** -0.5 if call.op == "linear" and i == 1 else drawn)
+            values.append(drawn * argument.shape[1] ** -0.5 if op == "linear" and i == 1 else drawn)
         else:
             values.append(argument)
     return tuple(values)
 
 
-def _rope(s: Shapes, call: Call, phase: str) -> Case:
-    q, k = call.arguments[:2]
+def _rope(s: Shapes, phase: str, q: Tensor, k: Tensor) -> Case:
     tokens, head_dim, heads = len(q), q.shape[2], q.shape[1] + k.shape[1]
 
     def make() -> Arguments:

@@ -17,37 +17,24 @@ CHECK = 0  # the repeat whose tokens are checked; timed repeats count from 1, ea
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long each point of the grid is measured. Repeats go on until `seconds` are spent, within the two bounds."""
+class Effort:
+    """A grid, and how long each point is measured: repeats go on until `seconds` are spent, within the two bounds."""
 
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
     min_repeats: int
     max_repeats: int
     seconds: float
     new_tokens: int
 
 
-@dataclass(frozen=True)
-class Grid:
-    batches: tuple[int, ...]
-    contexts: tuple[int, ...]
-
-
-BUDGETS = {
-    ("cpu", "quick"): Budget(2, 4, 2.0, 17),
-    ("cpu", "normal"): Budget(5, 9, 6.0, 33),
-    ("cpu", "full"): Budget(5, 9, 15.0, 65),
-    ("cuda", "quick"): Budget(3, 5, 1.0, 65),
-    ("cuda", "normal"): Budget(5, 9, 3.0, 129),
-    ("cuda", "full"): Budget(9, 15, 8.0, 257),
-}
-
-GRIDS = {
-    ("cpu", "quick"): Grid((1, 8), (128,)),
-    ("cpu", "normal"): Grid((1, 8), (128, 512)),
-    ("cpu", "full"): Grid((1, 2, 4, 8, 16), (128, 512, 1024)),
-    ("cuda", "quick"): Grid((1, 64), (128, 1024)),
-    ("cuda", "normal"): Grid((1, 8, 64, 256), (128, 1024)),
-    ("cuda", "full"): Grid((1, 2, 4, 8, 16, 32, 64, 128, 256), (128, 256, 512, 1024)),
+EFFORTS = {
+    ("cpu", "quick"): Effort((1, 8), (128,), 2, 4, 2.0, 17),
+    ("cpu", "normal"): Effort((1, 8), (128, 512), 5, 9, 6.0, 33),
+    ("cpu", "full"): Effort((1, 2, 4, 8, 16), (128, 512, 1024), 5, 9, 15.0, 65),
+    ("cuda", "quick"): Effort((1, 64), (128, 1024), 3, 5, 1.0, 65),
+    ("cuda", "normal"): Effort((1, 8, 64, 256), (128, 1024), 5, 9, 3.0, 129),
+    ("cuda", "full"): Effort((1, 2, 4, 8, 16, 32, 64, 128, 256), (128, 256, 512, 1024), 9, 15, 8.0, 257),
 }
 
 
@@ -87,12 +74,8 @@ def grid_point(config: ModelConfig, batch: int, context: int, new_tokens: int) -
 
 def prompts(config: ModelConfig, point: GridPoint, seed: int, repeat: int) -> list[list[int]]:
     """One prompt a sequence, none beginning as any other of the run does, so that no prefix cache can help."""
-    place = f"{seed}/{point.batch}/{point.context}/{repeat}"
-    return [_prompt(config, point.prompt_tokens, f"{place}/{row}") for row in range(point.batch)]
-
-
-def _prompt(config: ModelConfig, length: int, seed: str) -> list[int]:
-    return random.Random(seed).choices(ordinary(config), k=length)
+    place, tokens = f"{seed}/{point.batch}/{point.context}/{repeat}", ordinary(config)
+    return [random.Random(f"{place}/{row}").choices(tokens, k=point.prompt_tokens) for row in range(point.batch)]
 
 
 def ordinary(config: ModelConfig) -> list[int]:
@@ -101,16 +84,13 @@ def ordinary(config: ModelConfig) -> list[int]:
     return [token_id for token_id in range(config.vocab_size) if token_id not in special]
 
 
-DEVIATION = 1.0  # of a length's logarithm
-
-
 @dataclass(frozen=True)
 class Mix:
     """Mean lengths in tokens."""
 
     prompt: int
     output: int
-    deviation: float = DEVIATION
+    deviation: float = 1.0  # of a length's logarithm
 
     def draw(self, generator: random.Random, mean: int) -> int:
         return max(1, round(generator.lognormvariate(math.log(mean) - self.deviation**2 / 2, self.deviation)))

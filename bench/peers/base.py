@@ -88,9 +88,8 @@ class Octavo(Contender):
     """LLM as its users make it: default settings, room for the largest batch."""
 
     def __init__(self, settings: RunSettings, backend: Ops) -> None:
-        format = (
-            settings.dtype if settings.dtype in FORMATS else None
-        )  # a dtype of a run may also name a format of weights
+        # A dtype of a run may also name a format of weights.
+        format = settings.dtype if settings.dtype in FORMATS else None
         if format and format not in backend.formats:
             raise UnsupportedError(f"backend {backend.name} has no products with weights in {format}")
         self.name = OWN + backend.name

@@ -22,7 +22,6 @@ class CTranslate2(Contender):
     """A Generator in the run's dtype, or in float32 where CTranslate2 has no kernels for it; `:int8` quantises."""
 
     def __init__(self, settings: RunSettings, variant: str) -> None:
-        self.name = f"ctranslate2:{variant}" if variant else "ctranslate2"
         self.version = ctranslate2.__version__
         kind = "cuda" if settings.device.type == "cuda" else "cpu"
         able = ctranslate2.get_supported_compute_types(kind)
@@ -77,7 +76,3 @@ def convert(settings: RunSettings, target: Path, dtype: str, quantization: str |
 def _token(token_id: int) -> str:
     """CTranslate2 speaks in tokens; these name their own number."""
     return f"<{token_id}>"
-
-
-def open_peer(settings: RunSettings, name: str, variant: str) -> Contender:
-    return CTranslate2(settings, variant)

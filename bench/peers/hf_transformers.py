@@ -21,7 +21,6 @@ class Transformers(Contender):
     """`model.generate`, greedy; a streamer notes when tokens come."""
 
     def __init__(self, settings: RunSettings, variant: str) -> None:
-        self.name = f"transformers:{variant}" if variant else "transformers"
         self.version = transformers.__version__
         self.dtype, self.device, self.variant = settings.dtype, settings.device, variant
         self.weight_bytes, self.value_bytes = float(DTYPES[self.dtype].itemsize), DTYPES[self.dtype].itemsize
@@ -38,11 +37,11 @@ class Transformers(Contender):
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         ids = torch.tensor(prompts, device=self.device)
         clock = _Clock(self.device)
-        clock.watch.mark()
+        clock.mark()
         output = self.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, streamer=clock
         )
-        laps = clock.watch.laps()
+        laps = clock.laps()
         return Generation(output[:, ids.shape[1] :].tolist(), laps[0] + laps[1], laps[2:])
 
     def close(self) -> None:
@@ -50,14 +49,11 @@ class Transformers(Contender):
         torch.compiler.reset()
 
 
-class _Clock:
+class _Clock(Stopwatch):
     """A streamer: `generate` hands it the prompt, then each step's tokens."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.watch = Stopwatch(device)
-
     def put(self, value: Tensor) -> None:
-        self.watch.mark()
+        self.mark()
 
     def end(self) -> None:
         """Nothing is left to do."""
@@ -82,7 +78,7 @@ class Continuous(Transformers, NonStreamingContender):
         return [by_prompt[tuple(prompt)] for prompt in prompts]
 
 
-def open_peer(settings: RunSettings, name: str, variant: str) -> Contender:
+def open_peer(settings: RunSettings, variant: str) -> Contender:
     return (Continuous if variant == "continuous" else Transformers)(settings, variant)
 
 

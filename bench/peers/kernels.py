@@ -69,20 +69,12 @@ def _gather_and_attend(arguments: Arguments) -> Prepared | None:
 
 
 def flash_attention_op(case: Case, arguments: Arguments) -> Prepared | None:
-    """flash-attn's kernel; None where it has none or is not installed."""
-    if find_spec("flash_attn") is None or arguments[0].dtype == torch.float32:
+    """flash-attn's kernel; None where it has none or is not installed. Of pages it takes those of 256 tokens only."""
+    if case.op != "causal_attention" or arguments[0].dtype == torch.float32 or find_spec("flash_attn") is None:
         return None
-    flash_attn = import_module("flash_attn")
-    if case.op == "causal_attention":
-        q, k, v, _, _, scale = arguments
-        rows = [x.unsqueeze(0) for x in (q, k, v)]
-        return lambda: flash_attn.flash_attn_func(*rows, softmax_scale=scale, causal=True).squeeze(0)
-    if case.op == "paged_attention" and arguments[1].shape[1] % 256 == 0:  # flash-attn takes no other block sizes
-        q, k_cache, v_cache, table, lens, _, _, scale = arguments
-        return lambda: flash_attn.flash_attn_with_kvcache(
-            q.unsqueeze(1), k_cache, v_cache, cache_seqlens=lens, block_table=table, softmax_scale=scale, causal=True
-        ).squeeze(1)
-    return None
+    rows, scale = [x.unsqueeze(0) for x in arguments[:3]], arguments[-1]
+    attend = import_module("flash_attn").flash_attn_func
+    return lambda: attend(*rows, softmax_scale=scale, causal=True).squeeze(0)
 
 
 def flashinfer_op(case: Case, arguments: Arguments) -> Prepared | None:

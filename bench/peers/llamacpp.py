@@ -23,7 +23,6 @@ class LlamaCpp(Contender):
     """`Llama.generate` on the run's weights: in the run's dtype, as `:q8_0`, or `:file` for the model's own GGUF."""
 
     def __init__(self, settings: RunSettings, variant: str) -> None:
-        self.name = f"llama.cpp:{variant}" if variant else "llama.cpp"
         self.version = llama_cpp.__version__
         self.value_bytes = 2  # llama.cpp's cache is float16 by default
         self.same_weights = not variant
@@ -77,7 +76,3 @@ def _format(settings: RunSettings) -> tuple[str, float]:
     kinds = [tensor.tensor_type.name.lower() for tensor in read if len(tensor.shape) > 1]
     size = sum(int(tensor.n_bytes) for tensor in read)
     return max(set(kinds), key=kinds.count), size / step_weights(settings.source.config)
-
-
-def open_peer(settings: RunSettings, name: str, variant: str) -> Contender:
-    return LlamaCpp(settings, variant)

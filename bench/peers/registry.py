@@ -1,6 +1,5 @@
 """The peers: each optional, each used as its own users use it, on the same weights and token ids."""
 
-from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -14,7 +13,7 @@ class Peer(NamedTuple):
     module: str
     install: str
     distribution: str
-    adapter: str  # module of octavo.bench.peers whose `open_peer(settings, name, variant)` makes the contender
+    adapter: str  # `module.function` of octavo.bench.peers: given settings and variant, it makes the contender
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
     int8: str | None = None  # the variant whose weights have one byte
     needs_cuda: bool = False
@@ -23,19 +22,19 @@ class Peer(NamedTuple):
 
 PEERS = {
     "transformers": Peer(
-        "transformers", "pip install 'transformers>=5.0' accelerate", "transformers", "hf_transformers",
+        "transformers", "pip install 'transformers>=5.0' accelerate", "transformers", "hf_transformers.open_peer",
         ("static", "compile", "continuous"),
     ),
     "llama.cpp": Peer(
-        "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "llamacpp", ("q8_0", "file"),
+        "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "llamacpp.LlamaCpp", ("q8_0", "file"),
         int8="q8_0",
     ),
     "ctranslate2": Peer(
-        "ctranslate2", "pip install ctranslate2", "ctranslate2", "ct2", ("int8",), int8="int8",
+        "ctranslate2", "pip install ctranslate2", "ctranslate2", "ct2.CTranslate2", ("int8",), int8="int8",
         disturbs=True,
     ),
-    "vllm": Peer("vllm", "pip install vllm", "vllm", "servers", needs_cuda=True),
-    "sglang": Peer("sglang", "pip install sglang", "sglang", "servers", needs_cuda=True),
+    "vllm": Peer("vllm", "pip install vllm", "vllm", "servers.VLLM", needs_cuda=True),
+    "sglang": Peer("sglang", "pip install sglang", "sglang", "servers.SGLang", needs_cuda=True),
 }  # fmt: skip
 
 OWN_FORMATS = ("q8_0", "int8", "file")
@@ -74,10 +73,10 @@ def disturbs(name: str) -> bool:
 
 def in_int8(name: str) -> str | None:
     """The name of the peer, or of its variant, with weights of one byte; None where there is none."""
-    base, _, variant = name.partition(":")
     if has_own_format(name):
         return name
-    return f"{base}:{PEERS[base].int8}" if PEERS[base].int8 and not variant else None
+    peer = PEERS.get(name)  # none for a variant
+    return f"{name}:{peer.int8}" if peer and peer.int8 else None
 
 
 def installed(device_type: str) -> list[str]:
@@ -87,6 +86,7 @@ def installed(device_type: str) -> list[str]:
 def open_peer(name: str, settings: RunSettings) -> Contender:
     """The peer with the run's weights loaded; ValueError where it cannot take them."""
     base, _, variant = name.partition(":")
-    module = import_module(f"octavo.bench.peers.{PEERS[base].adapter}")
-    opener: Callable[[RunSettings, str, str], Contender] = module.open_peer
-    return opener(settings, base, variant)
+    module, function = PEERS[base].adapter.split(".")
+    contender: Contender = getattr(import_module(f"octavo.bench.peers.{module}"), function)(settings, variant)
+    contender.name = name
+    return contender

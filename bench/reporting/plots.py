@@ -4,6 +4,8 @@ Of decode: throughput, latency, share of the roofline, one against the other. Of
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ PANEL = (4.6, 3.6)  # inches
 MARKERS = "os^Dv<>P*X"
 DECADES = 15  # an axis is logarithmic where the largest value is more than this many times the smallest
 PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
-KINDS = ("open", "closed")
 SHARES = {"median": "-", "p90": ":"}
 
 
@@ -40,28 +41,18 @@ def draw(results: Results, folder: Path) -> list[Path]:
     return drawn
 
 
-def _throughput(cells: Sequence[Decode]) -> Figure:
-    return _curves(cells, "context", _batch, _speed)
+_STEP, _SPEED = "ms per output token", "decode tokens/s"
+QUANTITIES: dict[str, Callable[[Decode], Any]] = {  # what an axis shows, by its label
+    "batch": lambda cell: cell.batch,
+    "context": lambda cell: cell.context,
+    _STEP: lambda cell: 1e3 * cell.tpot_median_s,
+    _SPEED: lambda cell: cell.decode_tokens_per_s,
+}
 
 
-def _latency(cells: Sequence[Decode]) -> Figure:
-    return _curves(cells, "batch", ("context", lambda cell: cell.context), _step)
-
-
-def _tradeoff(cells: Sequence[Decode]) -> Figure:
-    """Throughput over latency, the points batch sizes."""
-    return _curves(cells, "context", _step, _speed, notes=True)
-
-
-Quantity = tuple[str, Callable[[Any], Any]]  # an axis' label, and a cell's value on it
-_batch: Quantity = "batch", lambda cell: cell.batch
-_step: Quantity = "ms per output token", lambda cell: 1e3 * cell.tpot_median_s
-_speed: Quantity = "decode tokens/s", lambda cell: cell.decode_tokens_per_s
-
-
-def _curves(cells: Sequence[Decode], panel: str, across: Quantity, up: Quantity, notes: bool = False) -> Figure:
+def _curves(cells: Sequence[Decode], panel: str, xlabel: str, ylabel: str, notes: bool = False) -> Figure:
     """A panel for each value of one field, in it a line for each contender; notes: points bear their batch size."""
-    (xlabel, x), (ylabel, y) = across, up
+    x, y = QUANTITIES[xlabel], QUANTITIES[ylabel]
     places = sorted({getattr(cell, panel) for cell in cells})
     figure, axes = panels(len(places))
     for axis, at in zip(axes, places, strict=True):
@@ -90,11 +81,9 @@ def _roofline(cells: Sequence[Decode]) -> Figure:
         grid = [[at.get((batch, context), float("nan")) for context in contexts] for batch in batches]
         axis.set_facecolor("lightgrey")  # where nothing was measured
         axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
-        for y, row in enumerate(grid):
-            for x, share in enumerate(row):
-                if share == share:
-                    colour = "white" if share < 0.6 else "black"
-                    axis.text(x, y, f"{100 * share:.0f} %", ha="center", va="center", color=colour)
+        for (batch, context), share in at.items():
+            place, colour = (contexts.index(context), batches.index(batch)), "white" if share < 0.6 else "black"
+            axis.text(*place, f"{100 * share:.0f} %", ha="center", va="center", color=colour)
         axis.set_xticks(range(len(contexts)), [str(context) for context in contexts])
         axis.set_yticks(range(len(batches)), [str(batch) for batch in batches])
         axis.set(title=name, xlabel="context")
@@ -105,8 +94,8 @@ def _roofline(cells: Sequence[Decode]) -> Figure:
 def _styles(cells: Sequence[Decode]) -> dict[str, dict[str, Any]]:
     """A colour and a marker for each contender; ours in full lines, peers' dashed."""
     names = dict.fromkeys(_label(cell) for cell in cells)
-    own, peer = {"linestyle": "-", "linewidth": 2}, {"linestyle": "--", "linewidth": 1.2}
-    return {name: {**_colour(i), **(own if OWN in name else peer)} for i, name in enumerate(names)}
+    lines = {True: {"linestyle": "-", "linewidth": 2}, False: {"linestyle": "--", "linewidth": 1.2}}
+    return {name: _colour(i) | lines[OWN in name] for i, name in enumerate(names)}
 
 
 def _label(cell: Decode) -> str:
@@ -115,25 +104,25 @@ def _label(cell: Decode) -> str:
 
 def load_curve(records: Sequence[Serve]) -> Figure:
     """First token and gap over tokens/s, medians and p90; of open loops also the requests completed and in bounds."""
-    rates = [record for record in records if record.load == "open"]
-    figure, axes = panels(3 if rates else 2)
-    _over_throughput(axes[0], records, "ttft", "time to first token, ms")
-    _over_throughput(axes[1], records, "itl", "time between tokens, ms")
-    if rates:
-        _goodput(axes[2], sorted(rates, key=lambda record: record.level))
+    loops = {kind: [record for record in records if record.load == kind] for kind in ("open", "closed")}
+    for kind in loops:
+        loops[kind].sort(key=lambda record: record.level)
+    figure, axes = panels(3 if loops["open"] else 2)
+    _over_throughput(axes[0], loops, "ttft", "time to first token, ms")
+    _over_throughput(axes[1], loops, "itl", "time between tokens, ms")
+    if loops["open"]:
+        _goodput(axes[2], loops["open"])
     return legend(figure, *axes)
 
 
-def _over_throughput(axis: Any, records: Sequence[Serve], what: str, label: str) -> None:
+def _over_throughput(axis: Any, loops: dict[str, list[Serve]], what: str, label: str) -> None:
     shown = []
-    for i, kind in enumerate(KINDS):
-        own = sorted((record for record in records if record.load == kind), key=lambda record: record.level)
-        for share, style in SHARES.items():
-            points = [(r.output_tokens_per_s, 1e3 * getattr(r, f"{what}_{share}_s")) for r in own]
-            notes = [f"{record.level:g}" for record in own] if share == "median" else ()
-            shown += points
-            if own:
-                line(axis, points, notes, label=f"{kind} loop, {share}", linestyle=style, **_colour(i))
+    for (i, (kind, own)), (share, style) in product(enumerate(loops.items()), SHARES.items()):
+        points = [(r.output_tokens_per_s, 1e3 * getattr(r, f"{what}_{share}_s")) for r in own]
+        notes = [f"{record.level:g}" for record in own] if share == "median" else ()
+        shown += points
+        if own:
+            line(axis, points, notes, label=f"{kind} loop, {share}", linestyle=style, **_colour(i))
     fit(axis.xaxis, [x for x, _ in shown])
     fit(axis.yaxis, [y for _, y in shown])
     axis.set(xlabel="output tokens/s", ylabel=label)
@@ -159,7 +148,7 @@ def _colour(index: int) -> dict[str, Any]:
 
 def line(axis: Any, points: Sequence[tuple[float, float]], notes: Sequence[Any] = (), **style: Any) -> None:
     """A line through points, each with its note beside it."""
-    axis.plot([x for x, _ in points], [y for _, y in points], **style)
+    axis.plot(*zip(*points, strict=True), **style)
     for note, point in zip(notes, points, strict=False):
         axis.annotate(str(note), point, xytext=(4, 4), textcoords="offset points", fontsize=7)
 
@@ -211,10 +200,13 @@ def fit(axis: Any, values: Sequence[float]) -> None:
 
 PICTURES: dict[Any, dict[str, tuple[str, Callable[[Sequence[Any]], Figure]]]] = {
     Decode: {
-        "throughput": ("decode throughput", _throughput),
-        "latency": ("time per output token", _latency),
+        "throughput": ("decode throughput", partial(_curves, panel="context", xlabel="batch", ylabel=_SPEED)),
+        "latency": ("time per output token", partial(_curves, panel="batch", xlabel="context", ylabel=_STEP)),
         "roofline": ("share of the measured memory bandwidth", _roofline),
-        "tradeoff": ("throughput over latency", _tradeoff),
+        "tradeoff": (
+            "throughput over latency",
+            partial(_curves, panel="context", xlabel=_STEP, ylabel=_SPEED, notes=True),
+        ),
     },
     Serve: {"load": ("latency and goodput under load", load_curve)},
 }

@@ -8,7 +8,7 @@ import torch
 
 from octavo.bench.measuring.decoding import DecodePlan, DecodeRun
 from octavo.bench.measuring.roofline import Peaks
-from octavo.bench.measuring.workloads import BUDGETS, Budget
+from octavo.bench.measuring.workloads import EFFORTS, Effort
 from octavo.bench.peers import registry
 from octavo.bench.peers.base import Octavo
 from octavo.bench.reporting import records
@@ -35,7 +35,7 @@ def _quick(monkeypatch):
     before = torch.get_num_threads()
     peaks = Peaks(2e10, 3e10, {"float32": 1e11, "bfloat16": 2e11})
     monkeypatch.setattr("octavo.bench.run.measure_peaks", lambda device, dtypes: peaks)
-    monkeypatch.setitem(BUDGETS, ("cpu", "quick"), Budget(2, 2, 0.0, 5))
+    monkeypatch.setitem(EFFORTS, ("cpu", "quick"), Effort((1, 8), (128,), 2, 2, 0.0, 5))
     yield
     torch.set_num_threads(before)
 
@@ -118,11 +118,11 @@ def test_a_contender_that_crashes_is_written_down_and_the_others_go_on(gpt2, tmp
 def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(gpt2, tmp_path, capsys, monkeypatch):
     out, check, calls = tmp_path / "out", DecodeRun._check, []
 
-    def interrupted(self, measurement, point):
-        calls.append((measurement.opened.contender.name, point.batch, point.context))
+    def interrupted(self, measurement):
+        calls.append(measurement.record.key)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return check(self, measurement, point)
+        return check(self, measurement)
 
     monkeypatch.setattr(DecodeRun, "_check", interrupted)
     command = ("decode", "--model", gpt2, *GRID, "--output", out)

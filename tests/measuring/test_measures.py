@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from octavo.bench.measuring import machine, roofline, timing, workloads
 from octavo.bench.measuring.machine import PeakMemory
-from octavo.bench.measuring.workloads import BUDGETS, GRIDS, GridPoint
+from octavo.bench.measuring.workloads import EFFORTS, GridPoint
 from octavo.gpt.models.registry import KNOWN_SHAPES
 
 from tiny import TINY, tiny_model
@@ -111,7 +111,7 @@ def test_a_cell_fits_its_window(batch, context, expected):
 
 
 def test_every_machine_has_a_grid_for_every_effort():
-    assert set(GRIDS) == set(BUDGETS) == {(d, e) for d in ("cpu", "cuda") for e in ("quick", "normal", "full")}
+    assert set(EFFORTS) == {(d, e) for d in ("cpu", "cuda") for e in ("quick", "normal", "full")}
 
 
 def flops(call) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from octavo.bench import report
-from octavo.bench.reporting.markdown import render
+from octavo.bench.report import render
 from octavo.bench.reporting.records import Results
 from octavo.bench.reporting.schema import Host, Op
 from octavo.bench.reporting.tables import ROOM, terminal

@@ -11,7 +11,7 @@ import torch
 from octavo.bench.measuring.accuracy import verdict
 from octavo.bench.measuring.op_cases import Case, Shapes, cases
 from octavo.bench.measuring.timing import ColdCaches
-from octavo.bench.ops import SIZES, judge, packed
+from octavo.bench.ops import SIZES, ready
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import KNOWN_SHAPES
 from octavo.kernels.backends import best_for, load
@@ -51,17 +51,17 @@ def case_of(family: str, index: int, timed: bool) -> Case:
 def test_speed(benchmark, family, index, backend):
     case = case_of(family, index, timed=benchmark.enabled)
     ops, arguments = load(backend), case.make()
-    call, own, flush = getattr(ops, case.op), packed(case, ops, arguments), ColdCaches(DEVICE)
+    call, flush = ready(ops, case, arguments), ColdCaches(DEVICE)
     benchmark.group = f"{family} {case.op} {case.shape}"
     benchmark.extra_info.update(num_bytes=case.num_bytes, num_flops=case.num_flops, dtype=str(DTYPE))
 
     def run():
-        call(*own, **case.kwargs)
+        call(*arguments)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 
     with torch.inference_mode():
-        assert judge(case, call, own, arguments) != "wrong"
+        assert verdict(case, call, getattr(REFERENCE, case.op), arguments) != "wrong"
         benchmark.pedantic(run, setup=flush, rounds=30 if benchmark.enabled else 1, warmup_rounds=2)
 
 
