@@ -1,16 +1,16 @@
-"""sample on a CPU: the reference's choice bit for bit, without its sort and without noise that nobody needs.
+"""sample on a CPU: the same token as the reference, with no full sort and no noise for filtered ids.
 
-Row by row: the ids that pass the filters come from partial selections (their number is small), and only they get noise.
-A row without filters needs it for the whole vocabulary; Philox then runs on NumPy's unsigned words.
+Each row finds its kept ids by partial selection, and only these few ids get noise. A row without filters needs noise
+for the whole vocabulary; Philox then runs on NumPy's unsigned words.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, weight_units
+from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, weights_q44
 
-HEAD = 1024  # ids that top-p sorts first; more only if their weight is not enough
+HEAD = 1024  # top-p sorts so many ids first, and more only if their weight is too little
 
 
 def sample(
@@ -30,7 +30,7 @@ def sample(
 
 
 def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """The ids alone, of rows without filters."""
+    """Choose the ids alone, for rows without filters."""
     off = torch.zeros_like(temperature)
     return _choose(logits.float(), temperature, off, 1 + off, off, seeds, positions)
 
@@ -39,27 +39,27 @@ def _choose(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
 ) -> Tensor:
     token_ids = torch.from_numpy(logits.numpy().argmax(-1))  # several times the speed of torch's
-    legal = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) > -torch.inf  # a NaN is the largest of its row
-    for row in ((temperature > 0) & legal).nonzero()[:, 0].tolist():
-        heat = temperature[row].clamp(max=torch.finfo(torch.float32).max)
-        ids = _surviving(logits[row], heat, int(top_k[row]), top_p[row], min_p[row])
+    valid = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) > -torch.inf  # a NaN is the largest of its row
+    temperature = temperature.clamp(max=torch.finfo(torch.float32).max)
+    for row in ((temperature > 0) & valid).nonzero()[:, 0].tolist():
+        ids = _kept_ids(logits[row], temperature[row], int(top_k[row]), top_p[row], min_p[row])
         noise = _noise(int(seeds[row]), int(positions[row]), ids, len(logits[row]))
-        score = (logits[row] if ids is None else logits[row][ids]).double() + heat.double() * noise.double()
+        score = (logits[row] if ids is None else logits[row][ids]).double() + temperature[row].double() * noise.double()
         best = score.argmax()
         token_ids[row] = best if ids is None else ids[best]
-    return torch.where(legal, token_ids, -1).int()
+    return torch.where(valid, token_ids, -1).int()
 
 
-def _surviving(logits: Tensor, heat: Tensor, top_k: int, top_p: Tensor, min_p: Tensor) -> Tensor | None:
+def _kept_ids(logits: Tensor, temperature: Tensor, top_k: int, top_p: Tensor, min_p: Tensor) -> Tensor | None:
     """The ids of a row `[vocab_size]` that pass top-k, top-p and min-p, ascending; None if all do."""
     is_filtered = top_k > 0 or float(top_p) < 1
     if not is_filtered and float(min_p) <= 0:
         return None
     finfo = torch.finfo(torch.float32)
-    scaled = gap_below(logits) * (1 / heat).clamp(max=finfo.max)
+    scaled = gap_below(logits) * (1 / temperature).clamp(max=finfo.max)
     ids = _likeliest(logits, top_k) if 0 < top_k < len(logits) else torch.arange(len(logits))
     if float(top_p) < 1:
-        ids = _nucleus(logits, ids, weight_units(scaled[ids]), top_p)
+        ids = _nucleus(logits, ids, weights_q44(scaled[ids]), top_p)
     if float(min_p) > 0:
         ids = ids[scaled[ids] >= natural_log(min_p.clamp(finfo.tiny, 1.0).reshape(1))]
     return ids
@@ -72,18 +72,18 @@ def _likeliest(logits: Tensor, number: int) -> Tensor:
     return torch.cat((above, ties[: number - len(above)])).sort().values
 
 
-def _nucleus(logits: Tensor, ids: Tensor, units: Tensor, top_p: Tensor) -> Tensor:
+def _nucleus(logits: Tensor, ids: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
     """Of these ids, the likeliest that together weigh top_p of all, ascending."""
-    wanted = (units.sum().double() * top_p.double()).ceil().long().clamp(min=1)
+    wanted = (weights.sum().double() * top_p.double()).ceil().long().clamp(min=1)
     values, number = logits[ids], HEAD
     head = torch.arange(len(ids))
     while number < len(ids):
         head = (values >= values.topk(number).values[-1]).nonzero()[:, 0]
-        if units[head].sum() >= wanted:
+        if weights[head].sum() >= wanted:
             break
         head, number = torch.arange(len(ids)), 8 * number
     order = head[values[head].sort(descending=True, stable=True).indices]
-    before = units[order].cumsum(0) - units[order]
+    before = weights[order].cumsum(0) - weights[order]
     return ids[order[before < wanted]].sort().values
 
 
