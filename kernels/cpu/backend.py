@@ -31,4 +31,4 @@ CPU = replace(
     sample=sample,
     lm_head_sample=lm_head_sample,
     capture=capture,
-)
+).with_syncs("sample", "lm_head_sample")

@@ -15,7 +15,7 @@ from octavo.gpt.runner.model_runner import PendingStep
 from octavo.gpt.runner.sampler import SampleMode, sample_mode
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.backends import can_be_captured
-from octavo.kernels.ops import REFERENCE, syncs
+from octavo.kernels.ops import REFERENCE
 
 from tiny import TINY, run, tiny_engine, tiny_model
 
@@ -243,6 +243,6 @@ def test_a_graph_made_on_demand_leaves_the_rows_as_they_were(options):
 
 @pytest.mark.parametrize("name", ["write_kv", "paged_attention", "sample", "lm_head_sample"])
 def test_a_backend_with_an_op_that_waits_is_not_captured(name):
-    ours = replace(REFERENCE, **{op: lambda *_: None for op in syncs(REFERENCE)})
+    ours = replace(REFERENCE, **{op: lambda *_: None for op in REFERENCE.syncs}).with_syncs()
     assert can_be_captured(ours)
     assert not can_be_captured(replace(ours, **{name: getattr(REFERENCE, name)}))
