@@ -4,8 +4,13 @@ Logarithm and exponential are sums and products of float32 in a fixed order, wei
 Philox's. Neither the machine nor the order of the vocabulary changes a result.
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
+
+Words = TypeVar("Words", Tensor, np.ndarray)
 
 # Top-p sums weights as integers, in units of 2^-44 of the largest: their order then cannot change the sum.
 TOP_P_UNIT = 2.0**44
@@ -30,8 +35,11 @@ def gumbel(words: Tensor) -> Tensor:
     return -natural_log(exponential)
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al., SC 2011): four counter words and two key words, each int64 in [0, 2^32)."""
+def philox(counter: tuple[Words, ...], key: tuple[Words | int, Words | int]) -> tuple[Words, ...]:
+    """Philox4x32-10 (Salmon et al., SC 2011): four counter words and two key words, each int64 in [0, 2^32).
+
+    Runs on tensors and on NumPy's arrays alike.
+    """
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps past 2^63; the bits are right

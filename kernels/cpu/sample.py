@@ -1,14 +1,16 @@
-"""sample on a CPU: the same token as the reference, with no full sort and no noise for filtered ids.
+"""Sampling on a CPU: the same tokens as the reference, with no full sort and no noise for filtered ids.
 
 Each row finds its kept ids by partial selection, and only these few ids get noise. A row without filters needs noise
-for the whole vocabulary; Philox then runs on NumPy's unsigned words.
+for the whole vocabulary. Philox runs on NumPy's arrays, whose operators start sooner than PyTorch's.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, weights_q44
+from octavo.kernels.cpu.linear import linear
+from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, philox, weights_q44
+from octavo.kernels.weights import Weight
 
 HEAD = 1024  # top-p sorts so many ids first, and more only if their weight is too little
 
@@ -29,10 +31,10 @@ def sample(
     return token_ids, torch.where(token_ids < 0, torch.nan, logprobs)
 
 
-def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """Choose the ids alone, for rows without filters."""
+def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """The ids that `sample` chooses from `linear(hidden, weight)` without filters: see the reference."""
     off = torch.zeros_like(temperature)
-    return _choose(logits.float(), temperature, off, 1 + off, off, seeds, positions)
+    return _choose(linear(hidden, weight).float(), temperature, off, 1 + off, off, seeds, positions)
 
 
 def _choose(
@@ -89,27 +91,9 @@ def _nucleus(logits: Tensor, ids: Tensor, weights: Tensor, top_p: Tensor) -> Ten
 
 def _noise(seed: int, position: int, ids: Tensor | None, vocab_size: int) -> Tensor:
     """Gumbel noise of these ids, or of the whole vocabulary, float32."""
-    if ids is None:
-        groups = np.arange(-(-vocab_size // 4), dtype=np.uint32)
-        words = np.stack(_philox(groups, position, seed), axis=1).reshape(-1)[:vocab_size]
-    else:
-        wanted = ids.numpy()
-        words = np.choose(wanted % 4, _philox((wanted // 4).astype(np.uint32), position, seed))
-    return gumbel(torch.from_numpy(words.astype(np.int64)))
-
-
-def _philox(groups: np.ndarray, position: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Philox4x32-10 at counters `(group, position, 0, 0)`: four words each, uint32."""
-    c0, c1 = groups, np.full_like(groups, position & 0xFFFFFFFF)
-    c2, c3 = np.zeros_like(groups), np.zeros_like(groups)
-    k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-    for _ in range(10):
-        a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (
-            (b >> np.uint64(32)).astype(np.uint32) ^ c1 ^ np.uint32(k0),
-            b.astype(np.uint32),
-            (a >> np.uint64(32)).astype(np.uint32) ^ c3 ^ np.uint32(k1),
-            a.astype(np.uint32),
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c0, c1, c2, c3
+    group = np.arange(-(-vocab_size // 4)) if ids is None else ids.numpy() // 4
+    zero = np.zeros_like(group)
+    counter = group, zero + (position & 0xFFFFFFFF), zero, zero
+    words = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    chosen = np.stack(words, 1).reshape(-1)[:vocab_size] if ids is None else np.choose(ids.numpy() % 4, words)
+    return gumbel(torch.from_numpy(chosen))
