@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -66,6 +67,12 @@ class ConfigReader:
         if self.get(name, supported[0]) not in supported:
             only = ", ".join(map(repr, supported))
             raise ValueError(f"{self.path}: {self.prefix}{name} = {self.get(name)!r} is not supported (only {only})")
+
+    def read_fields(self, kind: Any, options: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
+        """Fields of a configuration by the options that hold them, each read as the type it has there."""
+        readers: dict[Any, Callable[..., Any]] = {int: self.count, float: self.number, bool: self.flag}
+        types = {field.name: field.type for field in fields(kind)}
+        return {name: readers[types[name]](option, defaults.get(name)) for name, option in options.items()}
 
     def make(self, kind: Callable[..., Config], **fields: Any) -> Config:
         """A configuration of these fields; what it refuses is said with the file's name."""
