@@ -235,9 +235,7 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
     `sample`, no filter. Returns token_ids `[num_seqs]` int32, -1 where a row's logits have a NaN or none above -inf.
     """
     off = torch.zeros_like(temperature)
-    return sample(
-        F.linear(hidden, dequantise(weight, hidden.dtype)), temperature, off.int(), 1 + off, off, seeds, positions
-    )[0]
+    return sample(linear(hidden, weight), temperature, off.int(), 1 + off, off, seeds, positions)[0]
 
 
 def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
