@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from octavo.kernels.ops import REFERENCE, Ops, syncs
+from octavo.kernels.ops import REFERENCE, Ops
 
 BACKENDS = ("reference", "cpu", "triton")
 
@@ -31,12 +31,12 @@ def best_for(device_type: str) -> str:
 
 def can_be_captured(ops: Ops) -> bool:
     """Whether a decode step of this backend never waits for the device, as a CUDA graph demands."""
-    return not syncs(ops)
+    return not ops.syncs
 
 
 def graph_capture(ops: Ops) -> Callable[..., Any] | None:
     """What captures a forward pass of this backend, to be replayed on the same buffers; None where nothing can."""
-    return None if syncs(ops) & {"write_kv", "paged_attention"} else ops.capture
+    return ops.capture if ops.syncs <= {"sample", "lm_head_sample"} else None
 
 
 def _cpu() -> Ops:

@@ -5,7 +5,7 @@ ablation is one line: `replace(backends.load("triton"), sample=REFERENCE.sample)
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -54,17 +54,24 @@ class Ops:
     top_logprobs: Callable[[Tensor, int], Pair]
     formats: frozenset[str] = frozenset(FORMATS)  # of weights that the products take, besides dense ones
     capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None  # of a function: its CPU graph
+    capturable: frozenset[Callable[..., Any]] = frozenset()  # functions that `with_syncs` has declared free of syncs
+
+    @property
+    def syncs(self) -> frozenset[str]:
+        """The ops that may read tensor values on the host during a decode step, which no graph can capture.
+
+        An op that was put in by `replace` alone is one of them: nobody has declared what it does.
+        """
+        return frozenset(name for name in OP_NAMES if getattr(self, name) not in self.capturable)
+
+    def with_syncs(self, *names: str) -> "Ops":
+        """Declare that of this backend's ops only these read tensor values on the host during a decode step."""
+        functions = {name: getattr(self, name) for name in OP_NAMES}
+        free = {function for name, function in functions.items() if name not in names}
+        return replace(self, capturable=self.capturable - set(functions.values()) | free)
 
 
-OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in ("name", "formats", "capture"))
+OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in ("name", "formats", "capture", "capturable"))
 
 _functions: dict[str, Any] = {name: getattr(reference, name) for name in OP_NAMES}
-REFERENCE = Ops(name="reference", **_functions)
-
-# Ops whose reference implementation reads tensor values on the host, which a captured step cannot.
-SYNCING_OPS = ("write_kv", "paged_attention", "sample", "lm_head_sample")
-
-
-def syncs(ops: Ops) -> frozenset[str]:
-    """Name the ops of a backend that are the reference's and read tensor values on the host."""
-    return frozenset(name for name in SYNCING_OPS if getattr(ops, name) is getattr(REFERENCE, name))
+REFERENCE = Ops(name="reference", **_functions).with_syncs("write_kv", "paged_attention", "sample", "lm_head_sample")

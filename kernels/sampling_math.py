@@ -1,13 +1,18 @@
-"""Arithmetic of sampling that is pinned to the bit, for every backend that runs on PyTorch.
+"""Arithmetic of sampling that gives the same bits everywhere, for the backends that run on PyTorch.
 
-Logarithm and exponential are sums and products of float32 in a fixed order, weights are whole numbers, random words are
-Philox's: the same on any machine, in any order of the vocabulary.
+Logarithm and exponential are sums and products of float32 in a fixed order, weights are integers, random words are
+Philox's. Neither the machine nor the order of the vocabulary changes a result.
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
 
-# Top-p sums weights in units of 2^-44 of the largest: integers add in any order to the same bits.
+Words = TypeVar("Words", Tensor, np.ndarray)
+
+# Top-p sums weights as integers, in units of 2^-44 of the largest: their order then cannot change the sum.
 TOP_P_UNIT = 2.0**44
 
 
@@ -30,8 +35,11 @@ def gumbel(words: Tensor) -> Tensor:
     return -natural_log(exponential)
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al., SC 2011): four counter words and two key words, each int64 in [0, 2^32)."""
+def philox(counter: tuple[Words, ...], key: tuple[Words | int, Words | int]) -> tuple[Words, ...]:
+    """Philox4x32-10 (Salmon et al., SC 2011): four counter words and two key words, each int64 in [0, 2^32).
+
+    Runs on tensors and on NumPy's arrays alike.
+    """
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps past 2^63; the bits are right
@@ -56,7 +64,7 @@ def natural_log(x: Tensor, x_minus_1: Tensor | None = None) -> Tensor:
 
     Given `x - 1` as it was before x was rounded, this is log1p of it.
     """
-    bits = x.view(torch.int32) - 0x3F3504F3  # counted from sqrt(1/2), so that the mantissa lies about 1
+    bits = x.view(torch.int32) - 0x3F3504F3  # counted from sqrt(1/2), which centres the mantissa on 1
     exponent = bits >> 23
     f = ((bits & 0x7FFFFF) + 0x3F3504F3).view(torch.float32) - 1
     if x_minus_1 is not None:
@@ -65,8 +73,8 @@ def natural_log(x: Tensor, x_minus_1: Tensor | None = None) -> Tensor:
     return exponent.float() * 0.69314718 + (f + (f * square * _polynomial(LOG_FIT, f) - 0.5 * square))
 
 
-def weight_units(scaled: Tensor) -> Tensor:
-    """`exp(scaled)` for scaled <= 0 in whole units of 2^-44, int64: exp to about an ulp, the same bits everywhere."""
+def weights_q44(scaled: Tensor) -> Tensor:
+    """`exp(scaled)` for scaled <= 0 as int64 in units of 2^-44: exp to about an ulp, the same bits everywhere."""
     x = scaled.clamp(min=-64.0)  # below half a unit
     power = (x * 1.4426950 + 0.5).floor()
     r = x - power * 0.693359375 - power * -2.1219444e-4  # log(2) in two parts, the first product exact

@@ -1,6 +1,5 @@
 """A Hugging Face folder as a Checkpoint: config.json, and model.safetensors or its shards."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from octavo.gpt.loading.checkpoint import Checkpoint
 from octavo.gpt.loading.safetensors_file import open_safetensors
 from octavo.gpt.loading.tensor_file import TensorFile
 from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.models.config_reader import ConfigReader, as_list
+from octavo.gpt.models.config_reader import ConfigReader, as_list, read_json
 from octavo.gpt.models.family import Family
 from octavo.gpt.models.registry import FAMILIES, by_architecture, family_of
 
@@ -27,17 +26,6 @@ def open_folder(folder: Path) -> Checkpoint:
     return Checkpoint(index_file, config, tensors, family.hf_names, family.hf_transposed)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError where there is none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
-
-
 def read_config(folder: Path) -> ModelConfig:
     """The network that a Hugging Face folder describes, end-of-text ids from generation_config.json where it is."""
     path = folder / "config.json"
@@ -45,10 +33,10 @@ def read_config(folder: Path) -> ModelConfig:
         raise FileNotFoundError(f"{path} is missing (a GGUF model is named by its file)")
     reader = ConfigReader(path, read_json(path))
     generation = folder / "generation_config.json"
-    wishes = read_json(generation) if generation.is_file() else {}
     family = _family(path, reader.table)
     reader.require_one_of("quantization_config", None)
     config = family.from_hf(reader)
+    wishes = read_json(generation)
     ends = reader if wishes.get("eos_token_id") is None else ConfigReader(generation, wishes)
     bos = reader.ids("bos_token_id", config.vocab_size)
     return replace(config, bos_id=bos[0] if bos else None, eos_ids=ends.ids("eos_token_id", config.vocab_size))

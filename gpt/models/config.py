@@ -1,20 +1,9 @@
 """ModelConfig: the shape of a network, refused where it makes no sense. Each family adds what it alone has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 MAX_CONTEXT = 2**20  # the rotary tables of a longer context would outweigh the model
-
-COUNTS = (
-    "vocab_size",
-    "context_size",
-    "dim",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "intermediate_dim",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +26,7 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
+        for name in (field.name for field in fields(ModelConfig) if field.type is int):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 2**31 - 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")

@@ -1,6 +1,8 @@
 """Entries of a model's configuration, whichever file they come from, each checked as it is asked for."""
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -66,12 +68,31 @@ class ConfigReader:
             only = ", ".join(map(repr, supported))
             raise ValueError(f"{self.path}: {self.prefix}{name} = {self.get(name)!r} is not supported (only {only})")
 
+    def read_fields(self, kind: Any, options: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
+        """Fields of a configuration by the options that hold them, each read as the type it has there."""
+        readers: dict[Any, Callable[..., Any]] = {int: self.count, float: self.number, bool: self.flag}
+        types = {field.name: field.type for field in fields(kind)}
+        return {name: readers[types[name]](option, defaults.get(name)) for name, option in options.items()}
+
     def make(self, kind: Callable[..., Config], **fields: Any) -> Config:
         """A configuration of these fields; what it refuses is said with the file's name."""
         try:
             return kind(**fields)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty if there is no such file; ValueError where the file holds none."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value
 
 
 def as_list(value: Any) -> list[Any]:

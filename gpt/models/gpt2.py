@@ -88,6 +88,13 @@ class GPT2(Model):
         return x
 
 
+HF_OPTIONS = {  # fields of the configuration -> options of config.json
+    "vocab_size": "vocab_size", "context_size": "n_positions", "dim": "n_embd", "num_layers": "n_layer",
+    "num_heads": "n_head", "intermediate_dim": "n_inner", "norm_eps": "layer_norm_epsilon",
+    "tied_embeddings": "tie_word_embeddings",
+}  # fmt: skip
+
+
 def from_hf(reader: ConfigReader) -> GPT2Config:
     """What config.json says; ValueError for options that change what the network computes."""
     reader.require_one_of("activation_function", "gelu_new", "gelu_pytorch_tanh")
@@ -95,19 +102,9 @@ def from_hf(reader: ConfigReader) -> GPT2Config:
     for name in ("add_cross_attention", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):
         reader.require_one_of(name, False)
     dim, num_heads = reader.count("n_embd"), reader.count("n_head")
-    return reader.make(
-        GPT2Config,
-        vocab_size=reader.count("vocab_size"),
-        context_size=reader.count("n_positions"),
-        dim=dim,
-        num_layers=reader.count("n_layer"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=dim // num_heads,
-        intermediate_dim=reader.count("n_inner", 4 * dim),
-        norm_eps=reader.number("layer_norm_epsilon", 1e-5),
-        tied_embeddings=reader.flag("tie_word_embeddings", True),
-    )
+    defaults = {"intermediate_dim": 4 * dim, "norm_eps": 1e-5, "tied_embeddings": True}
+    options = reader.read_fields(GPT2Config, HF_OPTIONS, **defaults)
+    return reader.make(GPT2Config, **options, num_kv_heads=num_heads, head_dim=dim // num_heads)
 
 
 def from_gguf(reader: ConfigReader, file: TensorSource) -> GPT2Config:
@@ -118,12 +115,7 @@ def from_gguf(reader: ConfigReader, file: TensorSource) -> GPT2Config:
 
 def to_hf(config: GPT2Config) -> dict[str, Any]:
     """The arguments of transformers' configuration of the same network."""
-    return {
-        "model_type": "gpt2", "vocab_size": config.vocab_size, "n_positions": config.context_size,
-        "n_embd": config.dim, "n_layer": config.num_layers, "n_head": config.num_heads,
-        "n_inner": config.intermediate_dim, "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tied_embeddings,
-    }  # fmt: skip
+    return {"model_type": "gpt2", **{option: getattr(config, name) for name, option in HF_OPTIONS.items()}}
 
 
 def to_gguf(config: GPT2Config) -> dict[str, Any]:

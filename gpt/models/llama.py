@@ -18,9 +18,9 @@ from octavo.gpt.models.rope import (
     GGUF_FACTORS,
     RopeScaling,
     RopeTables,
-    rope_from_gguf,
     rope_from_hf,
     rope_tables,
+    scaling_from_gguf,
 )
 from octavo.kernels.ops import REFERENCE, Ops
 
@@ -113,29 +113,25 @@ class Llama(Model):
         return x
 
 
+HF_OPTIONS = {  # fields of the configuration -> options of config.json
+    "vocab_size": "vocab_size", "context_size": "max_position_embeddings", "dim": "hidden_size",
+    "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim", "intermediate_dim": "intermediate_size", "norm_eps": "rms_norm_eps",
+    "tied_embeddings": "tie_word_embeddings", "attention_bias": "attention_bias", "mlp_bias": "mlp_bias",
+}  # fmt: skip
+
+
 def from_hf(reader: ConfigReader) -> LlamaConfig:
     """What config.json says; ValueError for options that change what the network computes."""
     reader.require_one_of("hidden_act", "silu", "swish")
     reader.require_one_of("sliding_window", None)
     dim, num_heads = reader.count("hidden_size"), reader.count("num_attention_heads")
     theta, scaling = rope_from_hf(reader)
-    return reader.make(
-        LlamaConfig,
-        vocab_size=reader.count("vocab_size"),
-        context_size=reader.count("max_position_embeddings"),
-        dim=dim,
-        num_layers=reader.count("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=reader.count("num_key_value_heads", num_heads),
-        head_dim=reader.count("head_dim", dim // num_heads),
-        intermediate_dim=reader.count("intermediate_size"),
-        norm_eps=reader.number("rms_norm_eps", 1e-6),
-        tied_embeddings=reader.flag("tie_word_embeddings", False),
-        attention_bias=reader.flag("attention_bias", False),
-        mlp_bias=reader.flag("mlp_bias", False),
-        rope_theta=theta,
-        rope_scaling=scaling,
-    )
+    options = reader.read_fields(
+        LlamaConfig, HF_OPTIONS, num_kv_heads=num_heads, head_dim=dim // num_heads, norm_eps=1e-6,
+        tied_embeddings=False, attention_bias=False, mlp_bias=False,
+    )  # fmt: skip
+    return reader.make(LlamaConfig, **options, rope_theta=theta, rope_scaling=scaling)
 
 
 def from_gguf(reader: ConfigReader, file: TensorSource) -> LlamaConfig:
@@ -144,15 +140,14 @@ def from_gguf(reader: ConfigReader, file: TensorSource) -> LlamaConfig:
     reader.require_one_of("expert_count", 0)
     reader.require_one_of("attention.value_length", shape["head_dim"])
     reader.require_one_of("rope.dimension_count", shape["head_dim"])
-    theta, scaling = rope_from_gguf(reader, file, shape["head_dim"])
     return reader.make(
         LlamaConfig,
         **shape,
         norm_eps=reader.number("attention.layer_norm_rms_epsilon", 1e-5),
         attention_bias="blk.0.attn_q.bias" in file.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
-        rope_theta=theta,
-        rope_scaling=scaling,
+        rope_theta=reader.number("rope.freq_base", 10000.0),
+        rope_scaling=scaling_from_gguf(reader, file, shape["head_dim"]),
         rope_interleaved=True,
     )
 
@@ -167,13 +162,8 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
     if scaling is not None and scaling.kind == "llama3":
         rope |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
         rope |= {"original_max_position_embeddings": scaling.original_context}
-    return {
-        "model_type": "llama", "vocab_size": config.vocab_size, "max_position_embeddings": config.context_size,
-        "hidden_size": config.dim, "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
-        "intermediate_size": config.intermediate_dim, "rms_norm_eps": config.norm_eps, "mlp_bias": config.mlp_bias,
-        "attention_bias": config.attention_bias, "tie_word_embeddings": config.tied_embeddings, "rope_parameters": rope,
-    }  # fmt: skip
+    options = {option: getattr(config, name) for name, option in HF_OPTIONS.items()}
+    return {"model_type": "llama", "rope_parameters": rope, **options}
 
 
 def to_gguf(config: LlamaConfig) -> dict[str, Any]:

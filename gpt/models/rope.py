@@ -75,12 +75,8 @@ def _scaling_from_hf(rope: ConfigReader) -> RopeScaling | None:
     return RopeScaling("llama3", rope.number("factor"), low, high, rope.count("original_max_position_embeddings"))
 
 
-def rope_from_gguf(reader: ConfigReader, file: TensorSource, head_dim: int) -> tuple[float, RopeScaling | None]:
-    """The base and the scaling in a GGUF file's metadata and in its tensor of factors, where it has one."""
-    return reader.number("rope.freq_base", 10000.0), _scaling_from_gguf(reader, file, head_dim)
-
-
-def _scaling_from_gguf(reader: ConfigReader, file: TensorSource, head_dim: int) -> RopeScaling | None:
+def scaling_from_gguf(reader: ConfigReader, file: TensorSource, head_dim: int) -> RopeScaling | None:
+    """The scaling in a GGUF file's metadata and in its tensor of factors, where it has one."""
     reader.require_one_of("rope.scale_linear", 1.0)
     if GGUF_FACTORS not in file.tensors:
         reader.require_one_of("rope.scaling.type", "none", "linear")

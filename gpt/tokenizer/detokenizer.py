@@ -1,8 +1,9 @@
 """TextStream: decode tokens to text that never has to be taken back, cut at the first stop string."""
 
+import codecs
 from collections.abc import Set
 
-from octavo.gpt.tokenizer.tokenizer import StreamDecoder, Tokenizer
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 
 class TextStream:
@@ -19,8 +20,8 @@ class TextStream:
         silent_ids: Set[int] = frozenset(),
         min_tokens: int = 0,
     ) -> None:
-        self._decoder = StreamDecoder(tokenizer, skip_special_tokens)
-        self._vocab_size = tokenizer.vocab_size
+        self._tokenizer, self._skips_special = tokenizer, skip_special_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = stop_strings
         self._silent_ids = silent_ids
         self._min_tokens = min_tokens
@@ -29,16 +30,18 @@ class TextStream:
 
     def push(self, token_id: int, number: int) -> str:
         """Return the text settled by the completion's `number`-th token; `stopped_by` names a stop string found."""
-        if token_id in self._silent_ids or token_id >= self._vocab_size:
+        if token_id in self._silent_ids or token_id >= self._tokenizer.vocab_size:
             return ""
-        text = self._decoder.push(token_id)
+        if self._skips_special and self._tokenizer.is_special(token_id):
+            return ""
+        text = self._utf8.decode(self._tokenizer.token_bytes(token_id))
         return self._settle(text, number >= self._min_tokens) if self._stops else text
 
     def flush(self) -> str:
-        """Return the text still held back, when no more tokens come."""
+        """Return the text still held back, when no more tokens come; U+FFFD if they stop inside a character."""
         if self.stopped_by is not None:
             return ""
-        text = self._pending + self._decoder.flush()
+        text = self._pending + self._utf8.decode(b"", final=True)
         self._pending = ""
         return text
 

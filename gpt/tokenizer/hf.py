@@ -5,13 +5,13 @@ name is given; chat templates are in `chat_template.jinja` or the tokenizer's co
 other than byte-level BPE's is refused by name. https://huggingface.co/docs/tokenizers/components
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import regex
 
+from octavo.gpt.models.config_reader import as_list, read_json
 from octavo.gpt.tokenizer.gguf import END_OF_TEXT, make_tokenizer, split_merge
 from octavo.gpt.tokenizer.pretokenizer import DIGIT, DIGITS, GPT2, AddedToken
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def from_folder(folder: Path) -> Tokenizer | None:
     names = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
     one_file, vocab, merges, sentencepiece = (folder / name for name in names)
     try:
-        config = _read(folder / "tokenizer_config.json")
+        config = read_json(folder / "tokenizer_config.json")
         if one_file.exists():
             return _with_config(folder, config, _from_tokenizer_json(one_file))
         if vocab.exists() and merges.exists():
@@ -57,19 +57,6 @@ def from_folder(folder: Path) -> Tokenizer | None:
     if sentencepiece.exists():
         raise ValueError(f"{sentencepiece}: sentencepiece is not supported, only byte-level BPE")
     return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
 
 
 def _text(path: Path) -> str:
@@ -94,10 +81,10 @@ def _from_vocab_and_merges(vocab: Path, merges: Path, config: dict[str, Any]) ->
     if config.get("add_prefix_space"):
         raise ValueError(f"{source}: add_prefix_space is not supported")
     lines = [line.rstrip("\r") for line in _text(merges).split("\n") if not line.startswith("#version")]
-    added = _read(vocab.parent / "added_tokens.json")
+    added = read_json(vocab.parent / "added_tokens.json")
     return _Parts(
         vocab,
-        _by_id(_read(vocab), vocab),
+        _by_id(read_json(vocab), vocab),
         [split_merge(line, str(merges)) for line in lines if line],
         added={id: AddedToken(text, id, special=False) for text, id in added.items()},
         default_special=END_OF_TEXT,
@@ -105,7 +92,7 @@ def _from_vocab_and_merges(vocab: Path, merges: Path, config: dict[str, Any]) ->
 
 
 def _from_tokenizer_json(path: Path) -> _Parts:
-    data = _read(path)
+    data = read_json(path)
     model = data["model"]
     for name, plain in _PLAIN_BPE.items():
         if model.get(name) not in plain:
@@ -221,15 +208,15 @@ def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokeniz
 
 def _named(folder: Path, config: dict[str, Any], key: str, texts: dict[int, str], parts: _Parts) -> tuple[int, ...]:
     """Return the ids of the BOS or EOS token: by its name beside the tokenizer, else by its number in `config.json`."""
-    name = config.get(key) or _read(folder / "special_tokens_map.json").get(key) or parts.default_special
+    name = config.get(key) or read_json(folder / "special_tokens_map.json").get(key) or parts.default_special
     text = name["content"] if isinstance(name, dict) else name
     numbers = {token: id for id, token in texts.items()}
     if text in numbers:
         return (numbers[text],)
     if text is not None and text != parts.default_special:
         raise ValueError(f"{folder / 'tokenizer_config.json'}: {key} {text!r} is not in the vocabulary")
-    value = _read(folder / "config.json").get(f"{key}_id")
-    return tuple(id for id in (value if isinstance(value, list) else [value]) if id in texts)
+    value = read_json(folder / "config.json").get(f"{key}_id")
+    return tuple(id for id in as_list(value) if id in texts)
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:

@@ -7,7 +7,6 @@ tiktoken merges the pair whose joined bytes rank lowest, Hugging Face's tokenize
 merges. The two agree where every merge joins what earlier merges built, as trained merges do; the readers check it.
 """
 
-import codecs
 import operator
 import re
 import unicodedata
@@ -168,22 +167,3 @@ class Tokenizer:
 
     def _merge(self, data: bytes) -> list[int]:
         return [self._id_of_rank[rank] for rank in self._bpe._encode_single_piece(data)] if data else []
-
-
-class StreamDecoder:
-    """Decodes ids one by one: what `push` and `flush` return adds up to `decode` of all the ids."""
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = False) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        """Return the text that this id completes: whole characters only."""
-        data = self._tokenizer.token_bytes(token_id)
-        return "" if self._skip and self._tokenizer.is_special(token_id) else self._utf8.decode(data)
-
-    def flush(self) -> str:
-        """Return U+FFFD if the bytes stop inside a character, and start anew."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest

@@ -7,11 +7,10 @@ from octavo.kernels.cpu.attention import causal_attention
 from octavo.kernels.cpu.graph import capture
 from octavo.kernels.cpu.kv_cache import write_kv
 from octavo.kernels.cpu.linear import linear, pack
-from octavo.kernels.cpu.lm_head_sample import lm_head_sample
 from octavo.kernels.cpu.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from octavo.kernels.cpu.paged_attention import paged_attention
 from octavo.kernels.cpu.rope import rope
-from octavo.kernels.cpu.sample import sample
+from octavo.kernels.cpu.sample import lm_head_sample, sample
 from octavo.kernels.ops import REFERENCE
 
 CPU = replace(
@@ -31,4 +30,4 @@ CPU = replace(
     sample=sample,
     lm_head_sample=lm_head_sample,
     capture=capture,
-)
+).with_syncs("sample", "lm_head_sample")

@@ -2,23 +2,15 @@
 
 from torch import Tensor
 
-from octavo.kernels.cpu.numba_kernel import (
-    common_dtype,
-    cpu_kernel,
-    float_ptrs,
-    int32_ptrs,
-    int_args,
-    rows_of_heads,
-    thread_range,
-)
+from octavo.kernels.cpu import numba_kernel as nk
 
 
-@cpu_kernel("vvvv i qqqq")
+@nk.cpu_kernel("vvvv i qqqq")
 def _write_kv(fields):
-    k, v, k_cache, v_cache = float_ptrs(fields, 0, 4)
-    (slots,) = int32_ptrs(fields, 4, 1)
-    rows, width, k_stride, v_stride = int_args(fields, 5, 4)
-    first, last = thread_range(rows)
+    k, v, k_cache, v_cache = nk.float_ptrs(fields, 0, 4)
+    (slots,) = nk.int32_ptrs(fields, 4, 1)
+    rows, width, k_stride, v_stride = nk.int_args(fields, 5, 4)
+    first, last = nk.thread_range(rows)
     for r in range(first, last):
         if slots[r] >= 0:
             place = slots[r] * width
@@ -29,6 +21,6 @@ def _write_kv(fields):
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
     """Store new keys and values in their slots, in place; slot -1 stores nothing: see the reference."""
-    k, v, dtype = rows_of_heads(k), rows_of_heads(v), common_dtype(k, v, k_cache, v_cache)
+    k, v, dtype = nk.rows_of_heads(k), nk.rows_of_heads(v), nk.common_dtype(k, v, k_cache, v_cache)
     width = k.shape[1] * k.shape[2]
     _write_kv(dtype, k.numel(), k, v, k_cache, v_cache, slot_mapping.int(), len(k), width, k.stride(0), v.stride(0))

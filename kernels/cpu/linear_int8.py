@@ -10,36 +10,24 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from octavo.kernels.cpu.numba_kernel import (
-    FASTMATH_CONTRACT,
-    FASTMATH_REASSOC,
-    common_dtype,
-    cpu_kernel,
-    exp,
-    float_ptrs,
-    from_float32,
-    int8_ptrs,
-    int_args,
-    thread_range,
-    to_float32,
-)
+from octavo.kernels.cpu import numba_kernel as nk
 from octavo.kernels.weights import Int8Weight
 
 FEW_ROWS = 8  # of x: up to here widening in registers is the quicker way
 TILE = 4  # rows of x that share a pass over a row of the weight
 
 
-@cpu_kernel("vvvv b qqqqq")
+@nk.cpu_kernel("vvvv b qqqqq")
 def _product(fields):
-    x, scale, bias, y = float_ptrs(fields, 0, 4)
-    (weight,) = int8_ptrs(fields, 4, 1)
-    rows, outputs, inputs, has_bias, has_gelu = int_args(fields, 5, 5)
-    first, last = thread_range(outputs)
+    x, scale, bias, y = nk.float_ptrs(fields, 0, 4)
+    (weight,) = nk.int8_ptrs(fields, 4, 1)
+    rows, outputs, inputs, has_bias, has_gelu = nk.int_args(fields, 5, 5)
+    first, last = nk.thread_range(outputs)
     tiles = 1 if rows == 1 else (rows + TILE - 1) // TILE * TILE
     wide = np.zeros((tiles, inputs), np.float32)  # zeros behind the last row
     for r in range(rows):
         for i in range(inputs):
-            wide[r, i] = to_float32(x[r * inputs + i])
+            wide[r, i] = nk.to_float32(x[r * inputs + i])
     products = np.empty(tiles, np.float32)
     for o in range(first, last):
         if rows == 1:
@@ -48,22 +36,22 @@ def _product(fields):
             for r in range(0, rows, TILE):
                 products[r], products[r + 1], products[r + 2], products[r + 3] = _dots(wide, r, weight, o * inputs)
         for r in range(rows):
-            value = products[r] * to_float32(scale[o])
+            value = products[r] * nk.to_float32(scale[o])
             if has_bias:
-                value += to_float32(bias[o])
+                value += nk.to_float32(bias[o])
             if has_gelu:
                 value = _gelu(value)
-            y[r * outputs + o] = from_float32(value, x[0])
+            y[r * outputs + o] = nk.from_float32(value, x[0])
 
 
-@njit(fastmath=FASTMATH_CONTRACT)
+@njit(fastmath=nk.FASTMATH_CONTRACT)
 def _gelu(x):
     """The tanh form, with tanh(u) = 1 - 2 / (e^2u + 1)."""
     u = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
-    return x / (np.float32(1) + exp(np.float32(-2) * u))
+    return x / (np.float32(1) + nk.exp(np.float32(-2) * u))
 
 
-@njit(fastmath=FASTMATH_REASSOC)
+@njit(fastmath=nk.FASTMATH_REASSOC)
 def _dot(x, weight, start):
     total = np.float32(0)
     for i in range(x.shape[1]):
@@ -71,7 +59,7 @@ def _dot(x, weight, start):
     return total
 
 
-@njit(fastmath=FASTMATH_REASSOC)
+@njit(fastmath=nk.FASTMATH_REASSOC)
 def _dots(x, r, weight, start):
     """The products of `TILE` rows of x with one row of the weight."""
     a = b = c = d = np.float32(0)
@@ -98,5 +86,5 @@ def _few_rows(x: Tensor, weight: Int8Weight, bias: Tensor | None, activation: st
     x, y, scale = x.contiguous(), x.new_empty(len(x), len(weight.values)), weight.scale.to(x.dtype)
     given = x if bias is None else bias  # an absent bias is passed as x: the loop never reads it
     sizes = len(x), *weight.values.shape, bias is not None, activation is not None
-    _product(common_dtype(x, scale, given), weight.values.numel(), x, scale, given, y, weight.values, *sizes)
+    _product(nk.common_dtype(x, scale, given), weight.values.numel(), x, scale, given, y, weight.values, *sizes)
     return y

@@ -10,37 +10,23 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from octavo.kernels.cpu.numba_kernel import (
-    FASTMATH_REASSOC,
-    common_dtype,
-    cpu_kernel,
-    exp,
-    float32_ptrs,
-    float_args,
-    float_ptrs,
-    from_float32,
-    int32_ptrs,
-    int_args,
-    rows_of_heads,
-    thread_range,
-    to_float32,
-)
+from octavo.kernels.cpu import numba_kernel as nk
 
 SPLIT = 256  # keys
 
 
-@cpu_kernel("vvv f iii qqqqqqqq d")
+@nk.cpu_kernel("vvv f iii qqqqqqqq d")
 def _attend(fields):
-    q, k_cache, v_cache = float_ptrs(fields, 0, 3)
-    (partial,) = float32_ptrs(fields, 3, 1)
-    block_table, context_lens, bounds = int32_ptrs(fields, 4, 3)
-    num_seqs, kv_heads, group, head_dim, block_size, max_blocks, max_splits, q_stride = int_args(fields, 7, 8)
-    factor = np.float32(float_args(fields, 15, 1)[0])
+    q, k_cache, v_cache = nk.float_ptrs(fields, 0, 3)
+    (partial,) = nk.float32_ptrs(fields, 3, 1)
+    block_table, context_lens, bounds = nk.int32_ptrs(fields, 4, 3)
+    num_seqs, kv_heads, group, head_dim, block_size, max_blocks, max_splits, q_stride = nk.int_args(fields, 7, 8)
+    factor = np.float32(nk.float_args(fields, 15, 1)[0])
 
     count = 0
     for s in range(num_seqs):
         count += (context_lens[s] + SPLIT - 1) // SPLIT * kv_heads
-    first, last = thread_range(count)
+    first, last = nk.thread_range(count)
 
     queries, sums = np.empty((group, head_dim), np.float32), np.empty((group, head_dim), np.float32)
     weights, slots = np.empty((group, SPLIT), np.float32), np.empty(SPLIT, np.int64)
@@ -75,7 +61,7 @@ def _load(q, start, factor, queries):
     """The queries of a kv head, scaled."""
     for g in range(queries.shape[0]):
         for i in range(queries.shape[1]):
-            queries[g, i] = to_float32(q[start + g * queries.shape[1] + i]) * factor
+            queries[g, i] = nk.to_float32(q[start + g * queries.shape[1] + i]) * factor
 
 
 @njit
@@ -85,7 +71,7 @@ def _store(sums, partial, place):
             partial[place + g * (sums.shape[1] + 2) + 2 + i] = sums[g, i]
 
 
-@njit(fastmath=FASTMATH_REASSOC)
+@njit(fastmath=nk.FASTMATH_REASSOC)
 def _score(queries, k_cache, slots, num_keys, scores):
     """scores[g, j] = queries[g] . key j"""
     for j in range(num_keys):
@@ -93,11 +79,11 @@ def _score(queries, k_cache, slots, num_keys, scores):
         for g in range(queries.shape[0]):
             query, product = queries[g], np.float32(0)
             for i in range(queries.shape[1]):
-                product += query[i] * to_float32(k_cache[start + i])
+                product += query[i] * nk.to_float32(k_cache[start + i])
             scores[g, j] = product
 
 
-@njit(fastmath=FASTMATH_REASSOC)
+@njit(fastmath=nk.FASTMATH_REASSOC)
 def _softmax(scores, num_keys, partial, place, head_dim):
     """Replace the scores of a head by e^(score - maximum); the maximum and the sum go to the partial results."""
     for g in range(scores.shape[0]):
@@ -105,13 +91,13 @@ def _softmax(scores, num_keys, partial, place, head_dim):
         for j in range(num_keys):
             largest = own[j] if own[j] > largest else largest
         for j in range(num_keys):
-            own[j] = exp(own[j] - largest)
+            own[j] = nk.exp(own[j] - largest)
             total += own[j]
         partial[place + g * (head_dim + 2)] = largest
         partial[place + g * (head_dim + 2) + 1] = total
 
 
-@njit(fastmath=FASTMATH_REASSOC)
+@njit(fastmath=nk.FASTMATH_REASSOC)
 def _accumulate(weights, v_cache, slots, num_keys, sums):
     """sums[g] = the values, each times its weight"""
     sums[:] = 0
@@ -120,20 +106,20 @@ def _accumulate(weights, v_cache, slots, num_keys, sums):
         for g in range(sums.shape[0]):
             own, weight = sums[g], weights[g, j]
             for i in range(sums.shape[1]):
-                own[i] += weight * to_float32(v_cache[start + i])
+                own[i] += weight * nk.to_float32(v_cache[start + i])
 
 
-@cpu_kernel("v f ii qqqqqq")
+@nk.cpu_kernel("v f ii qqqqqq")
 def _merge(fields):
-    (out,) = float_ptrs(fields, 0, 1)
-    (partial,) = float32_ptrs(fields, 1, 1)
-    context_lens, bounds = int32_ptrs(fields, 2, 2)
-    num_seqs, kv_heads, group, head_dim, max_splits, num_tokens = int_args(fields, 4, 6)
-    first, last = thread_range(num_seqs)
+    (out,) = nk.float_ptrs(fields, 0, 1)
+    (partial,) = nk.float32_ptrs(fields, 1, 1)
+    context_lens, bounds = nk.int32_ptrs(fields, 2, 2)
+    num_seqs, kv_heads, group, head_dim, max_splits, num_tokens = nk.int_args(fields, 4, 6)
+    first, last = nk.thread_range(num_seqs)
     width, sums = head_dim + 2, np.empty(head_dim, np.float32)
     if last == num_seqs:  # padding rows behind the last sequence are zeros
         for i in range(bounds[num_seqs] * kv_heads * group * head_dim, num_tokens * kv_heads * group * head_dim):
-            out[i] = from_float32(np.float32(0), out[0])
+            out[i] = nk.from_float32(np.float32(0), out[0])
     for s in range(first, last):
         splits = (context_lens[s] + SPLIT - 1) // SPLIT
         if bounds[s + 1] - bounds[s] == 1:
@@ -147,13 +133,13 @@ def _merge(fields):
                 sums[:] = 0
                 for split in range(splits):
                     at = place + split * group * width
-                    weight = exp(partial[at] - largest)
+                    weight = nk.exp(partial[at] - largest)
                     total += weight * partial[at + 1]
                     for i in range(head_dim):
                         sums[i] += weight * partial[at + 2 + i]
                 start = (bounds[s] * kv_heads * group + head) * head_dim
                 for i in range(head_dim):
-                    out[start + i] = from_float32(sums[i] / total if splits > 0 else np.float32(0), out[0])
+                    out[start + i] = nk.from_float32(sums[i] / total if splits > 0 else np.float32(0), out[0])
 
 
 def decode_attention(
@@ -172,7 +158,7 @@ def decode_attention(
     """
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise ValueError("k_cache and v_cache must be contiguous")
-    q, dtype = rows_of_heads(q), common_dtype(q, k_cache, v_cache)
+    q, dtype = nk.rows_of_heads(q), nk.common_dtype(q, k_cache, v_cache)
     block_size, num_kv_heads, head_dim = k_cache.shape[1:]
     (num_seqs, max_blocks), group = block_table.shape, q.shape[1] // num_kv_heads
     max_splits = -(-max_blocks * block_size // SPLIT)

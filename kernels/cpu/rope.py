@@ -3,28 +3,16 @@
 from numba import njit
 from torch import Tensor
 
-from octavo.kernels.cpu.numba_kernel import (
-    FASTMATH_CONTRACT,
-    common_dtype,
-    cpu_kernel,
-    float32_ptrs,
-    float_ptrs,
-    from_float32,
-    int32_ptrs,
-    int_args,
-    rows_of_heads,
-    thread_range,
-    to_float32,
-)
+from octavo.kernels.cpu import numba_kernel as nk
 
 
-@cpu_kernel("vvv i ff qqqqqqq")
+@nk.cpu_kernel("vvv i ff qqqqqqq")
 def _rope(fields):
-    q, k, out = float_ptrs(fields, 0, 3)
-    (positions,) = int32_ptrs(fields, 3, 1)
-    cos, sin = float32_ptrs(fields, 4, 2)
-    rows, q_heads, k_heads, half, q_stride, k_stride, step = int_args(fields, 6, 7)
-    first, last = thread_range(rows)
+    q, k, out = nk.float_ptrs(fields, 0, 3)
+    (positions,) = nk.int32_ptrs(fields, 3, 1)
+    cos, sin = nk.float32_ptrs(fields, 4, 2)
+    rows, q_heads, k_heads, half, q_stride, k_stride, step = nk.int_args(fields, 6, 7)
+    first, last = nk.thread_range(rows)
     for r in range(first, last):
         turn, target = positions[r] * half, r * (q_heads + k_heads) * 2 * half
         for h in range(q_heads):
@@ -34,22 +22,22 @@ def _rope(fields):
             _turn(k, r * k_stride + h * 2 * half, out, target + h * 2 * half, cos, sin, turn, half, step)
 
 
-@njit(fastmath=FASTMATH_CONTRACT)
+@njit(fastmath=nk.FASTMATH_CONTRACT)
 def _turn(x, source, out, target, cos, sin, turn, half, step):
     """One head. Its pairs are neighbours where `step` is 2, and half a head apart where it is 1."""
     gap = half if step == 1 else 1
     for i in range(half):
-        a, b = to_float32(x[source + i * step]), to_float32(x[source + i * step + gap])
+        a, b = nk.to_float32(x[source + i * step]), nk.to_float32(x[source + i * step + gap])
         c, s = cos[turn + i], sin[turn + i]
-        out[target + i * step] = from_float32(a * c - b * s, x[source])
-        out[target + i * step + gap] = from_float32(b * c + a * s, x[source])
+        out[target + i * step] = nk.from_float32(a * c - b * s, x[source])
+        out[target + i * step + gap] = nk.from_float32(b * c + a * s, x[source])
 
 
 def rope(
     q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Turn the pairs of each head by the angles of its position: see the reference."""
-    q, k, dtype = rows_of_heads(q), rows_of_heads(k), common_dtype(q, k)
+    q, k, dtype = nk.rows_of_heads(q), nk.rows_of_heads(k), nk.common_dtype(q, k)
     (num_tokens, num_heads, head_dim), num_kv_heads = q.shape, k.shape[1]
     out = q.new_empty(num_tokens, num_heads + num_kv_heads, head_dim)
     sizes = num_tokens, num_heads, num_kv_heads, head_dim // 2, q.stride(0), k.stride(0), 2 if interleaved else 1

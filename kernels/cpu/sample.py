@@ -1,16 +1,18 @@
-"""sample on a CPU: the reference's choice bit for bit, without its sort and without noise that nobody needs.
+"""Sampling on a CPU: the same tokens as the reference, with no full sort and no noise for filtered ids.
 
-Row by row: the ids that pass the filters come from partial selections (their number is small), and only they get noise.
-A row without filters needs it for the whole vocabulary; Philox then runs on NumPy's unsigned words.
+Each row finds its kept ids by partial selection, and only these few ids get noise. A row without filters needs noise
+for the whole vocabulary. Philox runs on NumPy's arrays, whose operators start sooner than PyTorch's.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, weight_units
+from octavo.kernels.cpu.linear import linear
+from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, philox, weights_q44
+from octavo.kernels.weights import Weight
 
-HEAD = 1024  # ids that top-p sorts first; more only if their weight is not enough
+HEAD = 1024  # top-p sorts so many ids first, and more only if their weight is too little
 
 
 def sample(
@@ -29,37 +31,37 @@ def sample(
     return token_ids, torch.where(token_ids < 0, torch.nan, logprobs)
 
 
-def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """The ids alone, of rows without filters."""
+def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """The ids that `sample` chooses from `linear(hidden, weight)` without filters: see the reference."""
     off = torch.zeros_like(temperature)
-    return _choose(logits.float(), temperature, off, 1 + off, off, seeds, positions)
+    return _choose(linear(hidden, weight).float(), temperature, off, 1 + off, off, seeds, positions)
 
 
 def _choose(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
 ) -> Tensor:
     token_ids = torch.from_numpy(logits.numpy().argmax(-1))  # several times the speed of torch's
-    legal = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) > -torch.inf  # a NaN is the largest of its row
-    for row in ((temperature > 0) & legal).nonzero()[:, 0].tolist():
-        heat = temperature[row].clamp(max=torch.finfo(torch.float32).max)
-        ids = _surviving(logits[row], heat, int(top_k[row]), top_p[row], min_p[row])
+    valid = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) > -torch.inf  # a NaN is the largest of its row
+    temperature = temperature.clamp(max=torch.finfo(torch.float32).max)
+    for row in ((temperature > 0) & valid).nonzero()[:, 0].tolist():
+        ids = _kept_ids(logits[row], temperature[row], int(top_k[row]), top_p[row], min_p[row])
         noise = _noise(int(seeds[row]), int(positions[row]), ids, len(logits[row]))
-        score = (logits[row] if ids is None else logits[row][ids]).double() + heat.double() * noise.double()
+        score = (logits[row] if ids is None else logits[row][ids]).double() + temperature[row].double() * noise.double()
         best = score.argmax()
         token_ids[row] = best if ids is None else ids[best]
-    return torch.where(legal, token_ids, -1).int()
+    return torch.where(valid, token_ids, -1).int()
 
 
-def _surviving(logits: Tensor, heat: Tensor, top_k: int, top_p: Tensor, min_p: Tensor) -> Tensor | None:
+def _kept_ids(logits: Tensor, temperature: Tensor, top_k: int, top_p: Tensor, min_p: Tensor) -> Tensor | None:
     """The ids of a row `[vocab_size]` that pass top-k, top-p and min-p, ascending; None if all do."""
     is_filtered = top_k > 0 or float(top_p) < 1
     if not is_filtered and float(min_p) <= 0:
         return None
     finfo = torch.finfo(torch.float32)
-    scaled = gap_below(logits) * (1 / heat).clamp(max=finfo.max)
+    scaled = gap_below(logits) * (1 / temperature).clamp(max=finfo.max)
     ids = _likeliest(logits, top_k) if 0 < top_k < len(logits) else torch.arange(len(logits))
     if float(top_p) < 1:
-        ids = _nucleus(logits, ids, weight_units(scaled[ids]), top_p)
+        ids = _nucleus(logits, ids, weights_q44(scaled[ids]), top_p)
     if float(min_p) > 0:
         ids = ids[scaled[ids] >= natural_log(min_p.clamp(finfo.tiny, 1.0).reshape(1))]
     return ids
@@ -72,44 +74,26 @@ def _likeliest(logits: Tensor, number: int) -> Tensor:
     return torch.cat((above, ties[: number - len(above)])).sort().values
 
 
-def _nucleus(logits: Tensor, ids: Tensor, units: Tensor, top_p: Tensor) -> Tensor:
+def _nucleus(logits: Tensor, ids: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
     """Of these ids, the likeliest that together weigh top_p of all, ascending."""
-    wanted = (units.sum().double() * top_p.double()).ceil().long().clamp(min=1)
+    wanted = (weights.sum().double() * top_p.double()).ceil().long().clamp(min=1)
     values, number = logits[ids], HEAD
     head = torch.arange(len(ids))
     while number < len(ids):
         head = (values >= values.topk(number).values[-1]).nonzero()[:, 0]
-        if units[head].sum() >= wanted:
+        if weights[head].sum() >= wanted:
             break
         head, number = torch.arange(len(ids)), 8 * number
     order = head[values[head].sort(descending=True, stable=True).indices]
-    before = units[order].cumsum(0) - units[order]
+    before = weights[order].cumsum(0) - weights[order]
     return ids[order[before < wanted]].sort().values
 
 
 def _noise(seed: int, position: int, ids: Tensor | None, vocab_size: int) -> Tensor:
     """Gumbel noise of these ids, or of the whole vocabulary, float32."""
-    if ids is None:
-        groups = np.arange(-(-vocab_size // 4), dtype=np.uint32)
-        words = np.stack(_philox(groups, position, seed), axis=1).reshape(-1)[:vocab_size]
-    else:
-        wanted = ids.numpy()
-        words = np.choose(wanted % 4, _philox((wanted // 4).astype(np.uint32), position, seed))
-    return gumbel(torch.from_numpy(words.astype(np.int64)))
-
-
-def _philox(groups: np.ndarray, position: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Philox4x32-10 at counters `(group, position, 0, 0)`: four words each, uint32."""
-    c0, c1 = groups, np.full_like(groups, position & 0xFFFFFFFF)
-    c2, c3 = np.zeros_like(groups), np.zeros_like(groups)
-    k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-    for _ in range(10):
-        a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (
-            (b >> np.uint64(32)).astype(np.uint32) ^ c1 ^ np.uint32(k0),
-            b.astype(np.uint32),
-            (a >> np.uint64(32)).astype(np.uint32) ^ c3 ^ np.uint32(k1),
-            a.astype(np.uint32),
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c0, c1, c2, c3
+    group = np.arange(-(-vocab_size // 4)) if ids is None else ids.numpy() // 4
+    zero = np.zeros_like(group)
+    counter = group, zero + (position & 0xFFFFFFFF), zero, zero
+    words = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    chosen = np.stack(words, 1).reshape(-1)[:vocab_size] if ids is None else np.choose(ids.numpy() % 4, words)
+    return gumbel(torch.from_numpy(chosen))

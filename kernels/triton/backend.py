@@ -33,4 +33,4 @@ TRITON = replace(
     lm_head_sample=lm_head_sample,
     top_logprobs=top_logprobs,
     formats=frozenset(),
-)
+).with_syncs()

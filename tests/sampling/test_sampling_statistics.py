@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import reference_sampling as reference
+from octavo.kernels import reference
 from octavo.kernels.triton.sampling.sample import sample
 
 from draws import parameters, wide_programs
@@ -87,7 +87,7 @@ def draw(logits: Tensor, survivors: Tensor, temperature: float, seeds: Tensor, p
 def survivors_of(setting: Setting) -> Tensor:
     heat, top_k, top_p, min_p, *_ = (column.cpu() for column in setting.columns(1, torch.zeros(1)))
     logits = setting.logits()
-    survivors = reference.surviving(logits.unsqueeze(0), heat.unsqueeze(1), top_k, top_p, min_p)[0]
+    survivors = reference.keep_mask(logits.unsqueeze(0), heat.unsqueeze(1), top_k, top_p, min_p)[0]
     return survivors & (logits > -torch.inf)  # a forbidden id may survive the filters, but it cannot win
 
 

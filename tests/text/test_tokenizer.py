@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.gpt.loading.gguf_file import open_gguf
+from octavo.gpt.tokenizer.detokenizer import TextStream
 from octavo.gpt.tokenizer.gguf import from_gguf_metadata
-from octavo.gpt.tokenizer.tokenizer import StreamDecoder, Tokenizer
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 from hard_text import CORPUS, FRAGMENTS, TEXTS
 from made_tokenizers import smollm2_oracle
@@ -139,8 +140,8 @@ def test_bad_ids(tokenizer: Tokenizer, ids: list[int], message: str) -> None:
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], skip_special_tokens: bool = False) -> list[str]:
-    decoder = StreamDecoder(tokenizer, skip_special_tokens)
-    return [*(decoder.push(id) for id in ids), decoder.flush()]
+    text = TextStream(tokenizer, skip_special_tokens=skip_special_tokens)
+    return [*(text.push(id, number) for number, id in enumerate(ids, start=1)), text.flush()]
 
 
 @pytest.mark.parametrize("skip", [False, True], ids=["all", "no specials"])

@@ -102,11 +102,11 @@ def test_tokenizer_config(tmp_path: Path, config: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tokenizer.json": "{"}, "tokenizer.json: not JSON"),
+        ({"tokenizer.json": "{"}, "tokenizer.json: not valid JSON"),
         ({"tokenizer.json": "[]"}, "tokenizer.json: not a JSON object"),
-        ({"tokenizer.json": "[" * 100_000}, "tokenizer.json: not JSON"),
-        ({"tokenizer.json": b"\xff\xfe\x00"}, "tokenizer.json: not JSON"),
-        ({"tokenizer_config.json": "nonsense"}, "tokenizer_config.json: not JSON"),
+        ({"tokenizer.json": "[" * 100_000}, "tokenizer.json: not valid JSON"),
+        ({"tokenizer.json": b"\xff\xfe\x00"}, "tokenizer.json: not valid JSON"),
+        ({"tokenizer_config.json": "nonsense"}, "tokenizer_config.json: not valid JSON"),
         ({"vocab.json": "{}"}, "vocab.json and merges.txt belong together"),
         ({"merges.txt": ""}, "vocab.json and merges.txt belong together"),
         ({"vocab.json": "{}", "merges.txt": ""}, "vocab.json: no token stands for a byte"),
