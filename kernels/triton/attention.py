@@ -21,14 +21,12 @@ from octavo.kernels.triton.attention_tile import (
     LOG2_E,
     SECTION,
     attend,
-    check_bounds,
-    check_heads,
-    check_index,
     head_tile,
     load_rows,
     normalise,
     zero_rows,
 )
+from octavo.kernels.triton.checks import check_bounds, check_heads, check_index
 
 
 @triton.jit

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_alike, check_matrix
 from octavo.kernels.weights import Weight
 
 
@@ -118,18 +119,11 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
-    if x.ndim != 2 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"x must be [num_tokens, in_features] in 16 or 32 bits, not {tuple(x.shape)} {x.dtype}")
+    check_matrix("x", x, "[num_tokens, in_features]")
     if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
         raise ValueError(f"weight must be [out_features, {x.shape[1]}], not {tuple(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
     if activation not in (None, "gelu"):
         raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if tensor.dtype != x.dtype or tensor.device != x.device:
-            raise ValueError(f"{name} must be {x.dtype} on {x.device}, not {tensor.dtype} on {tensor.device}")
-        if tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must have a contiguous last dimension, not stride {tensor.stride(-1)}")
+    check_alike(x, x=x, weight=weight, bias=bias)

@@ -20,15 +20,12 @@ from octavo.kernels.triton.attention_tile import (
     LOG2_E,
     SECTION,
     attend_cache,
-    check_bounds,
-    check_heads,
-    check_index,
     head_tile,
     load_rows,
     normalise,
-    values_are_readable,
     zero_rows,
 )
+from octavo.kernels.triton.checks import check_bounds, check_heads, check_index, values_are_readable
 from octavo.kernels.triton.paged_decode import decode
 
 MAX_BLOCK_SIZE = 256

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import FLOATS
 
 
 @triton.jit(do_not_specialize=["context_size"])
@@ -109,7 +110,7 @@ def rope(
 
 
 def _check(q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
-    if q.ndim != 3 or q.shape[2] % 2 or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if q.ndim != 3 or q.shape[2] % 2 or q.dtype not in FLOATS:
         raise ValueError(f"q must be [num_tokens, num_heads, even head_dim], not {list(q.shape)} {q.dtype}")
     if k.ndim != 3 or k.shape[::2] != q.shape[::2] or k.dtype != q.dtype:
         expected = f"[{q.shape[0]}, num_kv_heads, {q.shape[2]}] {q.dtype}"

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_alike, check_columns, check_matrix
 from octavo.kernels.triton.sampling.sampling_math import FLOAT_MAX, best_of, gumbel_noise
 from octavo.kernels.weights import Weight
 
@@ -129,18 +130,9 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
 
 
 def _check(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> None:
-    if hidden.ndim != 2 or hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"hidden must be [num_seqs, dim] in 16 or 32 bits, not {list(hidden.shape)} {hidden.dtype}")
+    check_matrix("hidden", hidden, "[num_seqs, dim]")
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
         raise ValueError(f"weight must be [vocab_size, {hidden.shape[1]}], not {list(weight.shape)}")
-    if weight.dtype != hidden.dtype or weight.device != hidden.device:
-        raise ValueError(f"weight must be {hidden.dtype} on {hidden.device}, not {weight.dtype} on {weight.device}")
-    for name, tensor in (("hidden", hidden), ("weight", weight)):
-        if tensor.stride(1) != 1:
-            raise ValueError(f"{name} must have contiguous rows, not stride {tensor.stride(1)}")
-    names, dtypes = ("temperature", "seeds", "positions"), (torch.float32, torch.int64, torch.int32)
-    for name, tensor, dtype in zip(names, (temperature, seeds, positions), dtypes, strict=True):
-        if tensor.shape != hidden.shape[:1] or tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype} [{hidden.shape[0]}], not {tensor.dtype} {list(tensor.shape)}")
-        if tensor.device != hidden.device or not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous on {hidden.device}, not on {tensor.device}")
+    check_alike(hidden, hidden=hidden, weight=weight)
+    dtypes = {"temperature": torch.float32, "seeds": torch.int64, "positions": torch.int32}
+    check_columns(hidden, dtypes, (temperature, seeds, positions))

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
-from octavo.kernels.triton.sampling.scan import check_logits
+from octavo.kernels.triton.checks import check_logits
 
 
 @triton.jit

@@ -26,8 +26,6 @@ from octavo.kernels.triton.sampling.sampling_math import (
     to_key,
 )
 
-MAX_VOCAB_SIZE = 2**18  # the weights of so many ids, each at most 2^44, add up in 63 bits
-
 
 @triton.jit
 def row_numbers(num_rows, ROWS: tl.constexpr):
@@ -197,13 +195,3 @@ def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
         **row.kwargs,
     )
     return found
-
-
-def check_logits(logits: Tensor) -> None:
-    """ValueError unless logits are `[num_rows, vocab_size]` in 16 or 32 bits with contiguous rows."""
-    if logits.ndim != 2 or not 1 <= logits.shape[1] <= MAX_VOCAB_SIZE:
-        raise ValueError(f"logits must be [num_rows, at most {MAX_VOCAB_SIZE}], not {list(logits.shape)}")
-    if logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"logits must be float32, float16 or bfloat16, not {logits.dtype}")
-    if logits.stride(1) != 1:
-        raise ValueError(f"logits must have contiguous rows, not stride {logits.stride(1)}")

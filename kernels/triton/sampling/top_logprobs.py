@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_logits
 from octavo.kernels.triton.sampling.sampling_math import NO_CUT, NO_KEY, best_of, from_key, gap_below
 from octavo.kernels.triton.sampling.scan import (
-    check_logits,
     list_groups,
     load_chunk,
     load_group_keys,
