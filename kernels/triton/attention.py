@@ -26,7 +26,7 @@ from octavo.kernels.triton.attention_tile import (
     normalise,
     zero_rows,
 )
-from octavo.kernels.triton.checks import check_bounds, check_heads, check_index
+from octavo.kernels.triton.checks import check_bounds, check_heads, check_tensor
 
 
 @triton.jit
@@ -143,7 +143,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     if k.ndim != 3 or len(k) != len(q):
         raise ValueError(f"k must be [{len(q)}, num_kv_heads, head_dim], not {tuple(k.shape)}")
     check_heads(q, k, v, ("k", "v"), scale)
-    check_index("cu_seqlens", cu_seqlens, (-1,), q.device)
+    check_tensor("cu_seqlens", cu_seqlens, (cu_seqlens.numel(),), q.device, torch.int32)
     check_bounds("cu_seqlens", cu_seqlens, max_seqlen, "max_seqlen", len(q))
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q) == 0:

@@ -4,6 +4,7 @@ Shapes, dtypes, devices and strides are known without waiting for a GPU. The con
 are read only where `values_are_readable` says so.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from triton import knobs
 
 from octavo.kernels.triton.launch import MAX_HEAD_DIM
+from octavo.kernels.weights import Weight
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_VOCAB_SIZE = 2**18  # the weights of so many ids, each at most 2^44, add up in 63 bits
@@ -33,16 +35,39 @@ def check_alike(like: Tensor, /, **tensors: Tensor | None) -> None:
             raise ValueError(f"{name} must have a contiguous last dimension, not stride {tensor.stride(-1)}")
 
 
+def check_tensor(
+    name: str, x: Tensor, shape: Sequence[int], device: torch.device, *dtypes: torch.dtype, strided_rows: bool = False
+) -> None:
+    """ValueError unless x has that shape, that device and one of the dtypes, and is contiguous.
+
+    With strided_rows only its last dimension must be contiguous.
+    """
+    if x.shape != shape or x.dtype not in dtypes or x.device != device:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        got = f"{x.dtype} {list(x.shape)} on {x.device}"
+        raise ValueError(f"{name} must be {expected} {list(shape)} on {device}, not {got}")
+    if not (x.is_contiguous() or (strided_rows and x.stride(-1) == 1)):
+        where = " in its last dimension" if strided_rows else ""
+        raise ValueError(f"{name} must be contiguous{where}, not strided {x.stride()}")
+
+
 def check_columns(rows: Tensor, dtypes: dict[str, torch.dtype], columns: tuple[Tensor, ...]) -> None:
     """ValueError unless each column is contiguous, of its dtype, and has a value for each of `rows` `[num_rows, ...]`.
 
     dtypes names the columns, in their order.
     """
-    for (name, dtype), tensor in zip(dtypes.items(), columns, strict=True):
-        if tensor.shape != rows.shape[:1] or tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype} [{rows.shape[0]}], not {tensor.dtype} {list(tensor.shape)}")
-        if tensor.device != rows.device or not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous on {rows.device}, not on {tensor.device}")
+    for (name, dtype), column in zip(dtypes.items(), columns, strict=True):
+        check_tensor(name, column, rows.shape[:1], rows.device, dtype)
+
+
+def dense_weight(x: Tensor, weight: Weight, rows: str) -> Tensor:
+    """The weight; ValueError unless it is a dense `[rows, x.shape[1]]`, of the dtype and on the device of x."""
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight must be a dense tensor, not {type(weight).__name__}, on backend triton")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight must be [{rows}, {x.shape[1]}], not {list(weight.shape)}")
+    check_alike(x, weight=weight)
+    return weight
 
 
 def check_logits(logits: Tensor) -> None:
@@ -79,16 +104,6 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str], scale: 
             f"not {tuple(k.shape[-2:])}"
         )
     check_alike(q, **{"q": q, names[0]: k, names[1]: v})
-
-
-def check_index(name: str, index: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """ValueError unless an index tensor is int32 of that shape (-1: any extent), dense in its last dimension."""
-    fits = index.ndim == len(shape) and all(n in (-1, m) for n, m in zip(shape, index.shape, strict=True))
-    if index.dtype != torch.int32 or index.device != device or not fits or (index.ndim and index.stride(-1) != 1):
-        raise ValueError(
-            f"{name} must be int32 {list(shape)} on {device} with a contiguous last dimension, "
-            f"not {index.dtype} {list(index.shape)} on {index.device}"
-        )
 
 
 def check_bounds(name: str, cu_seqlens: Tensor, longest: int, limit_name: str, num_tokens: int) -> None:

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
-from octavo.kernels.triton.checks import check_alike
+from octavo.kernels.triton.checks import check_alike, check_tensor
 
 
 @triton.jit(do_not_specialize=["num_slots"], do_not_specialize_on_alignment=["slot_mapping_ptr"])
@@ -100,8 +100,4 @@ def _check(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping:
         if tensor.shape != twin.shape:
             raise ValueError(f"{name} must be shaped {tuple(twin.shape)}, not {tuple(tensor.shape)}")
     check_alike(k, k=k, v=v, k_cache=k_cache, v_cache=v_cache)
-    if slot_mapping.shape != k.shape[:1] or slot_mapping.dtype not in (torch.int32, torch.int64):
-        got = f"{slot_mapping.dtype} {list(slot_mapping.shape)}"
-        raise ValueError(f"slot_mapping must be int32 or int64 [{k.shape[0]}], not {got}")
-    if slot_mapping.device != k.device or not slot_mapping.is_contiguous():
-        raise ValueError(f"slot_mapping must be contiguous on {k.device}")
+    check_tensor("slot_mapping", slot_mapping, k.shape[:1], k.device, torch.int32, torch.int64)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
-from octavo.kernels.triton.checks import check_alike, check_matrix
+from octavo.kernels.triton.checks import check_alike, check_matrix, dense_weight
 from octavo.kernels.weights import Weight
 
 
@@ -90,9 +90,13 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
     (float32, float16, bfloat16); x and weight may have strided rows. activation None or "gelu" (the tanh form).
     ValueError on anything else.
     """
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"weight must be a dense tensor, not {type(weight).__name__}, on backend triton")
-    _check(x, weight, bias, activation)
+    check_matrix("x", x, "[num_tokens, in_features]")
+    weight = dense_weight(x, weight, "out_features")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], not {list(bias.shape)}")
+    check_alike(x, x=x, bias=bias)
+    if activation not in (None, "gelu"):
+        raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
     (num_tokens, in_features), out_features = x.shape, weight.shape[0]
     y = torch.empty(num_tokens, out_features, dtype=x.dtype, device=x.device)
     if num_tokens == 0:
@@ -116,14 +120,3 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
         **row.kwargs,
     )
     return y
-
-
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
-    check_matrix("x", x, "[num_tokens, in_features]")
-    if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
-        raise ValueError(f"weight must be [out_features, {x.shape[1]}], not {tuple(weight.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
-    if activation not in (None, "gelu"):
-        raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
-    check_alike(x, x=x, weight=weight, bias=bias)

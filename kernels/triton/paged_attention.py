@@ -25,7 +25,7 @@ from octavo.kernels.triton.attention_tile import (
     normalise,
     zero_rows,
 )
-from octavo.kernels.triton.checks import check_bounds, check_heads, check_index, values_are_readable
+from octavo.kernels.triton.checks import check_bounds, check_heads, check_tensor, values_are_readable
 from octavo.kernels.triton.paged_decode import decode
 
 MAX_BLOCK_SIZE = 256
@@ -168,10 +168,10 @@ def _check(
     block_size = k_cache.shape[1]
     if not 1 <= block_size <= MAX_BLOCK_SIZE or block_size & (block_size - 1):
         raise ValueError(f"block_size of k_cache must be a power of two up to {MAX_BLOCK_SIZE}, not {block_size}")
-    check_index("context_lens", context_lens, (-1,), q.device)
-    num_seqs = len(context_lens)
-    check_index("block_table", block_table, (num_seqs, -1), q.device)
-    check_index("cu_seqlens_q", cu_seqlens_q, (num_seqs + 1,), q.device)
+    num_seqs, table_shape = context_lens.numel(), (context_lens.numel(), *block_table.shape[-1:])
+    check_tensor("context_lens", context_lens, (num_seqs,), q.device, torch.int32)
+    check_tensor("block_table", block_table, table_shape, q.device, torch.int32, strided_rows=True)
+    check_tensor("cu_seqlens_q", cu_seqlens_q, (num_seqs + 1,), q.device, torch.int32)
     check_bounds("cu_seqlens_q", cu_seqlens_q, max_seqlen_q, "max_seqlen_q", len(q))
     if values_are_readable(context_lens):
         _check_contexts(k_cache, block_table, context_lens)

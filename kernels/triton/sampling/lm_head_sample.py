@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
-from octavo.kernels.triton.checks import check_alike, check_columns, check_matrix
+from octavo.kernels.triton.checks import check_alike, check_columns, check_matrix, dense_weight
 from octavo.kernels.triton.sampling.sampling_math import FLOAT_MAX, best_of, gumbel_noise
 from octavo.kernels.weights import Weight
 
@@ -98,9 +98,13 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
     contiguous. Returns token_ids `[num_seqs]` int32, -1 where a row's logits have a NaN or none above -inf. ValueError
     on a wrong shape, dtype, device or stride; values are not looked at.
     """
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"weight must be a dense tensor, not {type(weight).__name__}, on backend triton")
-    _check(hidden, weight, temperature, seeds, positions)
+    check_matrix("hidden", hidden, "[num_seqs, dim]")
+    weight = dense_weight(hidden, weight, "vocab_size")
+    if weight.shape[0] == 0:
+        raise ValueError(f"weight must have a vocab_size of 1 or more, not {list(weight.shape)}")
+    check_alike(hidden, hidden=hidden)
+    dtypes = {"temperature": torch.float32, "seeds": torch.int64, "positions": torch.int32}
+    check_columns(hidden, dtypes, (temperature, seeds, positions))
     (num_rows, dim), vocab_size = hidden.shape, weight.shape[0]
     token_ids = torch.empty_like(positions)
     if num_rows == 0:
@@ -127,12 +131,3 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
     )
     _best_kernel[(num_rows,)](token_ids, tile_score, tile_id, NUM_TILES=num_tiles, **launch.best().kwargs)
     return token_ids
-
-
-def _check(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> None:
-    check_matrix("hidden", hidden, "[num_seqs, dim]")
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
-        raise ValueError(f"weight must be [vocab_size, {hidden.shape[1]}], not {list(weight.shape)}")
-    check_alike(hidden, hidden=hidden, weight=weight)
-    dtypes = {"temperature": torch.float32, "seeds": torch.int64, "positions": torch.int32}
-    check_columns(hidden, dtypes, (temperature, seeds, positions))
