@@ -45,7 +45,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         raise ValueError(f"gate_up must be [num_tokens, 2 * intermediate_dim], not {list(gate_up.shape)}")
     y = torch.empty(num_tokens, intermediate_dim, dtype=gate_up.dtype, device=gate_up.device)
     if y.numel():
-        row = launch.elementwise(gate_up.device, intermediate_dim)
-        grid = (num_tokens, triton.cdiv(intermediate_dim, row.tiles["TILE"]))
-        _silu_mul_kernel[grid](y, gate_up, gate_up.stride(0), HIDDEN_DIM=intermediate_dim, **row.kwargs)
+        config = launch.elementwise(gate_up.device, intermediate_dim)
+        grid = (num_tokens, triton.cdiv(intermediate_dim, config["TILE"]))
+        _silu_mul_kernel[grid](y, gate_up, gate_up.stride(0), HIDDEN_DIM=intermediate_dim, **config)
     return y

@@ -149,8 +149,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     if len(q) == 0:
         return o
     num_heads, head_dim = q.shape[1:]
-    row = launch.attention(q.device, q.dtype, head_dim)
-    tiles = max(1, triton.cdiv(max_seqlen, row.tiles["BLOCK_M"]))
+    config = launch.attention(q.device, q.dtype, head_dim)
+    tiles = max(1, triton.cdiv(max_seqlen, config["BLOCK_M"]))
     grid = (tiles * SECTION, triton.cdiv(num_heads, SECTION), len(cu_seqlens))  # the last "sequence" is the padding
     _causal_attention_kernel[grid](
         q,
@@ -169,6 +169,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
         HEAD_TILE=head_tile(head_dim),
         PRECISION="ieee",
         SECTION=SECTION,
-        **row.kwargs,
+        **config,
     )
     return o

@@ -70,8 +70,8 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
     num_tokens, num_kv_heads, head_dim = k.shape
     if num_tokens == 0:
         return
-    row = launch.write_kv(k.device, num_kv_heads * head_dim)
-    grid = (num_tokens, triton.cdiv(num_kv_heads * head_dim, row.tiles["TILE"]))
+    config = launch.write_kv(k.device, num_kv_heads * head_dim)
+    grid = (num_tokens, triton.cdiv(num_kv_heads * head_dim, config["TILE"]))
     _write_kv_kernel[grid](
         k,
         v,
@@ -86,7 +86,7 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=k_cache.shape[1],
-        **row.kwargs,
+        **config,
     )
 
 

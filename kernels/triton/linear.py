@@ -5,9 +5,9 @@
 The product is computed as its transpose: a tile of weights is the left operand of `tl.dot`, a tile of tokens the right
 one. Tensor cores of sm_90 and sm_100 want 64 rows on the left, and a weight always has them; so one token runs on the
 same instruction as four thousand. Every launch sums k in the same order: tiles of BLOCK_K from 0, one float32
-accumulator, no split. Thin (up to 64 tokens): one tile holds all tokens, every weight is read once, 16 bytes a thread,
-through a pipeline deep enough to keep few programs busy. Tall: tiles of tokens in groups, so that the group's weights
-stay in L2. Either way a token's bits are the same.
+accumulator, no split. In decode (up to 64 tokens) one tile holds all tokens, every weight is read once, 16 bytes a
+thread, through a pipeline deep enough to keep few programs busy; in prefill tiles of tokens go in groups, so that the
+group's weights stay in L2. Either way a token's bits are the same.
 
 x may have strided rows; of every tensor only the last dimension must be contiguous. Rows of x and weight are read 16
 bytes a thread where addresses and strides are multiples of 16. https://arxiv.org/abs/2511.10909
@@ -101,8 +101,8 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
     y = torch.empty(num_tokens, out_features, dtype=x.dtype, device=x.device)
     if num_tokens == 0:
         return y
-    row = launch.linear(x.device, x.dtype, num_tokens, out_features)
-    tiles = triton.cdiv(num_tokens, row.tiles["BLOCK_M"]) * triton.cdiv(out_features, row.tiles["BLOCK_N"])
+    config = launch.linear(x.device, x.dtype, num_tokens, out_features)
+    tiles = triton.cdiv(num_tokens, config["BLOCK_M"]) * triton.cdiv(out_features, config["BLOCK_N"])
     _linear_kernel[(tiles,)](
         y,
         x,
@@ -117,6 +117,6 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
         GELU=activation == "gelu",
         GROUP=GROUP,
         enable_fp_fusion=False,  # which epilogue multiplies and adds meet would depend on the tile
-        **row.kwargs,
+        **config,
     )
     return y

@@ -84,7 +84,7 @@ def _launch(
     total = y if residual is None else torch.empty_like(y)
     if num_tokens == 0:
         return y, total
-    row = launch.norm(x.device, dim)
+    config = launch.norm(x.device, dim)
     _norm_kernel[(num_tokens,)](
         y,
         total,
@@ -97,7 +97,7 @@ def _launch(
         eps,
         DIM=dim,
         CENTER=bias is not None,
-        **row.kwargs,
+        **config,
     )
     return y, total
 

@@ -119,8 +119,8 @@ def paged_attention(
         return o
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
-    row = launch.attention(q.device, q.dtype, head_dim)
-    tiles = triton.cdiv(max_seqlen_q, row.tiles["BLOCK_M"])
+    config = launch.attention(q.device, q.dtype, head_dim)
+    tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     grid = (tiles * SECTION, triton.cdiv(num_heads, SECTION), len(cu_seqlens_q))  # the last "sequence" is the padding
     _prefill_kernel[grid](
         q,
@@ -143,7 +143,7 @@ def paged_attention(
         BLOCK_SIZE=block_size,
         PRECISION="ieee",
         SECTION=SECTION,
-        **row.kwargs,
+        **config,
     )
     return o
 

@@ -87,8 +87,8 @@ def rope(
     k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     if num_tokens == 0:
         return q_out, k_out
-    row = launch.rope(q.device, num_heads, head_dim // 2)
-    tiles = (triton.cdiv(heads, row.tiles["TILE_HEADS"]) for heads in (num_heads, num_kv_heads))
+    config = launch.rope(q.device, num_heads, head_dim // 2)
+    tiles = (triton.cdiv(heads, config["TILE_HEADS"]) for heads in (num_heads, num_kv_heads))
     _rope_kernel[(num_tokens, sum(tiles))](
         q_out,
         k_out,
@@ -104,7 +104,7 @@ def rope(
         NUM_KV_HEADS=num_kv_heads,
         HALF_DIM=head_dim // 2,
         INTERLEAVED=interleaved,
-        **row.kwargs,
+        **config,
     )
     return q_out, k_out
 

@@ -109,11 +109,11 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
     token_ids = torch.empty_like(positions)
     if num_rows == 0:
         return token_ids
-    row = launch.lm_head(hidden.device, hidden.dtype, num_rows, vocab_size)
-    num_tiles = triton.cdiv(vocab_size, row.tiles["BLOCK_N"])
+    config = launch.lm_head(hidden.device, hidden.dtype, num_rows, vocab_size)
+    num_tiles = triton.cdiv(vocab_size, config["BLOCK_N"])
     tile_score = torch.empty(num_rows, num_tiles, dtype=torch.float64, device=hidden.device)
     tile_id = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=hidden.device)
-    _score_kernel[triton.cdiv(num_rows, row.tiles["BLOCK_M"]), num_tiles](
+    _score_kernel[triton.cdiv(num_rows, config["BLOCK_M"]), num_tiles](
         tile_score,
         tile_id,
         hidden,
@@ -127,7 +127,7 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
         VOCAB_SIZE=vocab_size,
         DIM=dim,
         NUM_TILES=num_tiles,
-        **row.kwargs,
+        **config,
     )
-    _best_kernel[(num_rows,)](token_ids, tile_score, tile_id, NUM_TILES=num_tiles, **launch.best().kwargs)
+    _best_kernel[(num_rows,)](token_ids, tile_score, tile_id, NUM_TILES=num_tiles, **launch.best())
     return token_ids

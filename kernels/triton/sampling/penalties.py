@@ -81,8 +81,8 @@ def apply_penalties(
     (num_rows, vocab_size), max_bias = logits.shape, bias_ids.shape[1]
     if num_rows == 0:
         return
-    row = launch.penalties(logits.device, vocab_size)
-    _penalties_kernel[num_rows, triton.cdiv(vocab_size, row.tiles["TILE"])](
+    config = launch.penalties(logits.device, vocab_size)
+    _penalties_kernel[num_rows, triton.cdiv(vocab_size, config["TILE"])](
         logits,
         counts,
         in_prompt.view(torch.uint8),
@@ -91,12 +91,12 @@ def apply_penalties(
         counts.stride(0),
         in_prompt.stride(0),
         VOCAB_SIZE=vocab_size,
-        **row.kwargs,
+        **config,
     )
     if max_bias:
-        row = launch.bias()
-        grid = num_rows, triton.cdiv(max_bias, row.tiles["TILE"])
-        _bias_kernel[grid](logits, bias_ids, bias_values, logits.stride(0), max_bias, vocab_size, **row.kwargs)
+        config = launch.bias()
+        grid = num_rows, triton.cdiv(max_bias, config["TILE"])
+        _bias_kernel[grid](logits, bias_ids, bias_values, logits.stride(0), max_bias, vocab_size, **config)
 
 
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")

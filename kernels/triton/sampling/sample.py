@@ -173,8 +173,8 @@ def sample(
         return token_ids, logprobs
     found = scan(logits, parameters)
     groups = torch.empty_like(found.group_key)
-    row = launch.choose(logits.device, vocab_size)
-    _choose_kernel[(triton.cdiv(num_rows, found.row.tiles["ROWS"]),)](
+    config = launch.choose(logits.device, vocab_size)
+    _choose_kernel[(triton.cdiv(num_rows, found.config["ROWS"]),)](
         token_ids,
         logprobs,
         groups,
@@ -189,6 +189,6 @@ def sample(
         num_rows,
         VOCAB_SIZE=vocab_size,
         **found.sizes,
-        **row.kwargs,
+        **config,
     )
     return token_ids, logprobs

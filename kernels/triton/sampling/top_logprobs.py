@@ -87,7 +87,7 @@ def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
     if num_rows == 0:
         return ids, logprobs
     found = scan(logits, None)
-    _rank_kernel[(triton.cdiv(num_rows, found.row.tiles["ROWS"]),)](
+    _rank_kernel[(triton.cdiv(num_rows, found.config["ROWS"]),)](
         ids,
         logprobs,
         torch.empty_like(found.group_key),
@@ -100,6 +100,6 @@ def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
         num,
         VOCAB_SIZE=vocab_size,
         **found.sizes,
-        **launch.choose(logits.device, vocab_size).kwargs,
+        **launch.choose(logits.device, vocab_size),
     )
     return ids, logprobs
