@@ -1,6 +1,5 @@
 """Rows of logits and of sampling parameters, and programs wide enough for the interpreter to draw thousands of rows."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,8 +81,8 @@ def set_programs(
     """Launch the kernels of `sample` and `top_logprobs` with these sizes instead of the table's."""
     scan, choose = launch.scan, launch.choose
 
-    def changed(row: Any, **sizes: int | None) -> Any:
-        return replace(row, tiles=row.tiles | {name: size for name, size in sizes.items() if size})
+    def changed(config: launch.Config, **sizes: int | None) -> launch.Config:
+        return {**config, **{name: size for name, size in sizes.items() if size}}
 
     monkeypatch.setattr(launch, "scan", lambda d, v: changed(scan(d, v), ROWS=rows, TILE=tile, GROUP=group))
     monkeypatch.setattr(launch, "choose", lambda d, v: changed(choose(d, v), CHUNK=chunk))

@@ -167,28 +167,28 @@ def test_the_schema_of_a_line_is_the_first_thing_that_is_said(tmp_path, capsys):
     assert "line 1 is of schema None" in refused(capsys, "report", path)
 
 
-def test_tune_proposes_a_row_as_data():
+def test_tune_proposes_a_config_as_data():
     """The op is launched with the candidate while it is timed, and the table is as it was afterwards."""
     lookup, device, dtype = launch.attention, torch.device("cpu"), torch.bfloat16
-    row = launch.attention(device, dtype, 64)
-    faster = replace(row, num_warps=8)
+    config = launch.attention(device, dtype, 64)
+    faster = {**config, "num_warps": 8}
     with tune.launched_with("causal_attention", faster):
         assert launch.attention(device, dtype, 64) is faster
     assert launch.attention is lookup
-    assert json.loads(json.dumps(tune.proposal("causal_attention", "sm_90", "bfloat16", row, faster, 0.1))) == {
-        "arch": "sm_90", "dtype": "bfloat16", "op": "causal_attention", "old": row.kwargs,
-        "new": {**row.kwargs, "num_warps": 8}, "saved": 0.1,
+    assert json.loads(json.dumps(tune.proposal("causal_attention", "sm_90", "bfloat16", config, faster, 0.1))) == {
+        "arch": "sm_90", "dtype": "bfloat16", "op": "causal_attention", "old": config,
+        "new": faster, "saved": 0.1,
     }  # fmt: skip
 
 
-def test_tune_keeps_a_row_unless_another_wins_twice():
-    """The fastest candidate by a clock that gives every row one time; a candidate that fails has none."""
-    row = launch.attention(torch.device("cpu"), torch.bfloat16, 64)
+def test_tune_keeps_a_config_unless_another_wins_twice():
+    """The fastest candidate by a clock that gives every config one time; a candidate that fails has none."""
+    config = launch.attention(torch.device("cpu"), torch.bfloat16, 64)
     case = Case("causal_attention", "", tuple, 0)
-    winner = next(candidate for candidate in tune.candidates(case.op, row) if candidate.num_warps == 8)
+    winner = next(candidate for candidate in tune.candidates(case.op, config) if candidate["num_warps"] == 8)
 
     def clock(seconds):
-        return lambda _, tried: 1.0 if tried == row else seconds if tried == winner else None
+        return lambda _, tried: 1.0 if tried == config else seconds if tried == winner else None
 
-    assert tune.search(row, [case], clock(0.99)) == (row, 0.0)
-    assert tune.search(row, [case], clock(0.5)) == (winner, 0.5)
+    assert tune.search(config, [case], clock(0.99)) == (config, 0.0)
+    assert tune.search(config, [case], clock(0.5)) == (winner, 0.5)

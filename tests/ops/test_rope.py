@@ -111,8 +111,8 @@ Q, K, P, T = torch.zeros(2, 4, 8), torch.zeros(2, 2, 8), torch.zeros(2, dtype=to
         ("^cos must be .*float16", (Q, K, P, T.half(), T)),
         ("^sin must be .*15, 4", (Q, K, P, T, T[:15])),
         ("^sin must be contiguous", (Q, K, P, T, torch.zeros(4, 16).T)),
-        ("^k must be on cpu", (Q, K.to("meta"), P, T, T)),
-        ("^q must be on cpu with a contiguous last dimension", (torch.zeros(2, 8, 4).mT, K, P, T, T)),
+        ("^k must be torch.float32 on cpu", (Q, K.to("meta"), P, T, T)),
+        ("^q must have a contiguous last dimension", (torch.zeros(2, 8, 4).mT, K, P, T, T)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
