@@ -24,6 +24,9 @@ RESULTS = Path("build/bench")  # where results go unless told otherwise, a folde
 def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch and of every peer (the physical cores)")
+    parser.add_argument(
+        "--neighbours", type=int, default=0, metavar="N", help="programs that each keep a core busy (0)"
+    )
     add_output(parser)
 
 
@@ -138,7 +141,7 @@ def newest(command: str) -> Path | None:
 
 def same_run(before: Results, here: dict[str, Any]) -> None:
     """ValueError unless a run can go on here: figures of two machines or commits never share a file."""
-    for name in ("device", "device_name", "commit"):
+    for name in ("device", "device_name", "commit", "neighbours"):
         if (then := getattr(before.run, name)) != here[name]:
             raise ValueError(
                 f"{before.path} was measured with {name} {then}, here it is {here[name]}: take a new --output"

@@ -1,4 +1,4 @@
-"""The caller's PyTorch settings reach no token: autocast, default device and dtype, threads; new weights are followed."""
+"""The caller's PyTorch settings reach no token: autocast, default device and dtype, threads. New weights do."""
 
 import os
 import subprocess
