@@ -90,9 +90,9 @@ def test_callers_of_three_event_loops_that_give_up_in_every_way(folder: Path) ->
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     for round_ in range(ROUNDS):
-        results: list[list[Any]] = [[] for _ in range(LOOPS)]
+        found: list[Any] = []
         threads = [
-            threading.Thread(target=lambda i=i: results[i].extend(asyncio.run(loop(round_ * LOOPS + i))))
+            threading.Thread(target=lambda seed: found.extend(asyncio.run(loop(seed))), args=(round_ * LOOPS + i,))
             for i in range(LOOPS)
         ]
         for thread in threads:
@@ -100,7 +100,6 @@ def test_callers_of_three_event_loops_that_give_up_in_every_way(folder: Path) ->
         for thread in threads:
             thread.join(300)
             assert not thread.is_alive(), "a loop hangs"
-        found = [result for part in results for result in part]
         assert len(found) == CALLERS // LOOPS * LOOPS
         kinds = (bool, asyncio.CancelledError, TimeoutError, LookupError)
         assert not [result for result in found if not isinstance(result, kinds) or result is False]
