@@ -89,8 +89,9 @@ def test_callers_of_three_event_loops_that_give_up_in_every_way(folder: Path) ->
             task.cancel()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
+    found: list[Any] = []
     for round_ in range(ROUNDS):
-        found: list[Any] = []
+        found.clear()
         threads = [
             threading.Thread(target=lambda seed: found.extend(asyncio.run(loop(seed))), args=(round_ * LOOPS + i,))
             for i in range(LOOPS)
