@@ -163,8 +163,9 @@ class Runner:
         )
         if not same:
             self._weights = now
-            for captured in filter(None, (self.step, self.graphs)):
-                captured.forget()
+            self.step.forget()
+            if self.graphs is not None:
+                self.graphs.forget()
         return not same
 
     def reset(self) -> None:
