@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from octavo.bench.reporting import records, tables
 from octavo.bench.reporting.records import Results
@@ -63,9 +64,7 @@ def write_page(runs: list[Results], folder: Path, console: Console) -> Path:
     """report.md and its pictures; runs on CPUs first, each under its own heading."""
     able = find_spec("matplotlib") is not None
     if not able:
-        console.print(
-            "no plots, matplotlib is not installed: pip install 'octavo[bench]'", style="yellow", markup=False
-        )
+        console.print(Text("no pictures, matplotlib is not installed: pip install 'octavo[bench]'", "yellow"))
     parts = ["# Benchmark results"]
     for results in sorted(runs, key=lambda results: results.run.device != "cpu"):
         parts.append(f"## {results.path.stem}: {results.run.command} on {results.run.machine}")
