@@ -18,6 +18,8 @@ from octavo.bench.measuring.roofline import measure_peaks
 from octavo.bench.measuring.workloads import at_least
 from octavo.bench.reporting import records, tables
 from octavo.bench.reporting.schema import Measured, Run
+from octavo.gpt.cli.process import message_of
+from octavo.gpt.quoting import one_line
 
 
 @dataclass
@@ -68,7 +70,8 @@ def run_command(
         records.append(path, header)
         log = ResultLog(header, path, console, [])
     machine_line, software, *warnings = tables.header(log.run)
-    console.print(f"[bold]{machine_line}[/]\n{software}")
+    console.print(machine_line, style="bold")
+    console.print(software)
     for warning in warnings:
         console.print(warning, style="yellow")
     try:
@@ -88,4 +91,4 @@ def aside(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def reason(error: Exception) -> str:
     """The error in one line, as the detail of a record."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(message_of(error), 300)

@@ -193,24 +193,6 @@ def test_without_numba_auto_means_the_reference(monkeypatch):
         backends.load("cpu")
 
 
-def test_the_cache_folder_of_numba_is_put_back():
-    folder = numba_kernel.config.CACHE_DIR
-    with numba_kernel._cache_of_these_sources():
-        assert str(numba_kernel.config.CACHE_DIR) != str(folder)
-    assert folder == numba_kernel.config.CACHE_DIR
-
-
-@pytest.mark.parametrize("name", ["cpu_norm.py", "norm.py", "deep/norm.py"])
-def test_the_key_of_numbas_cache_follows_every_source(tmp_path, name):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "launcher.py").write_text("x = 1")
-    keys = {numba_kernel.digest_of(tmp_path)}
-    for text in ("y = 1", "y = 2"):
-        (tmp_path / name).write_text(text)
-        keys.add(numba_kernel.digest_of(tmp_path))
-    assert len(keys) == 3
-
-
 def test_a_whole_number_given_for_a_float_is_that_number():
     """It was once read as the bits of a float: eps=1 computed with 5e-324, and nobody said so."""
     x, weight = torch.randn(3, 64), torch.rand(64)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -142,6 +143,33 @@ def test_tune_needs_a_gpu(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_unknown_options_are_one_line(command, capsys):
     assert "--speed" in refused(capsys, command, *(["a", "b"] if command == "compare" else []), "--speed", "9")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_the_list_of_commands_what_the_command_does(command, capsys):
+    assert bench(command, "--help") == 0
+    assert f"example:  python -m octavo.bench {command}" in capsys.readouterr().out
+    assert import_module(f"octavo.bench.{command}").run.__doc__ == COMMANDS[command]
+
+
+def test_no_command_and_an_unknown_one(capsys):
+    assert "required: COMMAND" in refused(capsys)
+    assert "invalid choice: 'decod'" in refused(capsys, "decod")
+
+
+def test_brackets_and_colons_of_a_path_are_shown(tmp_path, capsys):
+    folder = tmp_path / "a[bold]b[red] :smile: \\[c]"
+    results = write(folder / "decode.jsonl", RUN, record("octavo:[cpu]"))
+    assert bench("report", results) == 0
+    assert f"written to {folder}/report.md" in capsys.readouterr().out
+    assert bench("compare", results, results) == 0
+    assert f"old {results}:" in capsys.readouterr().out
+
+
+def test_advice_keeps_its_brackets(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("octavo.bench.report.find_spec", lambda name: None)
+    assert bench("report", write(tmp_path / "decode.jsonl", RUN, record())) == 0
+    assert "pip install 'octavo[bench]'" in capsys.readouterr().out
 
 
 def test_a_folder_of_several_runs_is_not_one(tmp_path, capsys):
