@@ -27,7 +27,7 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The network that a Hugging Face folder describes, end-of-text ids from generation_config.json where it is."""
+    """The network that a Hugging Face folder describes; its end-of-text ids are also generation_config.json's."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing (a GGUF model is named by its file)")
@@ -36,10 +36,10 @@ def read_config(folder: Path) -> ModelConfig:
     family = _family(path, reader.table)
     reader.require_one_of("quantization_config", None)
     config = family.from_hf(reader)
-    wishes = read_json(generation)
-    ends = reader if wishes.get("eos_token_id") is None else ConfigReader(generation, wishes)
+    wishes = ConfigReader(generation, read_json(generation))
     bos = reader.ids("bos_token_id", config.vocab_size)
-    return replace(config, bos_id=bos[0] if bos else None, eos_ids=ends.ids("eos_token_id", config.vocab_size))
+    ends = [token_id for each in (wishes, reader) for token_id in each.ids("eos_token_id", config.vocab_size)]
+    return replace(config, bos_id=bos[0] if bos else None, eos_ids=tuple(dict.fromkeys(ends)))
 
 
 def _family(path: Path, table: dict[str, Any]) -> Family:

@@ -35,7 +35,8 @@ class _Parts:
     merges: list[tuple[str, str]]
     splits: tuple[str, ...] = (GPT2,)
     added: dict[int, AddedToken] = field(default_factory=dict)
-    prompt_start: int | None = None  # the BOS that the file itself puts before every prompt
+    prompt_start: int | None = None  # the BOS that tokenizer.json itself puts before every prompt
+    adds_bos: bool = False  # the same wish where there is no tokenizer.json, whose post-processor has the last word
     default_special: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +89,7 @@ def _from_vocab_and_merges(vocab: Path, merges: Path, config: dict[str, Any]) ->
         [split_merge(line, str(merges)) for line in lines if line],
         added={id: AddedToken(text, id, special=False) for text, id in added.items()},
         default_special=END_OF_TEXT,
+        adds_bos=bool(config.get("add_bos_token")),
     )
 
 
@@ -186,9 +188,7 @@ def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokeniz
     added = parts.added | {int(id): _added(int(id), entry, source) for id, entry in listed.items()}
     texts = parts.tokens | {id: token.text for id, token in added.items()}
     bos_ids, eos_ids = (_named(folder, config, f"{name}_token", texts, parts) for name in ("bos", "eos"))
-    if config.get("add_bos_token") is not None:
-        add_bos = bool(config["add_bos_token"] and bos_ids)
-    elif add_bos := parts.prompt_start is not None:
+    if parts.prompt_start is not None:
         bos_ids = (parts.prompt_start,)
     for id in (*bos_ids, *eos_ids):
         added[id] = added.get(id, AddedToken(texts[id], id, special=True))._replace(special=True)
@@ -200,7 +200,7 @@ def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokeniz
         splits=parts.splits,
         bos_id=bos_ids[0] if bos_ids else None,
         eos_ids=eos_ids,
-        add_bos=add_bos,
+        add_bos=bool(bos_ids) and (parts.prompt_start is not None or parts.adds_bos),
         chat_template=_chat_template(folder, config),
         **parts.options,
     )

@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-level BPE, run by tiktoken on a vocabulary from the model's own files.
 
 A tokenizer knows nothing of files: `gguf` and `hf` read them into a `Vocabulary`. Text that spells a control token is
-ordinary text; only chat templates and token ids make control tokens.
+ordinary text, unless `parse_special` asks; else only chat templates and token ids make control tokens.
 
 tiktoken merges the pair whose joined bytes rank lowest, Hugging Face's tokenizers the pair that ranks lowest among the
 merges. The two agree where every merge joins what earlier merges built, as trained merges do; the readers check it.
@@ -77,10 +77,15 @@ class Tokenizer:
         one_or_more = b"+" if self._vocabulary.fuse_unk else b""
         self._unknown = re.compile(b"[" + re.escape(self._no_token) + b"]" + one_or_more) if self._no_token else None
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without BOS. Bytes that the vocabulary lacks become unk_id or nothing."""
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Return the ids of a text, without BOS. Bytes that the vocabulary lacks become unk_id or nothing.
+
+        parse_special: whether text that spells a control token becomes that token, as in a prompt that a chat template
+        rendered; leave it False for text of others, who could forge the ends of turns.
+        """
         self._check(text)
-        return self._encode_cut(self._in_any_text.cut(text))
+        added = self._in_templates if parse_special else self._in_any_text
+        return self._encode_cut(added.cut(text))
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Return the ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.
