@@ -19,6 +19,8 @@ import tiktoken
 from octavo.gpt.tokenizer.chat_template import SpecialTokenEscaper, plain_messages, render
 from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, AddedTokenSplitter, split
 
+MOST_COMPOSED = 4  # characters that NFC makes one of: a Greek letter with three marks
+
 # tiktoken's regular expressions keep a state for each character of whitespace before a word, a million at most.
 _LONG_BLANK = re.compile(r"(?<!\s)\s{100000}")
 
@@ -62,6 +64,17 @@ class Tokenizer:
         self._in_any_text = AddedTokenSplitter(token for token in vocabulary.added if not token.special)
         self._in_templates = AddedTokenSplitter(vocabulary.added)
         self._build_bpe()
+        self._most_characters = self._longest_token() if self._keeps_all_text() else 0  # of one token; 0: no bound
+
+    def _longest_token(self) -> int:
+        """Return the most characters of a text that one token stands for; it has no fewer bytes than characters."""
+        longest = max(map(len, self._bytes.values()))
+        return longest * (MOST_COMPOSED if self._vocabulary.normal_form else 1)
+
+    def _keeps_all_text(self) -> bool:
+        """Return whether every character of a text is in some token, and no token stands for a run of any length."""
+        strips = any(token.lstrip or token.rstrip for token in self._vocabulary.added)
+        return not strips and self._unknown is None
 
     def _build_bpe(self) -> None:
         mergeable, splits = self._vocabulary.mergeable, self._vocabulary.splits
@@ -86,6 +99,10 @@ class Tokenizer:
         self._check(text)
         added = self._in_templates if parse_special else self._in_any_text
         return self._encode_cut(added.cut(text))
+
+    def least_tokens(self, text: str) -> int:
+        """Return a number of tokens that the text surely has, in no time: by its length and the longest token's."""
+        return -(-len(text) // self._most_characters) if self._most_characters else 0
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Return the ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import processors
+from tokenizers import AddedToken, normalizers, processors
 from transformers import AutoTokenizer
 
 from octavo.gpt.prompts import encode
@@ -82,6 +82,39 @@ def test_control_tokens_in_a_text_are_text_unless_asked_for(tmp_path: Path) -> N
     assert ours.encode(text, parse_special=True) == trained.encode(text).ids
     assert encode(text, ours, parse_special=True) == trained.encode(text).ids
     assert encode(text, ours) == ours.encode(text)
+
+
+@pytest.mark.parametrize("id", [-5, 2**31, 10**12, 1.0, True, "7", None])
+def test_ids_that_no_network_has_are_refused(tmp_path: Path, id: Any) -> None:
+    save(train(RULES["gpt-2"]), tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    data["added_tokens"].append({"id": id, "content": "<x>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: added token '<x>' has id .*, outside \[0, 2147483647\]"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"normal_form": "NFC"}, {"added": True}, {"whole_alphabet": False}], ids=str)
+def test_a_text_has_at_least_as_many_tokens_as_its_length_says(tmp_path: Path, options: dict[str, Any]) -> None:
+    trained = train(RULES["gpt-2"], options.get("whole_alphabet", True))
+    if "normal_form" in options:
+        trained.normalizer = normalizers.NFC()
+    if "added" in options:
+        trained.add_tokens([AddedToken("<gap>", lstrip=True)])
+    ours = from_folder(save(trained, tmp_path))
+    longest = max(trained.get_vocab(), key=len)
+    texts = ["", "a", longest * 50, "\u03b1\u0313\u0300\u0345" * 50, "\u212a" * 50, " " * 500 + "<gap>", "é" * 50]
+    for text in texts:
+        assert ours.least_tokens(text) <= len(ours.encode(text))
+    assert ours.least_tokens("x" * 10**6) == 0 or not {"added", "whole_alphabet"} & {*options}
+
+
+def test_a_text_far_too_long_is_refused_before_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = from_folder(save(train(RULES["gpt-2"]), tmp_path))
+    assert encode("the fox", ours, limit=64) == encode("the fox", ours)
+    monkeypatch.setattr(ours, "encode", None)
+    with pytest.raises(ValueError, match=r"the prompt has [\d,]{6,} tokens or more, max_model_len is 64"):
+        encode("x" * 10**7, ours, limit=64)
 
 
 def test_added_tokens_of_the_configuration(tmp_path: Path) -> None:
