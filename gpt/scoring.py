@@ -1,6 +1,7 @@
 """Scoring: how likely a model finds a text, read window by window, without a cache."""
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.batch import dense_batch
+from octavo.gpt.scheduler.validation import checked_ids
 
+MAX_EXPONENT = math.log(sys.float_info.max)
 LOGIT_ROWS = 256  # positions whose logits are held at once
 
 
@@ -25,8 +28,10 @@ class Score(NamedTuple):
 def score(model: Model, ids: list[int], window: int, device: torch.device) -> Score:
     """Score `ids`; more than `window` of them are read in windows that overlap by half.
 
-    ValueError for fewer than two ids.
+    The perplexity is infinite where a float cannot hold it. ValueError for fewer than two ids, for one outside the
+    vocabulary, and where the model's logits are not numbers.
     """
+    ids = checked_ids(ids, model.config.vocab_size)
     if len(ids) < 2:
         raise ValueError("score needs at least two tokens, one to predict the other from")
     total, start, scored = 0.0, 0, 1
@@ -35,7 +40,9 @@ def score(model: Model, ids: list[int], window: int, device: torch.device) -> Sc
         total += float(_losses(model, ids[start:end], device)[scored - start - 1 :].double().sum())
         start, scored = start + max(window // 2, 1), end
     nll = total / (len(ids) - 1)
-    return Score(nll, math.exp(nll), len(ids) - 1)
+    if math.isnan(nll):
+        raise ValueError("the model's logits are not numbers (NaN), so it has no score")
+    return Score(nll, math.exp(nll) if nll < MAX_EXPONENT else math.inf, len(ids) - 1)
 
 
 def _losses(model: Model, ids: list[int], device: torch.device) -> Tensor:

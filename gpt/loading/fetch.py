@@ -3,6 +3,7 @@
 pip downloads the wheel, so the user's own index, mirror and proxy settings hold, and its progress bar is shown.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 import time
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,8 +88,13 @@ class _FetchError(Exception):
 def _sweep(folder: Path) -> None:
     """Remove what killed downloads left behind."""
     for scratch in folder.glob(f"{SCRATCH}*"):
-        if time.time() - scratch.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # another process may remove it first
+            if time.time() - scratch.lstat().st_mtime <= STALE_SECONDS:
+                continue
+            if scratch.is_symlink():
+                scratch.unlink()
+            else:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _download(wanted: Fetchable, folder: Path) -> Path:
@@ -102,6 +109,8 @@ def _download(wanted: Fetchable, folder: Path) -> Path:
     if "No module named pip" in done.stderr:
         raise _FetchError("this Python has no pip; `python -m ensurepip` installs it")
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
+    if f"[Errno {errno.ENOSPC}]" in done.stderr:
+        raise _FetchError(f"pip says {errors[-1]!r}; the disk is full")
     raise _FetchError(f"pip says {errors[-1]!r}; is the package index reachable?")
 
 

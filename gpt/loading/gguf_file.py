@@ -19,11 +19,13 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
+from octavo.gpt.loading.files import open_file, size_of
 from octavo.gpt.loading.tensor_file import TensorFile, TensorInfo, require_inside
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 MAX_DIMS = 4
+MAX_ENTRIES = 2**22  # of the metadata, of one array in it, and of the list of tensors
 KINDS = {int(kind): (kind.name, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType if kind in GGML_QUANT_SIZES}
 
 
@@ -55,14 +57,14 @@ def _dequantises(kind: str) -> bool:
 
 def open_gguf(path: Path) -> GGUFFile:
     """Metadata and tensor descriptions. ValueError names the file, and the key or tensor at fault."""
-    size = path.stat().st_size
-    if size < 24:
-        raise ValueError(f"{path}: not a GGUF file ({size} bytes)")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        header = _Header(path, data)
-        num_tensors, num_keys = header.begin()
-        metadata = header.metadata(num_keys)
-        tensors = header.tensors(num_tensors, _alignment(path, metadata))
+    with open_file(path) as file:
+        if (size := size_of(file)) < 24:
+            raise ValueError(f"{path}: not a GGUF file ({size} bytes)")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            header = _Header(path, data)
+            num_tensors, num_keys = header.begin()
+            metadata = header.metadata(num_keys)
+            tensors = header.tensors(num_tensors, _alignment(path, metadata))
     return GGUFFile(path, tensors, metadata)
 
 
@@ -98,7 +100,9 @@ class _Header:
             raise ValueError(f"{self.path}: {what} is not valid UTF-8") from None
 
     def require(self, count: int, least_bytes: int, what: str) -> None:
-        """Refuse a count that the rest of the file cannot hold."""
+        """Refuse a count that the rest of the file cannot hold, or that would become too many Python values."""
+        if count > MAX_ENTRIES:
+            raise ValueError(f"{self.path}: {what} claims {count:,} entries, at most {MAX_ENTRIES:,} are read")
         if count * least_bytes > self.size - self.place:
             raise ValueError(f"{self.path}: {what} claims {count:,} entries, more than the file has room for")
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from octavo.gpt.loading.checkpoint import Checkpoint
+from octavo.gpt.loading.files import is_there, read_json
 from octavo.gpt.loading.safetensors_file import open_safetensors
 from octavo.gpt.loading.tensor_file import TensorFile
 from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.models.config_reader import ConfigReader, as_list, read_json
+from octavo.gpt.models.config_reader import ConfigReader, as_list
 from octavo.gpt.models.family import Family
 from octavo.gpt.models.registry import FAMILIES, by_architecture, family_of
 
@@ -27,19 +28,19 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The network that a Hugging Face folder describes, end-of-text ids from generation_config.json where it is."""
+    """The network that a Hugging Face folder describes; its end-of-text ids are also generation_config.json's."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not is_there(path):
         raise FileNotFoundError(f"{path} is missing (a GGUF model is named by its file)")
     reader = ConfigReader(path, read_json(path))
     generation = folder / "generation_config.json"
     family = _family(path, reader.table)
     reader.require_one_of("quantization_config", None)
     config = family.from_hf(reader)
-    wishes = read_json(generation)
-    ends = reader if wishes.get("eos_token_id") is None else ConfigReader(generation, wishes)
+    wishes = ConfigReader(generation, read_json(generation))
     bos = reader.ids("bos_token_id", config.vocab_size)
-    return replace(config, bos_id=bos[0] if bos else None, eos_ids=ends.ids("eos_token_id", config.vocab_size))
+    ends = [token_id for each in (wishes, reader) for token_id in each.ids("eos_token_id", config.vocab_size)]
+    return replace(config, bos_id=bos[0] if bos else None, eos_ids=tuple(dict.fromkeys(ends)))
 
 
 def _family(path: Path, table: dict[str, Any]) -> Family:
@@ -61,12 +62,20 @@ def _family(path: Path, table: dict[str, Any]) -> Family:
 
 def _index_file(folder: Path) -> Path:
     for name in (WEIGHTS, INDEX):
-        if (folder / name).is_file():
+        if is_there(folder / name):
             return folder / name
-    for path in sorted(folder.iterdir()):
+    for path in _listed(folder):
         if path.suffix in PICKLES:
             raise ValueError(f"{path}: pickle checkpoints can run any code and are not read; convert to safetensors")
     raise FileNotFoundError(f"{folder}: neither {WEIGHTS} nor {INDEX} is there")
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in the folder; nothing where it may not be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _whole(path: Path) -> dict[str, TensorFile]:
@@ -85,7 +94,7 @@ def _sharded(index: Path) -> dict[str, TensorFile]:
             raise ValueError(f"{index}: tensor {tensor} is said to be in {name!r}, which is no file of this folder")
         if name not in shards:
             path = index.parent / name
-            if not path.is_file():
+            if not is_there(path):
                 raise FileNotFoundError(f"{path}: this shard, named by {index.name}, is missing")
             shards[name] = open_safetensors(path)
         if tensor not in shards[name].tensors:

@@ -5,15 +5,20 @@ import re
 from pathlib import Path
 
 from octavo.gpt.loading.fetch import GPT2_VOCABULARY, SMOLLM2, cache_dir, fetch, is_whole
+from octavo.gpt.loading.files import is_folder, is_there
 from octavo.gpt.loading.hf import PICKLES
+from octavo.gpt.quoting import quoted
 
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 
 
 def resolve(name: str) -> Path:
     """The Hugging Face folder or GGUF file of a model: a path stands for itself, a name is fetched if need be."""
-    path = Path(name).expanduser()
-    if name and path.exists():
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # a user of that name, or a home, is not there
+        raise FileNotFoundError(f"{quoted(name)}: no such home folder") from None
+    if name and is_there(path):
         return _local(path)
     if name == "smollm2":
         return fetch(SMOLLM2)
@@ -37,9 +42,9 @@ def cached_gpt2_vocabulary() -> Path | None:
 
 
 def _local(path: Path) -> Path:
-    if path.suffix in PICKLES and path.is_file():
+    if path.suffix in PICKLES and not is_folder(path):
         raise ValueError(f"{path}: pickle checkpoints can run any code and are not read; convert to safetensors")
-    if not path.is_dir() and path.suffix != ".gguf":
+    if not is_folder(path) and path.suffix != ".gguf":
         raise ValueError(f"{path}: a model is a folder with config.json and safetensors, or a .gguf file")
     return path
 

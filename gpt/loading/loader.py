@@ -5,6 +5,7 @@ are made and filled a few rows at a time: no weight is ever held twice, whatever
 """
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,9 +118,17 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _open(source: Path) -> tuple[Checkpoint, Tokenizer | None]:
     if source.is_dir():
-        return open_folder(source), from_folder(source)
+        return _joined(open_folder(source), from_folder(source))
     checkpoint, metadata = open_gguf_checkpoint(source)
-    return checkpoint, from_gguf_metadata(metadata, str(source))
+    return _joined(checkpoint, from_gguf_metadata(metadata, str(source)))
+
+
+def _joined(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[Checkpoint, Tokenizer | None]:
+    """Both, the tokenizer's end-of-text ids among those that end the model's requests: fine-tunes change only it."""
+    config = checkpoint.config
+    ends = (*config.eos_ids, *(tokenizer.eos_ids if tokenizer else ()))
+    eos_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id < config.vocab_size))
+    return replace(checkpoint, config=replace(config, eos_ids=eos_ids)), tokenizer
 
 
 def _allocate(model: Model, dtype: torch.dtype, device: torch.device) -> None:

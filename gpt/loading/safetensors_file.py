@@ -4,21 +4,23 @@ The header is checked against the file's size, tensor by tensor, before anything
 Format: https://huggingface.co/docs/safetensors/index#format
 """
 
-import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from octavo.gpt.loading.files import open_file, parse_json, size_of
 from octavo.gpt.loading.tensor_file import TensorFile, TensorInfo, require_inside
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+MAX_DIMS = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 def open_safetensors(path: Path) -> TensorFile:
     """The tensors of one file. ValueError names the file, and the tensor where one is at fault."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
+        size = size_of(file)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise ValueError(f"{path}: not a safetensors file, or cut off in its header ({size:,} bytes)")
@@ -31,14 +33,11 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"{max(names, key=names.count)} stands twice in the header")
+            [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"{name} stands twice in the header")
         return table
 
-    try:
-        header = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the header is not valid: {error}") from None
+    header = parse_json(text, f"{path}: the header is not valid", unique)
     if not isinstance(header, dict):
         raise ValueError(f"{path}: the header is not a JSON object")
     return header
@@ -51,6 +50,8 @@ def _info(path: Path, name: str, entry: Any, data_start: int, size: int) -> Tens
         raise ValueError(f"{path}: tensor {name} lacks a dtype, shape or data_offsets") from None
     if not all(type(number) is int and number >= 0 for number in (*shape, start, end)) or start > end:
         raise ValueError(f"{path}: tensor {name} has an impossible shape or place: {shape}, bytes {start} to {end}")
+    if len(shape) > MAX_DIMS:
+        raise ValueError(f"{path}: tensor {name} has {len(shape):,} dimensions, at most {MAX_DIMS} are read")
     info = TensorInfo(shape, str(kind), data_start + start, end - start)
     require_inside(path, name, info, size)
     needed = math.prod(shape) * ITEM_BYTES.get(info.dtype_name, 0)

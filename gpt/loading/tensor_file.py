@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from octavo.gpt.loading.files import open_file
+
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -60,7 +62,7 @@ class TensorFile:
 def read_bytes(path: Path, offset: int, nbytes: int) -> Tensor:
     """That part of the file as uint8 `[nbytes]`: mapped until the tensor goes, and writing to it changes no file."""
     skip = offset % mmap.ALLOCATIONGRANULARITY
-    with path.open("rb") as file:
+    with open_file(path) as file:
         mapped = mmap.mmap(file.fileno(), skip + nbytes, access=mmap.ACCESS_COPY, offset=offset - skip)
     return torch.frombuffer(mapped, dtype=torch.uint8, offset=skip, count=nbytes)
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 MAX_CONTEXT = 2**20  # the rotary tables of a longer context would outweigh the model
+MAX_LAYERS = 1000  # the deepest published networks have some 130; a claim of more would cost seconds to refute
+MAX_HEAD_DIM = 1024  # likewise: rotary tables grow with it, whatever the file holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,9 @@ class ModelConfig:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 2**31 - 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
-        if self.context_size > MAX_CONTEXT:
-            raise ValueError(f"context_size must be at most {MAX_CONTEXT}, not {self.context_size}")
+        limits = {"context_size": MAX_CONTEXT, "num_layers": MAX_LAYERS, "head_dim": MAX_HEAD_DIM}
+        for name, most in limits.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")

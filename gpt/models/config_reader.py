@@ -1,6 +1,5 @@
 """Entries of a model's configuration, whichever file they come from, each checked as it is asked for."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -80,19 +79,6 @@ class ConfigReader:
             return kind(**fields)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty if there is no such file; ValueError where the file holds none."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
 
 
 def as_list(value: Any) -> list[Any]:

@@ -78,11 +78,13 @@ def _scaling_from_hf(rope: ConfigReader) -> RopeScaling | None:
 def scaling_from_gguf(reader: ConfigReader, file: TensorSource, head_dim: int) -> RopeScaling | None:
     """The scaling in a GGUF file's metadata and in its tensor of factors, where it has one."""
     reader.require_one_of("rope.scale_linear", 1.0)
+    reader.require_one_of("rope.scaling.type", "none", "linear")
+    default = "none" if reader.get("rope.scaling.factor") is None else "linear"  # as llama.cpp reads a factor alone
+    is_linear = reader.get("rope.scaling.type", default) == "linear"
     if GGUF_FACTORS not in file.tensors:
-        reader.require_one_of("rope.scaling.type", "none", "linear")
-        linear = reader.get("rope.scaling.type") == "linear"
-        return RopeScaling("linear", reader.number("rope.scaling.factor")) if linear else None
-    reader.require_one_of("rope.scaling.type", "none")
+        return RopeScaling("linear", reader.number("rope.scaling.factor")) if is_linear else None
+    if is_linear:
+        raise ValueError(f"{reader.path}: linear rotary scaling beside tensor {GGUF_FACTORS} is not supported")
     if file.tensors[GGUF_FACTORS].shape != (head_dim // 2,):
         raise ValueError(f"{reader.path}: tensor {GGUF_FACTORS} must have {head_dim // 2} values, one a frequency")
     factors = file.read(GGUF_FACTORS)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
 
@@ -10,9 +11,9 @@ def checked_ids(prompt_token_ids: Sequence[int], vocab_size: int) -> list[int]:
     """Return the ids as a list; ValueError naming one that is no integer or not in the vocabulary."""
     for token_id in prompt_token_ids:
         if not isinstance(token_id, int) or isinstance(token_id, bool):
-            raise ValueError(f"prompt token ids must be integers, not {token_id!r}")
+            raise ValueError(f"prompt token ids must be integers, not {quoted(token_id)}")
         if not 0 <= token_id < vocab_size:
-            raise ValueError(f"prompt token id {token_id} is outside the vocabulary of {vocab_size}")
+            raise ValueError(f"prompt token id {quoted(token_id)} is outside the vocabulary of {vocab_size}")
     return list(prompt_token_ids)
 
 
@@ -30,7 +31,7 @@ def check_request(
     for name, token_ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
         for token_id in token_ids:
             if token_id >= vocab_size:
-                raise ValueError(f"{name} has token id {token_id}, outside the vocabulary of {vocab_size}")
+                raise ValueError(f"{name} has token id {quoted(token_id)}, outside the vocabulary of {vocab_size}")
     if params.stop_strings and not has_tokenizer:
         raise ValueError("stop strings need a tokenizer, and this model has none: use stop_token_ids")
     most = max_len if params.max_tokens is None else min(max_len, len(prompt_ids) + params.max_tokens - 1)

@@ -9,7 +9,8 @@ from octavo.gpt.tokenizer.tokenizer import Tokenizer
 class TextStream:
     """Decodes one completion as it grows. Text that may yet become a stop string is held back in `_pending`.
 
-    Ids in `silent_ids` (those that end the request) give no text; a stop string counts from `min_tokens` on.
+    Ids in `silent_ids` (those that end the request) give no text. A stop string counts where the completion's
+    `min_tokens`-th token or a later one completes it.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class TextStream:
         self._silent_ids = silent_ids
         self._min_tokens = min_tokens
         self._pending = ""
+        self._num_early = 0  # characters of it that came before `min_tokens`: no stop string may end among them
         self.stopped_by: str | None = None
 
     def push(self, token_id: int, number: int) -> str:
@@ -47,14 +49,18 @@ class TextStream:
 
     def _settle(self, new: str, may_stop: bool) -> str:
         text = self._pending + new
-        found = [(text.find(stop), stop) for stop in self._stops if stop in text] if may_stop else []
-        if found:
+        if not may_stop:
+            self._num_early = len(text)
+        starts = [(text.find(stop, max(self._num_early - len(stop) + 1, 0)), stop) for stop in self._stops]
+        if found := [(start, stop) for start, stop in starts if start >= 0]:
             end, self.stopped_by = min(found, key=lambda pair: pair[0])
             self._pending = ""
             return text[:end]
         keep = self._possible_stop(text)
-        self._pending = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        settled = len(text) - keep
+        self._pending = text[settled:]
+        self._num_early = max(self._num_early - settled, 0)
+        return text[:settled]
 
     def _possible_stop(self, text: str) -> int:
         """Return the length of the longest end of the text that begins a stop string."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from octavo.gpt.loading.files import read_whole
 from octavo.gpt.tokenizer.pretokenizer import DIGIT, GPT2, LLAMA3, QWEN2, TEKKEN, AddedToken
 from octavo.gpt.tokenizer.tokenizer import Tokenizer, Vocabulary
 
@@ -105,7 +106,7 @@ def gpt2(path: Path) -> Tokenizer:
     `<|endoftext|>` has the id after the last rank.
     """
     tokens: dict[int, bytes] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(read_whole(path).splitlines(), start=1):
         try:
             token, rank = line.split()
             tokens[int(rank)] = base64.b64decode(token, validate=True)

@@ -11,7 +11,9 @@ from typing import Any
 
 import regex
 
-from octavo.gpt.models.config_reader import as_list, read_json
+from octavo.gpt.loading.files import is_there, read_json, read_text
+from octavo.gpt.models.config_reader import as_list
+from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.gguf import END_OF_TEXT, make_tokenizer, split_merge
 from octavo.gpt.tokenizer.pretokenizer import DIGIT, DIGITS, GPT2, AddedToken
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
@@ -25,6 +27,8 @@ _PLAIN_BPE = {
     "byte_fallback": (None, False),
 }
 
+MAX_ID = 2**31 - 1  # ids are 32-bit integers in the network
+
 
 @dataclass
 class _Parts:
@@ -35,7 +39,8 @@ class _Parts:
     merges: list[tuple[str, str]]
     splits: tuple[str, ...] = (GPT2,)
     added: dict[int, AddedToken] = field(default_factory=dict)
-    prompt_start: int | None = None  # the BOS that the file itself puts before every prompt
+    prompt_start: int | None = None  # the BOS that tokenizer.json itself puts before every prompt
+    adds_bos: bool = False  # the same wish where there is no tokenizer.json, whose post-processor has the last word
     default_special: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -46,29 +51,22 @@ def from_folder(folder: Path) -> Tokenizer | None:
     one_file, vocab, merges, sentencepiece = (folder / name for name in names)
     try:
         config = read_json(folder / "tokenizer_config.json")
-        if one_file.exists():
+        if is_there(one_file):
             return _with_config(folder, config, _from_tokenizer_json(one_file))
-        if vocab.exists() and merges.exists():
+        if is_there(vocab) and is_there(merges):
             return _with_config(folder, config, _from_vocab_and_merges(vocab, merges, config))
     except (TypeError, KeyError, AttributeError, IndexError, UnicodeEncodeError) as error:  # a field of a wrong shape
         raise ValueError(f"{folder}: malformed tokenizer files ({type(error).__name__}: {error})") from None
-    if vocab.exists() or merges.exists():
+    if is_there(vocab) or is_there(merges):
         raise ValueError(f"{folder}: vocab.json and merges.txt belong together, and one is missing")
-    if sentencepiece.exists():
+    if is_there(sentencepiece):
         raise ValueError(f"{sentencepiece}: sentencepiece is not supported, only byte-level BPE")
     return None
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
 def _by_id(vocab: dict[str, int], source: Path) -> dict[int, str]:
     tokens = {id: token for token, id in vocab.items()}
-    if len(tokens) != len(vocab) or not all(type(id) is int and id >= 0 for id in tokens):
+    if len(tokens) != len(vocab) or not all(type(id) is int and 0 <= id <= MAX_ID for id in tokens):
         raise ValueError(f"{source}: the vocabulary must number its tokens, each by an integer of its own")
     return tokens
 
@@ -80,14 +78,16 @@ def _from_vocab_and_merges(vocab: Path, merges: Path, config: dict[str, Any]) ->
         raise ValueError(f"{source}: tokenizer_class {name!r} needs a tokenizer.json")
     if config.get("add_prefix_space"):
         raise ValueError(f"{source}: add_prefix_space is not supported")
-    lines = [line.rstrip("\r") for line in _text(merges).split("\n") if not line.startswith("#version")]
-    added = read_json(vocab.parent / "added_tokens.json")
+    lines = [line.rstrip("\r") for line in read_text(merges).split("\n") if not line.startswith("#version")]
+    added_file = vocab.parent / "added_tokens.json"
+    added = read_json(added_file)
     return _Parts(
         vocab,
         _by_id(read_json(vocab), vocab),
         [split_merge(line, str(merges)) for line in lines if line],
-        added={id: AddedToken(text, id, special=False) for text, id in added.items()},
+        added={id: _added(id, {"content": text}, added_file) for text, id in added.items()},
         default_special=END_OF_TEXT,
+        adds_bos=bool(config.get("add_bos_token")),
     )
 
 
@@ -119,7 +119,9 @@ def _from_tokenizer_json(path: Path) -> _Parts:
     )
 
 
-def _added(id: int, entry: dict[str, Any], source: Path) -> AddedToken:
+def _added(id: Any, entry: dict[str, Any], source: Path) -> AddedToken:
+    if type(id) is not int or not 0 <= id <= MAX_ID:
+        raise ValueError(f"{source}: added token {quoted(entry['content'])} has id {quoted(id)}, outside [0, {MAX_ID}]")
     if entry.get("single_word"):
         raise ValueError(f"{source}: added token {entry['content']!r} asks for single_word, which is not supported")
     strips = bool(entry.get("lstrip")), bool(entry.get("rstrip"))
@@ -181,14 +183,12 @@ def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokeniz
     if config.get("add_eos_token"):
         raise ValueError(f"{source}: add_eos_token is not supported")
     listed = config.get("added_tokens_decoder", {})
-    if not all(id.isdecimal() for id in listed):
+    if not all(id.isdecimal() and len(id) <= len(str(MAX_ID)) for id in listed):
         raise ValueError(f"{source}: added_tokens_decoder must be keyed by token ids")
     added = parts.added | {int(id): _added(int(id), entry, source) for id, entry in listed.items()}
     texts = parts.tokens | {id: token.text for id, token in added.items()}
     bos_ids, eos_ids = (_named(folder, config, f"{name}_token", texts, parts) for name in ("bos", "eos"))
-    if config.get("add_bos_token") is not None:
-        add_bos = bool(config["add_bos_token"] and bos_ids)
-    elif add_bos := parts.prompt_start is not None:
+    if parts.prompt_start is not None:
         bos_ids = (parts.prompt_start,)
     for id in (*bos_ids, *eos_ids):
         added[id] = added.get(id, AddedToken(texts[id], id, special=True))._replace(special=True)
@@ -200,7 +200,7 @@ def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokeniz
         splits=parts.splits,
         bos_id=bos_ids[0] if bos_ids else None,
         eos_ids=eos_ids,
-        add_bos=add_bos,
+        add_bos=bool(bos_ids) and (parts.prompt_start is not None or parts.adds_bos),
         chat_template=_chat_template(folder, config),
         **parts.options,
     )
@@ -221,8 +221,8 @@ def _named(folder: Path, config: dict[str, Any], key: str, texts: dict[int, str]
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
-    if path.exists():
-        return _text(path)
+    if is_there(path):
+        return read_text(path)
     template = config.get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")

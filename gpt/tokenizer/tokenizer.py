@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-level BPE, run by tiktoken on a vocabulary from the model's own files.
 
 A tokenizer knows nothing of files: `gguf` and `hf` read them into a `Vocabulary`. Text that spells a control token is
-ordinary text; only chat templates and token ids make control tokens.
+ordinary text, unless `parse_special` asks; else only chat templates and token ids make control tokens.
 
 tiktoken merges the pair whose joined bytes rank lowest, Hugging Face's tokenizers the pair that ranks lowest among the
 merges. The two agree where every merge joins what earlier merges built, as trained merges do; the readers check it.
@@ -18,6 +18,8 @@ import tiktoken
 
 from octavo.gpt.tokenizer.chat_template import SpecialTokenEscaper, plain_messages, render
 from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, AddedTokenSplitter, split
+
+MOST_COMPOSED = 4  # characters that NFC makes one of: a Greek letter with three marks
 
 # tiktoken's regular expressions keep a state for each character of whitespace before a word, a million at most.
 _LONG_BLANK = re.compile(r"(?<!\s)\s{100000}")
@@ -62,6 +64,17 @@ class Tokenizer:
         self._in_any_text = AddedTokenSplitter(token for token in vocabulary.added if not token.special)
         self._in_templates = AddedTokenSplitter(vocabulary.added)
         self._build_bpe()
+        self._most_characters = self._longest_token() if self._keeps_all_text() else 0  # of one token; 0: no bound
+
+    def _longest_token(self) -> int:
+        """Return the most characters of a text that one token stands for; it has no fewer bytes than characters."""
+        longest = max(map(len, self._bytes.values()))
+        return longest * (MOST_COMPOSED if self._vocabulary.normal_form else 1)
+
+    def _keeps_all_text(self) -> bool:
+        """Return whether every character of a text is in some token, and no token stands for a run of any length."""
+        strips = any(token.lstrip or token.rstrip for token in self._vocabulary.added)
+        return not strips and self._unknown is None
 
     def _build_bpe(self) -> None:
         mergeable, splits = self._vocabulary.mergeable, self._vocabulary.splits
@@ -77,10 +90,19 @@ class Tokenizer:
         one_or_more = b"+" if self._vocabulary.fuse_unk else b""
         self._unknown = re.compile(b"[" + re.escape(self._no_token) + b"]" + one_or_more) if self._no_token else None
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without BOS. Bytes that the vocabulary lacks become unk_id or nothing."""
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Return the ids of a text, without BOS. Bytes that the vocabulary lacks become unk_id or nothing.
+
+        parse_special: whether text that spells a control token becomes that token, as in a prompt that a chat template
+        rendered; leave it False for text of others, who could forge the ends of turns.
+        """
         self._check(text)
-        return self._encode_cut(self._in_any_text.cut(text))
+        added = self._in_templates if parse_special else self._in_any_text
+        return self._encode_cut(added.cut(text))
+
+    def least_tokens(self, text: str) -> int:
+        """Return a number of tokens that the text surely has, in no time: by its length and the longest token's."""
+        return -(-len(text) // self._most_characters) if self._most_characters else 0
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Return the ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.

@@ -1,10 +1,13 @@
 """Loading: every parameter bit for bit from every layout, and every unsupported or lying checkpoint refused by name."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tiny_folder import save_tiny
 from torch import Tensor
 
 from octavo.gpt.loading.loader import LoadedModel, load_model, load_tokenizer, resolve_device, resolve_dtype
@@ -72,6 +75,19 @@ def with_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 # What is loaded
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "eos_ids"),
+    [({"eos_token_id": 5}, {"eos_token_id": [7]}, (7, 5, 1)), ({"eos_token_id": None}, {}, (1,))],
+    ids=["all three", "the tokenizer alone"],
+)
+def test_what_any_file_calls_end_of_text_ends_a_request(
+    tmp_path: Path, config: dict[str, Any], generation: dict[str, Any], eos_ids: tuple[int, ...]
+) -> None:
+    folder = save_tiny(tmp_path, **config)  # its tokenizer ends texts with id 1
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert load(folder).model.config.eos_ids == eos_ids
 
 
 @pytest.mark.parametrize("num_shards", [0, 1, 3])

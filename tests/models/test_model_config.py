@@ -34,7 +34,8 @@ def test_gpt2_is_known_by_any_of_its_names(tmp_path: Path, architectures: list[s
     [
         ({"eos_token_id": 3}, None, (3,)),
         ({"eos_token_id": [3, 4]}, None, (3, 4)),
-        ({"eos_token_id": 3}, {"eos_token_id": [5, 6]}, (5, 6)),
+        ({"eos_token_id": 3}, {"eos_token_id": [5, 6]}, (5, 6, 3)),
+        ({"eos_token_id": [3, 5]}, {"eos_token_id": [5, 6]}, (5, 6, 3)),
         ({"eos_token_id": 3}, {"eos_token_id": None}, (3,)),
         ({"eos_token_id": None}, None, ()),
         ({"eos_token_id": [3, 50256]}, None, (3,)),  # an id outside the vocabulary never occurs
@@ -102,6 +103,9 @@ def test_rotary_options_of_transformers_4_and_5(
         (LLAMA | {"num_key_value_heads": 2}, "num_heads .3. must be a multiple of num_kv_heads .2."),
         (LLAMA | {"head_dim": 5}, "head_dim must be even"),
         (LLAMA | {"max_position_embeddings": 2**40}, "context_size must be"),
+        (LLAMA | {"num_hidden_layers": 20_000}, "num_layers must be at most 1000, not 20000"),
+        (LLAMA | {"head_dim": 2**20}, "head_dim must be at most 1024"),
+        (LLAMA | {"hidden_size": 10**30}, "dim must be a positive integer"),
         ([1], "not a JSON object"),
     ],
 )
@@ -153,6 +157,28 @@ def test_unsupported_gguf_metadata(tmp_path: Path, fields: dict[str, Any], messa
     file = save_gguf(tmp_path / "m.gguf", LLAMA_GGUF | fields, llama_gguf_tensors(llama_tensors(), 3, 1))
     with pytest.raises(ValueError, match=rf"m\.gguf: {message}"):
         open_gguf_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("fields", "scaling"),
+    [
+        ({"llama.rope.scaling.factor": 4.0}, RopeScaling("linear", 4.0)),
+        ({"llama.rope.scaling.factor": 4.0, "llama.rope.scaling.type": "none"}, None),
+        ({"llama.rope.scaling.type": "none"}, None),
+        ({}, None),
+    ],
+)
+def test_a_gguf_scaling_factor_alone_is_linear(
+    tmp_path: Path, fields: dict[str, Any], scaling: RopeScaling | None
+) -> None:
+    tensors = llama_gguf_tensors(llama_tensors(), 3, 1)
+    config = open_gguf_checkpoint(save_gguf(tmp_path / "m.gguf", LLAMA_GGUF | fields, tensors))[0].config
+    assert isinstance(config, LlamaConfig)
+    assert config.rope_scaling == scaling
+    with_factors = tensors | {"rope_freqs.weight": torch.ones(3)}
+    if scaling is not None:
+        with pytest.raises(ValueError, match="linear rotary scaling beside tensor rope_freqs"):
+            open_gguf_checkpoint(save_gguf(tmp_path / "f.gguf", LLAMA_GGUF | fields, with_factors))
 
 
 @pytest.mark.parametrize("factors", [torch.ones(4), torch.tensor([1.0, 0.0, 1.0])])

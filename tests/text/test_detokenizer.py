@@ -60,6 +60,26 @@ def test_stop_strings_wait_for_min_tokens():
     assert stream.stopped_by == "END"
 
 
+EARLY = {  # stop strings, min_tokens -> the text, and what stopped it
+    "complete and held back for a longer one": (["a", "X", "b", "c"], ("X", "Xylophone"), 3, "aXbc", None),
+    "a second time, later": (["a", "X", "b", "X"], ("X", "Xylophone"), 3, "aXb", "X"),
+    "early, with a part of itself": (["x", "aa", "a", "b"], ("aa",), 3, "xa", "aa"),
+    "begun early": (["a", "E", "ND", "b"], ("END",), 3, "a", "END"),
+    "held back over tokens without text": (["X", "", "y", "z"], ("X", "Xyz"), 2, "", "Xyz"),
+}
+
+
+@pytest.mark.parametrize(("entries", "stops", "min_tokens", "text", "stopped_by"), EARLY.values(), ids=EARLY)
+def test_a_stop_string_completed_too_early_never_stops(entries, stops, min_tokens, text, stopped_by):
+    stream = TextStream(Letters(*entries), stops, min_tokens=min_tokens)
+    pieces = []
+    for token_id in range(len(entries)):
+        pieces.append(stream.push(token_id, token_id + 1))
+        if stream.stopped_by is not None:
+            break
+    assert ("".join(pieces) + stream.flush(), stream.stopped_by) == (text, stopped_by)
+
+
 def test_ids_that_end_the_request_and_ids_past_the_vocabulary_have_no_text():
     stream = TextStream(Letters("a", "b"), silent_ids={1})
     assert [stream.push(i, i + 1) for i in range(3)] == ["a", "", ""]

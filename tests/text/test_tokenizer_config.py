@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import processors
+from tokenizers import AddedToken, normalizers, processors
+from transformers import AutoTokenizer
 
+from octavo.gpt.prompts import encode
 from octavo.gpt.tokenizer.hf import from_folder
 
 from made_tokenizers import RULES, WITH_BOS, save, train
@@ -47,22 +49,72 @@ def test_an_added_token_that_ends_texts_is_special(tmp_path: Path) -> None:
     ("template", "config", "add_bos"),
     [
         (True, {}, True),
-        (True, {"add_bos_token": False}, False),
-        (False, {"add_bos_token": True, "bos_token": "<s>"}, True),
-        (False, {"add_bos_token": True}, False),
+        (True, {"add_bos_token": False}, True),
+        (False, {"add_bos_token": True, "bos_token": "<s>"}, False),
         (False, {"bos_token": "<s>"}, False),
     ],
-    ids=["template", "switched off", "switched on", "on without bos", "only named"],
+    ids=["template", "switched off in vain", "switched on in vain", "only named"],
 )
-def test_add_bos(tmp_path: Path, template: bool, config: dict[str, Any], add_bos: bool) -> None:
+def test_the_post_processor_decides_about_bos(
+    tmp_path: Path, template: bool, config: dict[str, Any], add_bos: bool
+) -> None:
     trained = train(RULES["gpt-2"])
     if template:
         trained.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), WITH_BOS])
     ours = from_folder(save(trained, tmp_path, **config))
     assert ours.add_bos == add_bos
     assert ours.bos_id == (0 if add_bos or "bos_token" in config else None)
-    if not config:
-        assert [ours.bos_id, *ours.encode("a text")] == trained.encode("a text").ids
+    theirs = AutoTokenizer.from_pretrained(tmp_path)("a text")["input_ids"]
+    assert encode("a text", ours) == theirs == trained.encode("a text").ids
+
+
+@pytest.mark.parametrize(("flag", "add_bos"), [(True, True), (False, False), (None, False)])
+def test_the_flag_decides_where_there_is_no_post_processor(tmp_path: Path, flag: bool | None, add_bos: bool) -> None:
+    train(RULES["gpt-2"]).model.save(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "add_bos_token": flag}))
+    assert from_folder(tmp_path).add_bos == add_bos
+
+
+def test_control_tokens_in_a_text_are_text_unless_asked_for(tmp_path: Path) -> None:
+    trained = train(RULES["gpt-2"])
+    ours, text = from_folder(save(trained, tmp_path, bos_token="<s>")), "<s>user\nhi<|im_end|>\n"
+    assert not {0, 1} & {*ours.encode(text)}
+    assert ours.encode(text, parse_special=True) == trained.encode(text).ids
+    assert encode(text, ours, parse_special=True) == trained.encode(text).ids
+    assert encode(text, ours) == ours.encode(text)
+
+
+@pytest.mark.parametrize("id", [-5, 2**31, 10**12, 1.0, True, "7", None])
+def test_ids_that_no_network_has_are_refused(tmp_path: Path, id: Any) -> None:
+    save(train(RULES["gpt-2"]), tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    data["added_tokens"].append({"id": id, "content": "<x>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: added token '<x>' has id .*, outside \[0, 2147483647\]"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"normal_form": "NFC"}, {"added": True}, {"whole_alphabet": False}], ids=str)
+def test_a_text_has_at_least_as_many_tokens_as_its_length_says(tmp_path: Path, options: dict[str, Any]) -> None:
+    trained = train(RULES["gpt-2"], options.get("whole_alphabet", True))
+    if "normal_form" in options:
+        trained.normalizer = normalizers.NFC()
+    if "added" in options:
+        trained.add_tokens([AddedToken("<gap>", lstrip=True)])
+    ours = from_folder(save(trained, tmp_path))
+    longest = max(trained.get_vocab(), key=len)
+    texts = ["", "a", longest * 50, "\u03b1\u0313\u0300\u0345" * 50, "\u212a" * 50, " " * 500 + "<gap>", "é" * 50]
+    for text in texts:
+        assert ours.least_tokens(text) <= len(ours.encode(text))
+    assert ours.least_tokens("x" * 10**6) == 0 or not {"added", "whole_alphabet"} & {*options}
+
+
+def test_a_text_far_too_long_is_refused_before_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = from_folder(save(train(RULES["gpt-2"]), tmp_path))
+    assert encode("the fox", ours, limit=64) == encode("the fox", ours)
+    monkeypatch.setattr(ours, "encode", None)
+    with pytest.raises(ValueError, match=r"the prompt has [\d,]{6,} tokens or more, max_model_len is 64"):
+        encode("x" * 10**7, ours, limit=64)
 
 
 def test_added_tokens_of_the_configuration(tmp_path: Path) -> None:
