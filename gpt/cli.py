@@ -169,7 +169,7 @@ EXAMPLES = {
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a name, a Hugging Face folder or a GGUF file (smollm2)")
-    parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)} (auto)")
+    parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)} or package.module:NAME (auto)")
     parser.add_argument("--dtype", default="auto", help="of activations: auto, float32, bfloat16 or float16 (auto)")
     parser.add_argument("--weights", default="auto", help=f"auto: as --dtype; or {', '.join(FORMATS)} (auto)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
+from octavo.kernels.testing.inputs import DEVICE
 from octavo.kernels.triton import launch
-
-from guarded import DEVICE
 
 
 @pytest.mark.parametrize(
