@@ -32,7 +32,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 def add_one_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
-    parser.add_argument("--backend", default="auto", help="auto, reference, cpu or triton (auto)")
+    parser.add_argument("--backend", default="auto", help="auto, reference, cpu, triton or package.module:NAME (auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
 
 
@@ -107,6 +107,8 @@ def backends(text: str, device: torch.device) -> tuple[Ops, ...]:
     """The backends of that list; RuntimeError where one cannot run on the device, or could not be timed."""
     names = [best_for(device.type) if name == "auto" else name for name in words(text, "backend")]
     found = tuple(backend(name) for name in dict.fromkeys(names))
+    if twice := [ops.name for i, ops in enumerate(found) if ops.name in {other.name for other in found[:i]}]:
+        raise ValueError(f"two backends have the name {twice[0]!r}: their figures could not be told apart")
     for ops in found:
         if ops.name.startswith("triton") and device.type == "cpu":
             raise RuntimeError(f"backend {ops.name!r} needs a CUDA device: the interpreter's times mean nothing")

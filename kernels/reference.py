@@ -2,7 +2,7 @@
 
 Each function here states what an op means; a kernel is right when it agrees with the function of the same name and
 signature. Written to be read, differentiable where training needs it, and correct in any float dtype: run in float64
-it is the oracle of the tests, run in the tested dtype it sets their error budget (tests/helpers/numerics.py).
+it is the oracle of the tests, run in the tested dtype it sets their error budget (testing/numerics.py).
 
 Shapes use the project's glossary (DESIGN.md): tokens of all sequences lie end to end, `[num_tokens, ...]`, and
 `cu_seqlens` holds where each sequence begins. Padding is legal data: slot -1 stores nothing, context 0 yields zeros.

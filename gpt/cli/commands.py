@@ -23,6 +23,7 @@ MODEL_OPTIONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("weights", ("int8",), "as --dtype, or in a format: "),
     ("device", ("cpu", "cuda"), ""),
 )
+OPEN = {"backend": " or package.module:NAME"}  # what an option takes besides its choices
 SAMPLING_OPTIONS = {field.name: field for field in fields(SamplingParams) if "help" in field.metadata}
 DEFAULTS = {"max_tokens": 256}  # of the command line, where they are not SamplingParams' own
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "RULE"}
@@ -173,8 +174,9 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a name, a Hugging Face folder or a GGUF file (smollm2)")
     for name, choices, what in MODEL_OPTIONS:
         known = "auto", *choices
-        shown = f"{what}{', '.join(known)} (auto)"
-        parser.add_argument(f"--{name}", default="auto", choices=known, metavar="NAME", help=shown)
+        shown = f"{what}{', '.join(known)}{OPEN.get(name, '')} (auto)"
+        choices = None if name in OPEN else known
+        parser.add_argument(f"--{name}", default="auto", choices=choices, metavar="NAME", help=shown)
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 

@@ -23,8 +23,7 @@ from octavo.kernels.cpu.numba_kernel import (
 )
 from octavo.kernels.cpu.paged_attention import paged_attention
 from octavo.kernels.cpu.paged_decode import SPLIT
-
-from numerics import assert_accurate
+from octavo.kernels.testing.numerics import assert_accurate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

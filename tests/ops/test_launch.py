@@ -5,9 +5,8 @@ from itertools import combinations
 import pytest
 import torch
 
+from octavo.kernels.testing.inputs import DEVICE
 from octavo.kernels.triton import launch
-
-from guarded import DEVICE
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,20 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference
+from octavo.kernels.testing.inputs import (
+    DEVICE,
+    FLOATS,
+    cu_seqlens,
+    decode_args,
+    far_rows,
+    fused_qkv,
+    integers,
+    paged,
+    prefill_args,
+)
+from octavo.kernels.testing.numerics import assert_accurate
 from octavo.kernels.triton import paged_attention as module
 from octavo.kernels.triton.paged_attention import paged_attention
-
-from factories import cu_seqlens, decode_args, far_rows, fused_qkv, integers, paged, prefill_args
-from guarded import DEVICE, FLOATS
-from numerics import assert_accurate
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
 

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from octavo.kernels import reference
+from octavo.kernels.testing.draws import parameters
+from octavo.kernels.testing.inputs import DEVICE, FLOATS, noise, strided
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.linear import linear
 from octavo.kernels.triton.sampling.lm_head_sample import lm_head_sample
 from octavo.kernels.triton.sampling.sample import sample
-
-from draws import parameters
-from guarded import DEVICE, FLOATS, noise, strided
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
 NAMES = ("hidden", "weight", "temperature", "seeds", "positions")
