@@ -118,12 +118,23 @@ def _default_interrupt() -> None:
 
 
 LONG_STEP = """
-import sys, time
+import time
 from octavo.gpt.engine import Engine
 def step(self):
     print("computing", flush=True)
     time.sleep(60)
 Engine.step = step
+"""
+DEEP_IN_A_LIBRARY = """
+import hashlib
+import octavo.gpt
+def load(*arguments, **options):
+    print("computing", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)
+octavo.gpt.LLM = load
+"""
+MAIN = """
+import sys
 from octavo.gpt.cli import main
 sys.argv[1:] = {arguments!r}
 sys.exit(main())
@@ -131,9 +142,13 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["stream", "json"])
-def test_a_signal_ends_it_at_once_even_in_the_middle_of_a_step(model, number, options):
-    program = LONG_STEP.format(arguments=["generate", "the", "--model", str(model), *options])
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [(LONG_STEP, []), (LONG_STEP, ["--json"]), (DEEP_IN_A_LIBRARY, [])],
+    ids=["stream", "json", "library"],
+)
+def test_a_signal_ends_it_at_once_whatever_it_is_doing(model, number, what, options):
+    program = what + MAIN.format(arguments=["generate", "the", "--model", str(model), *options])
     child = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_default_interrupt
     )
