@@ -127,6 +127,8 @@ def _end_on_signals(patience: float | None) -> None:
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, lambda *_: os._exit(128 + number))
+        if not _can_be_interrupted(frame):
+            os._exit(128 + number)
         raise Interrupted(number)
 
     with suppress(ValueError):  # in a thread that is not the main one
@@ -135,6 +137,16 @@ def _end_on_signals(patience: float | None) -> None:
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, end)
+
+
+def _can_be_interrupted(frame: FrameType | None) -> bool:
+    """Whether the work is under way, and not in an import, where libraries swallow interrupts and go on half made."""
+    codes = []
+    while frame is not None:
+        codes.append(frame.f_code)
+        frame = frame.f_back
+    is_import = any(code.co_filename.startswith("<frozen importlib") for code in codes)
+    return _flushed.__code__ in codes and not is_import
 
 
 def _watch(patience: float) -> None:
