@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import octavo.gpt
 from octavo.gpt.cli import output
 from octavo.gpt.cli.process import PATIENCE, Parser, complain, run, run_process
+from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import SamplingParams
 
 if TYPE_CHECKING:  # PyTorch is imported by what loads a model, and by nothing else
@@ -138,7 +139,7 @@ def _bias(text: str) -> tuple[int, float]:
     try:
         return int(token_id), float(bias)
     except ValueError:
-        raise ValueError(f"logit_bias must be ID=NUMBER, not {text!r}") from None
+        raise ValueError(f"logit_bias must be ID=NUMBER, not {quoted(text)}") from None
 
 
 def _parser() -> Parser:

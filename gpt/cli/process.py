@@ -7,9 +7,10 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Timer
+from threading import Thread
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from octavo.gpt.quoting import one_line
 
 PATIENCE = 0.5  # seconds that a command has to tidy up in after a signal
 EXPECTED = ValueError, OSError, RuntimeError, ImportError, ArithmeticError, MemoryError
+ENDING = signal.SIGINT, signal.SIGTERM
 NAMES = "stdin", "stdout", "stderr"
 
 
@@ -125,13 +127,38 @@ def _end_on_signals(patience: float | None) -> None:
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, lambda *_: os._exit(128 + number))
-        if patience is not None:
-            timer = Timer(patience, os._exit, [128 + number])
-            timer.daemon = True
-            timer.start()
+        if not _can_be_interrupted(frame):
+            os._exit(128 + number)
         raise Interrupted(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(ValueError):  # in a thread that is not the main one
+    with suppress(ValueError):  # in a thread that is not the main one
+        if patience is not None:
+            _watch(patience)
+        for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, end)
+
+
+def _can_be_interrupted(frame: FrameType | None) -> bool:
+    """Whether the work is under way, and not in an import, where libraries swallow interrupts and go on half made."""
+    codes = []
+    while frame is not None:
+        codes.append(frame.f_code)
+        frame = frame.f_back
+    is_import = any(code.co_filename.startswith("<frozen importlib") for code in codes)
+    return _flushed.__code__ in codes and not is_import
+
+
+def _watch(patience: float) -> None:
+    """Have a thread end the process so long after a signal, even if the main thread is deep in a library's code."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while (number := os.read(reader, 1)[0]) not in ENDING:
+            pass
+        time.sleep(patience)
+        os._exit(128 + number)
+
+    Thread(target=wait, name="octavo-signals", daemon=True).start()

@@ -114,7 +114,7 @@ def _warn_once(reason: str) -> None:
     if not _warned:
         _warned.append(reason)
         text = f"compiled CPU kernels cannot be kept: {reason}; set NUMBA_CACHE_DIR to a folder that can be written"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        warnings.warn_explicit(text, RuntimeWarning, __file__, 0)  # one line, without one of this source
 
 
 _warned: list[str] = []  # why, once in a process

@@ -1,5 +1,6 @@
 """Machine code on disk: kept where that can be, never stale, never half a file; compiled again wherever in doubt."""
 
+import ast
 import errno
 import os
 import pickle
@@ -108,6 +109,20 @@ def test_the_key_follows_every_source(tmp_path, name):
         (tmp_path / name).write_text(text)
         keys.add(kernel_cache.digest_of(tmp_path))
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize("path", sorted(kernel_cache.HERE.glob("*.py")), ids=lambda path: path.stem)
+def test_what_is_compiled_uses_nothing_of_ours_from_other_folders(path):
+    """The key follows the sources of this folder, and no others."""
+    body = ast.parse(path.read_text()).body
+    imports = [node for node in body if isinstance(node, ast.ImportFrom) and node.module and "octavo" in node.module]
+    outside = [node for node in imports if not f"{node.module}.".startswith("octavo.kernels.cpu.")]
+    names = {alias.asname or alias.name for node in outside for alias in node.names}
+    for function in (node for node in body if isinstance(node, ast.FunctionDef)):
+        decorators = " ".join(map(ast.unparse, function.decorator_list))
+        if any(word in decorators for word in ("njit", "cpu_kernel", "intrinsic", "overload")):
+            used = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+            assert not used & names, f"{function.__name__} uses {used & names}"
 
 
 @cpu_kernel("v q")

@@ -118,12 +118,23 @@ def _default_interrupt() -> None:
 
 
 LONG_STEP = """
-import sys, time
+import time
 from octavo.gpt.engine import Engine
 def step(self):
     print("computing", flush=True)
     time.sleep(60)
 Engine.step = step
+"""
+DEEP_IN_A_LIBRARY = """
+import hashlib
+import octavo.gpt
+def load(*arguments, **options):
+    print("computing", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)
+octavo.gpt.LLM = load
+"""
+MAIN = """
+import sys
 from octavo.gpt.cli import main
 sys.argv[1:] = {arguments!r}
 sys.exit(main())
@@ -131,9 +142,13 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["stream", "json"])
-def test_a_signal_ends_it_at_once_even_in_the_middle_of_a_step(model, number, options):
-    program = LONG_STEP.format(arguments=["generate", "the", "--model", str(model), *options])
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [(LONG_STEP, []), (LONG_STEP, ["--json"]), (DEEP_IN_A_LIBRARY, [])],
+    ids=["stream", "json", "library"],
+)
+def test_a_signal_ends_it_at_once_whatever_it_is_doing(model, number, what, options):
+    program = what + MAIN.format(arguments=["generate", "the", "--model", str(model), *options])
     child = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_default_interrupt
     )
@@ -146,17 +161,53 @@ def test_a_signal_ends_it_at_once_even_in_the_middle_of_a_step(model, number, op
     assert time.monotonic() - began < 10
 
 
-def test_an_ignored_interrupt_stays_ignored(monkeypatch):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
-    try:
-        process._end_on_signals(None)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        with pytest.raises(process.Interrupted) as caught:
-            signal.raise_signal(signal.SIGTERM)
-        assert caught.value.exit_code == 143
-    finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in process.ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_an_ignored_interrupt_stays_ignored(handlers):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process._end_on_signals(None)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert process.run("octavo", lambda: signal.raise_signal(signal.SIGTERM)) == 143
+
+
+SWALLOWED = """
+import sys, time
+try:
+    print("importing", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    pass
+"""
+AFTER_THE_WORK = """
+import atexit, time
+atexit.register(lambda: (print("leaving", flush=True), time.sleep(60)))
+"""
+
+
+@pytest.mark.parametrize("module", ["octavo.gpt.cli", "octavo.bench.__main__"])
+@pytest.mark.parametrize("when", ["importing", "leaving"])
+def test_a_signal_outside_of_the_work_ends_it_at_once(module, when, tmp_path):
+    """A library that swallows the interrupt while it is imported; the interpreter on its way out."""
+    (tmp_path / "swallowing.py").write_text(SWALLOWED)
+    setup = AFTER_THE_WORK if when == "leaving" else f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    work = "0" if when == "leaving" else "__import__('swallowing')"
+    program = (
+        f"{setup}\nimport {module} as command\nfrom octavo.gpt.cli import process, commands\nimport sys\n"
+        f"{'commands' if module == 'octavo.gpt.cli' else 'command'}._run = lambda argv: {work} and 0\n"
+        "sys.exit(command.main())"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline().strip().decode() == when
+    child.send_signal(signal.SIGTERM)
+    _, error = child.communicate(timeout=30)
+    assert (child.returncode, error) == (143, b"")
 
 
 def failing(error: BaseException) -> Callable[[], int]:
