@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import tiktoken
 
-from octavo.gpt.tokenizer.chat_template import SpecialTokenEscaper, plain_messages, render
+from octavo.gpt.tokenizer.chat_template import plain_messages, render
+from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
 from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, AddedTokenSplitter, split
 
 MOST_COMPOSED = 4  # characters that NFC makes one of: a Greek letter with three marks
@@ -107,17 +108,20 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
         """Return the ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.
 
-        The template's control tokens become special; the same text inside a message stays text.
+        The template's control tokens become special; the same text inside a message stays text, though the template
+        may look for it there.
         """
         if self.chat_template is None:
             raise ValueError("this model's files hold no chat template")
         plain = plain_messages(messages)
         escaper = SpecialTokenEscaper(self.specials, self.chat_template, plain)
         bos, eos = (self.token_bytes(id).decode() if id is not None else None for id in (self.bos_id, self.eos_id))
-        text = render(self.chat_template, escaper.hide(plain), add_generation_prompt, bos, eos)
+        text = render(self.chat_template, plain, add_generation_prompt, bos, eos, escaper)
         self._check(text)
-        parts = self._in_templates.cut(text)
-        return self._encode_cut(escaper.reveal(part) if isinstance(part, str) else part for part in parts)
+        ids: list[int] = []
+        for part in self._in_templates.cut(text):
+            ids += [part] if isinstance(part, int) else self._encode_cut(self._in_any_text.cut(escaper.reveal(part)))
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Return the text of the ids, U+FFFD where it is not UTF-8; ValueError for an id outside the vocabulary."""

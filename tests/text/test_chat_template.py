@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from octavo.gpt.loading.gguf_file import open_gguf
-from octavo.gpt.tokenizer.chat_template import SpecialTokenEscaper, render
+from octavo.gpt.tokenizer.chat_template import render
 from octavo.gpt.tokenizer.gguf import from_gguf_metadata
 from octavo.gpt.tokenizer.hf import from_folder
+from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 from hard_text import CORPUS, TEXTS
@@ -106,7 +107,7 @@ def test_overlapping_control_tokens_stay_text() -> None:
     specials = ["ab", "bc", "abc", "d"]
     messages = [{"role": "user", "content": "xababcdbcd"}]
     escaper = SpecialTokenEscaper(specials, "", messages)
-    hidden = escaper.hide(messages)[0]["content"]
+    hidden = "".join([escaper.hide(messages)[0]["content"]])  # as bare characters, which nothing translates
     assert not any(special in hidden for special in specials)
     assert len(hidden) == len("xababcdbcd")
     assert escaper.reveal(hidden) == "xababcdbcd"
