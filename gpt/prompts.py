@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -30,7 +31,7 @@ def content(prompt: Any) -> str | Sequence[int]:
         known = [key for form in FORMS for key in form.__annotations__]
         if set(prompt) - {*known} or not prompt:
             raise ValueError(
-                f"a prompt's dict has one of the keys {', '.join(known)}, not {', '.join(map(repr, prompt))}"
+                f"a prompt's dict has one of the keys {', '.join(known)}, not {', '.join(map(quoted, [*prompt][:3]))}"
             )
         prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
     if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes):

@@ -13,6 +13,8 @@ from octavo.gpt.tokenizer.template_sandbox import MAX_CHARACTERS, Sandbox
 
 MAX_TEMPLATE = 200_000  # characters; the longest that models come with have a tenth of it
 
+MAX_DEPTH = 100  # of lists and dicts in a message
+
 
 @lru_cache(maxsize=8)
 def _compile(template: str) -> CodeType:
@@ -79,15 +81,17 @@ def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
             raise ValueError(f"messages[{index}] must be a dict, not {type(message).__name__}")
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
-                raise ValueError(f"messages[{index}][{key!r}] must be a str, not {quoted(message.get(key), 40)}")
+                raise ValueError(f"messages[{index}][{quoted(key)}] must be a str, not {quoted(message.get(key), 40)}")
     return [_plain(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def _plain(value: Any, name: str) -> Any:
+def _plain(value: Any, name: str, depth: int = 0) -> Any:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{one_line(name, 80)} is nested more than {MAX_DEPTH} deep")
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+        return {str(key): _plain(item, f"{name}[{quoted(key)}]", depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{name}[{index}]") for index, item in enumerate(value)]
-    raise ValueError(f"{name} must be text, a number, a list or a dict, not {type(value).__name__}")
+        return [_plain(item, f"{name}[{index}]", depth + 1) for index, item in enumerate(value)]
+    raise ValueError(f"{one_line(name, 200)} must be text, a number, a list or a dict, not {type(value).__name__}")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import tiktoken
 
+from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.chat_template import plain_messages, render
 from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
 from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, AddedTokenSplitter, split
@@ -145,7 +146,7 @@ class Tokenizer:
         try:
             number = operator.index(token_id)
         except TypeError:
-            raise ValueError(f"a token id must be an integer, not {token_id!r}") from None
+            raise ValueError(f"a token id must be an integer, not {quoted(token_id)}") from None
         if not 0 <= number < self.vocab_size:
             raise ValueError(f"token id {number} is outside the vocabulary of {self.vocab_size}")
         return number

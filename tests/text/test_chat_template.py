@@ -203,3 +203,11 @@ def test_smollm2(smollm2_path: Path) -> None:
         ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert ours.encode_chat(messages) == ids
         assert ids[0] == 1
+
+
+def test_messages_nested_without_end_are_refused(tmp_path: Path) -> None:
+    ours, _ = pair(tmp_path, CHATML)
+    deep: dict[str, Any] = {}
+    deep["x"] = deep
+    with pytest.raises(ValueError, match=r"messages\[0\].* is nested more than 100 deep"):
+        ours.encode_chat([{"role": "user", "content": "x", "arguments": deep}])
