@@ -25,7 +25,7 @@ check: $(READY) build/types  ## ruff, format, mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy build/types/octavo
 
-codegen: $(READY)  ## compile every row of the launch table for named GPUs, with no GPU
+codegen: $(READY)  ## compile every config of the launch table for named GPUs, with no GPU
 	@$(BIN)/python -m pytest -q -m codegen
 	@$(BIN)/python -m octavo.kernels.codegen
 

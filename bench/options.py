@@ -24,12 +24,15 @@ RESULTS = Path("build/bench")  # where results go unless told otherwise, a folde
 def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch and of every peer (the physical cores)")
+    parser.add_argument(
+        "--neighbours", type=int, default=0, metavar="N", help="programs that each keep a core busy (0)"
+    )
     add_output(parser)
 
 
 def add_one_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
-    parser.add_argument("--backend", default="auto", help="auto, reference, cpu or triton (auto)")
+    parser.add_argument("--backend", default="auto", help="auto, reference, cpu, triton or package.module:NAME (auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
 
 
@@ -104,6 +107,8 @@ def backends(text: str, device: torch.device) -> tuple[Ops, ...]:
     """The backends of that list; RuntimeError where one cannot run on the device, or could not be timed."""
     names = [best_for(device.type) if name == "auto" else name for name in words(text, "backend")]
     found = tuple(backend(name) for name in dict.fromkeys(names))
+    if twice := [ops.name for i, ops in enumerate(found) if ops.name in {other.name for other in found[:i]}]:
+        raise ValueError(f"two backends have the name {twice[0]!r}: their figures could not be told apart")
     for ops in found:
         if ops.name.startswith("triton") and device.type == "cpu":
             raise RuntimeError(f"backend {ops.name!r} needs a CUDA device: the interpreter's times mean nothing")
@@ -138,7 +143,7 @@ def newest(command: str) -> Path | None:
 
 def same_run(before: Results, here: dict[str, Any]) -> None:
     """ValueError unless a run can go on here: figures of two machines or commits never share a file."""
-    for name in ("device", "device_name", "commit"):
+    for name in ("device", "device_name", "commit", "neighbours"):
         if (then := getattr(before.run, name)) != here[name]:
             raise ValueError(
                 f"{before.path} was measured with {name} {then}, here it is {here[name]}: take a new --output"

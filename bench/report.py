@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from octavo.bench.reporting import records, tables
 from octavo.bench.reporting.records import Results
@@ -63,7 +64,7 @@ def write_page(runs: list[Results], folder: Path, console: Console) -> Path:
     """report.md and its pictures; runs on CPUs first, each under its own heading."""
     able = find_spec("matplotlib") is not None
     if not able:
-        console.print("no pictures, matplotlib is not installed: pip install 'octavo[bench]'", style="yellow")
+        console.print(Text("no pictures, matplotlib is not installed: pip install 'octavo[bench]'", "yellow"))
     parts = ["# Benchmark results"]
     for results in sorted(runs, key=lambda results: results.run.device != "cpu"):
         parts.append(f"## {results.path.stem}: {results.run.command} on {results.run.machine}")
@@ -83,7 +84,7 @@ def refresh(readme: Path, console: Console) -> None:
         raise FileNotFoundError(f"{readme}: no such file")
     text = readme.read_text(encoding="utf-8")
     readme.write_text(refreshed(text), encoding="utf-8")
-    console.print(f"{len(BLOCK.findall(text))} tables of {readme} made anew")
+    console.print(f"{len(BLOCK.findall(text))} tables of {readme} made anew", soft_wrap=True)
 
 
 def refreshed(text: str) -> str:

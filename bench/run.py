@@ -13,9 +13,13 @@ from rich.progress import Progress
 
 from octavo.bench import options
 from octavo.bench.measuring import machine
+from octavo.bench.measuring.neighbours import busy_neighbours
 from octavo.bench.measuring.roofline import measure_peaks
+from octavo.bench.measuring.workloads import at_least
 from octavo.bench.reporting import records, tables
 from octavo.bench.reporting.schema import Measured, Run
+from octavo.gpt.cli.process import message_of
+from octavo.gpt.quoting import one_line
 
 
 @dataclass
@@ -51,22 +55,28 @@ def run_command(
     dtypes are those of the matmul rates in the header, packages the distributions whose versions stand there too.
     Whatever ends the work, the table of what is done is shown. Returns the exit code.
     """
+    neighbours = getattr(arguments, "neighbours", 0)
+    at_least(0, neighbours=neighbours)
     path, before = options.results_file(arguments, command)
     about = machine.describe(device, packages)
     if before is not None:
-        options.same_run(before, about)
+        options.same_run(before, {**about, "neighbours": neighbours})
         log = ResultLog(before.run, path, console, before.cells)
     else:
         peaks = aside(measure_peaks, device, dtypes)
-        header = Run(command=command, seed=arguments.seed, planned=planned, **peaks._asdict(), **about)
+        header = Run(
+            command=command, seed=arguments.seed, planned=planned, neighbours=neighbours, **peaks._asdict(), **about
+        )  # fmt: skip
         records.append(path, header)
         log = ResultLog(header, path, console, [])
     machine_line, software, *warnings = tables.header(log.run)
-    console.print(f"[bold]{machine_line}[/]\n{software}")
+    console.print(machine_line, style="bold")
+    console.print(software)
     for warning in warnings:
         console.print(warning, style="yellow")
     try:
-        work(log)
+        with busy_neighbours(neighbours):
+            work(log)
     finally:
         console.print(tables.terminal(log.done, console.width))
         console.print(f"written to {path}", soft_wrap=True)
@@ -81,4 +91,4 @@ def aside(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def reason(error: Exception) -> str:
     """The error in one line, as the detail of a record."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(message_of(error), 300)

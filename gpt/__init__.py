@@ -1,18 +1,24 @@
-"""A fast, exact decoder backend: `from octavo.gpt import LLM, SamplingParams`."""
+"""A fast, exact decoder backend: `from octavo.gpt import LLM, SamplingParams`.
 
+Names are imported on their first use, so that the command line can answer without PyTorch.
+"""
+
+import importlib
+import typing
 from importlib.metadata import version
 
-from octavo.gpt.async_llm import AsyncLLM
-from octavo.gpt.beam_search import Beam
-from octavo.gpt.engine import QueueFullError
-from octavo.gpt.engine_thread import EngineClosedError
-from octavo.gpt.llm import LLM
-from octavo.gpt.loading.loader import load_model
-from octavo.gpt.models.gpt2 import GPT2
-from octavo.gpt.models.llama import Llama
-from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
-from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.scoring import Score
+if typing.TYPE_CHECKING:
+    from octavo.gpt.async_llm import AsyncLLM
+    from octavo.gpt.beam_search import Beam
+    from octavo.gpt.engine import QueueFullError
+    from octavo.gpt.engine_thread import EngineClosedError
+    from octavo.gpt.llm import LLM
+    from octavo.gpt.loading.loader import load_model
+    from octavo.gpt.models.gpt2 import GPT2
+    from octavo.gpt.models.llama import Llama
+    from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
+    from octavo.gpt.sampling_params import SamplingParams
+    from octavo.gpt.scoring import Score
 
 __all__ = [
     "GPT2",
@@ -31,4 +37,31 @@ __all__ = [
     "load_model",
 ]
 
+_HOMES = {
+    "async_llm": "AsyncLLM",
+    "beam_search": "Beam",
+    "engine": "QueueFullError",
+    "engine_thread": "EngineClosedError",
+    "llm": "LLM",
+    "loading.loader": "load_model",
+    "models.gpt2": "GPT2",
+    "models.llama": "Llama",
+    "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
+    "sampling_params": "SamplingParams",
+    "scoring": "Score",
+}
+
 __version__ = version("octavo")
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for home, names in _HOMES.items():
+        module = importlib.import_module(f"{__name__}.{home}")
+        globals().update({each: getattr(module, each) for each in names.split()})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

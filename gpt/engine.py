@@ -18,8 +18,8 @@ from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
+from octavo.gpt.scheduler.stats import Clock, Stats
 from octavo.gpt.scheduler.validation import check_request, checked_ids
-from octavo.gpt.stats import Clock, Stats
 from octavo.gpt.tokenizer.detokenizer import TextStream
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
@@ -145,6 +145,8 @@ class Engine:
 
     def _step(self) -> list[RequestOutput]:
         self._queue_backlog()
+        if self.scheduler.waiting and self.runner.follow_weights():
+            self.scheduler.pool.reset()  # what the cache holds follows from the old weights
         plan = self.scheduler.schedule()
         if not plan.is_empty:
             self._launch(plan)

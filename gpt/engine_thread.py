@@ -18,6 +18,7 @@ from weakref import WeakSet
 import torch
 
 from octavo.gpt.engine import Engine
+from octavo.gpt.runner.threads import usable_threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,9 +45,10 @@ class _Command:
         self.started = True
         if not self.future.set_running_or_notify_cancel():
             return
-        if self.num_threads != torch.get_num_threads():
-            torch.set_num_threads(self.num_threads)
         try:
+            num_threads = usable_threads(self.num_threads)
+            if num_threads != torch.get_num_threads():
+                torch.set_num_threads(num_threads)
             result = self.function()
         except BaseException as error:
             self.fail(error)

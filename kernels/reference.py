@@ -2,7 +2,7 @@
 
 Each function here states what an op means; a kernel is right when it agrees with the function of the same name and
 signature. Written to be read, differentiable where training needs it, and correct in any float dtype: run in float64
-it is the oracle of the tests, run in the tested dtype it sets their error budget (tests/helpers/numerics.py).
+it is the oracle of the tests, run in the tested dtype it sets their error budget (testing/numerics.py).
 
 Shapes use the project's glossary (DESIGN.md): tokens of all sequences lie end to end, `[num_tokens, ...]`, and
 `cu_seqlens` holds where each sequence begins. Padding is legal data: slot -1 stores nothing, context 0 yields zeros.
@@ -160,8 +160,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     rows = q.unflatten(-2, (num_kv_heads, -1)).movedim(-4, -2).flatten(-3, -2)
     scores = (rows @ k.movedim(-3, -1)).unflatten(-2, (-1, num_queries)) * scale
     if num_queries > 1:
-        last = torch.arange(num_queries, device=q.device).unsqueeze(1) + (num_keys - num_queries)
-        scores = scores.masked_fill(torch.arange(num_keys, device=q.device) > last, -torch.inf)
+        last = torch.arange(num_queries, dtype=torch.int64, device=q.device).unsqueeze(1) + (num_keys - num_queries)
+        scores = scores.masked_fill(torch.arange(num_keys, dtype=torch.int64, device=q.device) > last, -torch.inf)
     weights = torch.softmax(scores, -1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
     if num_queries > num_keys:
         weights = weights.nan_to_num(0.0)  # queries before the first key see nothing
@@ -265,7 +265,7 @@ def keep_mask(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
     if not bool(((top_k > 0) | (top_p < 1)).any()):
         return kept
     order = logits.sort(dim=-1, descending=True, stable=True).indices
-    rank = torch.arange(logits.shape[1], device=logits.device)
+    rank = torch.arange(logits.shape[1], dtype=torch.int64, device=logits.device)
     first = rank < torch.where(top_k > 0, top_k, logits.shape[1]).unsqueeze(1)
     weights = torch.where(first, weights_q44(scaled.gather(1, order)), 0)
     before = weights.cumsum(-1) - weights
@@ -280,7 +280,7 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     Token id t takes word `t % 4` of Philox4x32-10 at counter `(t // 4, position, 0, 0)` under the 64-bit seed as key.
     A word w becomes `u = min(w * 2^-32 + 2^-33, 1 - 2^-24)` and `-log(-log1p(-u))`, which resolves the winning tail.
     """
-    group = torch.arange(-(-vocab_size // 4), device=seeds.device).expand(len(seeds), -1)
+    group = torch.arange(-(-vocab_size // 4), dtype=torch.int64, device=seeds.device).expand(len(seeds), -1)
     zero = torch.zeros_like(group)
     counter = (group, positions.long().unsqueeze(1).expand_as(group) & 0xFFFFFFFF, zero, zero)
     key = (seeds.unsqueeze(1) & 0xFFFFFFFF, (seeds.unsqueeze(1) >> 32) & 0xFFFFFFFF)

@@ -11,6 +11,7 @@ import torch
 
 NOISY = 0.25  # a spread beyond this share of the median is marked beside the figure
 
+PATIENCE = 10  # times the seconds to be timed, spent on cold caches as well
 PROBE_MATRICES, PROBE_DIM = 96, 576  # 127 MB, more than a cache holds
 
 FALLBACK_CACHE_BYTES = 32 * 2**20  # the last-level cache of a machine that does not tell its size
@@ -89,12 +90,16 @@ class ColdCaches:
 def measure(
     call: Callable[[], Any], device: torch.device, seconds: float, min_rounds: int = 5, max_rounds: int = 1000
 ) -> list[float]:
-    """Seconds of each call, caches cold, until `seconds` have been timed; two calls before them are not counted."""
+    """Seconds of each call, caches cold, until `seconds` have been timed; two calls before them are not counted.
+
+    A call much shorter than the overwriting of a large cache is timed as often as `PATIENCE` times `seconds` allow.
+    """
     for _ in range(2):
         call()
     flush = ColdCaches(device)
     found: list[float] = []
-    while len(found) < min_rounds or (sum(found) < seconds and len(found) < max_rounds):
+    last = time.perf_counter() + PATIENCE * seconds
+    while len(found) < min_rounds or (sum(found) < seconds and len(found) < max_rounds and time.perf_counter() < last):
         watch = Stopwatch(device)
         for _ in range(min_rounds):
             flush()

@@ -134,11 +134,15 @@ class Octavo(Contender):
 def backend(name: str) -> Ops:
     """An octavo backend, or an ablation of one: `triton-sample` is triton with the reference's `sample`.
 
-    Several ops may be given back to the reference, one dash each. ValueError for a name that is no backend or no op,
-    RuntimeError where the backend cannot run.
+    Several ops may be given back to the reference, one dash each. A backend of another package has its own name, or
+    that under which it was asked for where its own is one of octavo's. ValueError for a name that is no backend or no
+    op, RuntimeError where the backend cannot run.
     """
     base, *given_back = name.split("-")
     for op in given_back:
         if op not in OP_NAMES:
             raise ValueError(f"backend {name!r}: {op!r} is no op (only {', '.join(OP_NAMES)})")
-    return replace(backends.load(base), name=name, **{op: getattr(REFERENCE, op) for op in given_back})
+    ops = backends.load(base)
+    if ":" in base and ops.name not in backends.BACKENDS:
+        name = "-".join([ops.name, *given_back])
+    return replace(ops, name=name, **{op: getattr(REFERENCE, op) for op in given_back})

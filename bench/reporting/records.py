@@ -15,6 +15,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from octavo.bench.reporting.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Run, derived
 
+ADDED: dict[type, dict[str, Any]] = {Run: {"neighbours": 0}}  # fields that files of earlier versions lack
+
 
 @dataclass(frozen=True)
 class Results:
@@ -84,6 +86,7 @@ def _parse(line: str, where: str) -> Any:
         raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, not {table.get('kind')!r}")
     kind = KINDS[table["kind"]]
     values = {name: table[name] for name in table.keys() - derived(kind) - {"schema", "kind"}}
+    values = ADDED.get(kind, {}) | values
     wanted, hints = {field.name for field in fields(kind)}, get_type_hints(kind)
     if wrong := sorted(wanted ^ set(values)):
         raise ValueError(f"{where}: {'unknown' if wrong[0] in values else 'missing'} field {wrong[0]}")

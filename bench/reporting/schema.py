@@ -37,6 +37,7 @@ class Run:
     read_bytes_per_s: float  # a large sum
     matmul_flops_per_s: dict[str, float]  # dtype -> a large product
     planned: int  # lines that a complete run has
+    neighbours: int = 0  # programs that kept a core busy each, meanwhile
 
     @property
     def bandwidth(self) -> float:

@@ -262,6 +262,8 @@ def header(run: Run) -> list[str]:
         + (f" Driver {run.driver}." if run.driver else ""),
         f"{versions}; {commit(run)}; {run.date[:10]}; seed {run.seed}.",
     ]
+    if run.neighbours:
+        lines.append(f"Beside {run.neighbours} other program{'s' * (run.neighbours > 1)} that kept a core busy each.")
     if run.load is not None and run.load >= 0.25 * run.num_cores:
         lines.append(
             f"The machine was busy when the run began ({run.load:g} of {run.num_cores} cores): times are too long."

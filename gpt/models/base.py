@@ -24,9 +24,14 @@ class ModelOutput(NamedTuple):
     loss: Tensor | None  # mean negative log-likelihood, None where there is nothing to predict
 
 
+def unset(*shape: int) -> Tensor:
+    """A weight without values yet: float32 whatever the default, where `with torch.device(...)` says."""
+    return torch.empty(shape, dtype=torch.float32, device=torch.get_default_device())
+
+
 def embedding(num_rows: int, dim: int) -> nn.Embedding:
     """A table without values yet (torch's own constructor draws them, which takes seconds where there is no memory)."""
-    return nn.Embedding.from_pretrained(torch.empty(num_rows, dim), freeze=False)
+    return nn.Embedding.from_pretrained(unset(num_rows, dim), freeze=False)
 
 
 class Linear(nn.Module):
@@ -42,8 +47,8 @@ class Linear(nn.Module):
         super().__init__()
         self.part_rows = out_features if isinstance(out_features, tuple) else (out_features,)
         self.ends_branch = ends_branch
-        self.weight: Any = nn.Parameter(torch.empty(sum(self.part_rows), in_features))
-        self.bias = nn.Parameter(torch.empty(sum(self.part_rows))) if bias else None
+        self.weight: Any = nn.Parameter(unset(sum(self.part_rows), in_features))
+        self.bias = nn.Parameter(unset(sum(self.part_rows))) if bias else None
 
     def forward(self, x: Tensor, ops: Ops, activation: str | None = None) -> Tensor:
         return ops.linear(x, self.weight, self.bias, activation)
@@ -52,8 +57,8 @@ class Linear(nn.Module):
 class LayerNorm(nn.Module):
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
-        self.bias = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(unset(dim))
+        self.bias = nn.Parameter(unset(dim))
         self.eps = eps
 
     def forward(self, x: Tensor, ops: Ops) -> Tensor:
@@ -66,7 +71,7 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(unset(dim))
         self.eps = eps
 
     def forward(self, x: Tensor, ops: Ops) -> Tensor:
@@ -93,7 +98,7 @@ class Model(nn.Module):
         self.config = config
         self.ops = ops
         self.lm_head: Linear | None = None  # None: the head is the embedding
-        self._packed_head: Weight | None = None  # the tied head as the products take it, once packed
+        self.packed_head: Weight | None = None  # the tied head as the products take it, once packed
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -109,7 +114,7 @@ class Model(nn.Module):
         """The LM head, `[vocab_size, dim]`, as the backend's `linear` takes it."""
         if self.lm_head is not None:
             return self.lm_head.weight
-        return self.embedding.weight if self._packed_head is None else self._packed_head
+        return self.embedding.weight if self.packed_head is None else self.packed_head
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: `[n, dim]` -> `[n, vocab_size]`."""
@@ -139,16 +144,29 @@ class Model(nn.Module):
         """Replace the weights of all products by what the backend takes, in that format; training ends here."""
         for module in self.modules():
             if isinstance(module, Linear) and (packed := self._packed(module.weight, format)) is not None:
-                del module.weight
-                module.weight = packed
+                _keep(module, "weight", packed)
         if self.lm_head is None:
-            self._packed_head = self._packed(self.embedding.weight, format)
+            _keep(self, "packed_head", self._packed(self.embedding.weight, format))
+
+    def weights(self) -> list[Any]:
+        """Every tensor and every weight of another format that a forward pass reads."""
+        held = [(*m._parameters.values(), *m._buffers.values(), m.__dict__.get("weight")) for m in self.modules()]
+        return [weight for weights in (*held, (self.__dict__.get("packed_head"),)) for weight in weights]
 
     def _packed(self, weight: Tensor, format: str | None) -> Weight | None:
         """None where that is the weight itself."""
         weight = weight.detach()
         packed = self.ops.pack(weight, format)
         return None if packed is weight else packed
+
+
+def _keep(module: nn.Module, name: str, packed: Weight | None) -> None:
+    """Put a packed weight in the place of the module's own: a buffer, if it is a tensor."""
+    delattr(module, name)
+    if isinstance(packed, Tensor):
+        module.register_buffer(name, packed, persistent=False)
+    else:
+        setattr(module, name, packed)
 
 
 def initialise(model: Model, seed: int) -> None:

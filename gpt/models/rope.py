@@ -30,18 +30,18 @@ class RopeScaling:
 
 def rope_tables(head_dim: int, context_size: int, theta: float, scaling: RopeScaling | None) -> RopeTables:
     """cos and sin of every position's angles, on the CPU: the same bits for every device."""
-    exponents = torch.arange(0, head_dim, 2).float() / head_dim
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
     frequencies = 1.0 / theta**exponents
     if scaling is not None:
         frequencies = _stretch(frequencies, scaling)
-    angles = torch.outer(torch.arange(context_size).float(), frequencies)
+    angles = torch.outer(torch.arange(context_size, dtype=torch.float32, device="cpu"), frequencies)
     return angles.cos(), angles.sin()
 
 
 def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     """Divide slow frequencies by the factor, keep fast ones, ramp between; or do what `kind` says instead."""
     if scaling.kind == "factors":
-        return frequencies / torch.tensor(scaling.factors)
+        return frequencies / torch.tensor(scaling.factors, dtype=torch.float32, device="cpu")
     slow = frequencies / scaling.factor
     if scaling.kind == "linear":
         return slow

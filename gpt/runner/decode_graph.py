@@ -49,6 +49,10 @@ class DecodeStep:
         """Return token ids `[size]` int32, or in mode LOGITS logits `[size, vocab_size]` for `Sampler.finish`."""
         return self.sampler.start(self._hidden(size), self.input_batch.columns(size), mode)
 
+    def forget(self) -> None:
+        """Drop what was captured: the weights are others now."""
+        self._replays.clear()
+
     def _hidden(self, size: int) -> Tensor:
         """Return the hidden states of the first `size` rows, valid until the next step of that size."""
         if self.capture_layers is None or size > MAX_CAPTURED_ROWS:
@@ -83,6 +87,10 @@ class Graphs:
         if (size, mode) not in self._replays:
             self._add(size, mode)
         return self._replays[size, mode]()[:num_rows]
+
+    def forget(self) -> None:
+        """Drop what was captured: the weights are others now."""
+        self._replays.clear()
 
     def capture_all(self) -> None:
         """Capture every size now, the largest first, so that the smaller ones find memory to share."""

@@ -43,7 +43,10 @@ class CpuGpuBuffer:
         self._shared = torch.from_numpy(self.host)  # the same memory
         self.device = self._shared.to(device, copy=True)
         on_cuda = device.type == "cuda"
-        pinned = [torch.empty(shape, dtype=torch.int32, pin_memory=True) for _ in range(STAGES if on_cuda else 0)]
+        pinned = [
+            torch.empty(shape, dtype=torch.int32, device="cpu", pin_memory=True)
+            for _ in range(STAGES if on_cuda else 0)
+        ]
         self._staging = cycle(pinned or [self._shared])
 
     def upload(self, num_rows: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice, takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +96,7 @@ class Runner:
         self.sampler = Sampler(model, device)
         self.step = DecodeStep(model, cache, self.input_batch, self.sampler, graph_capture(model.ops))
         self.graphs = None if capture is None else Graphs(self.step, capture, config.max_num_seqs)
+        self._weights = versions_of(model)
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> PendingStep:
@@ -148,6 +150,23 @@ class Runner:
         self.input_batch.remove(seq_id)
         self.cache.free(seq_id)
         self.sampler.free(seq_id)
+
+    def follow_weights(self) -> bool:
+        """Return whether a weight was replaced or written since the last call; captured steps that read it are dropped.
+
+        A write through another tensor's memory (`.data`, NumPy) goes unseen, and is followed by all but packed weights.
+        """
+        now = versions_of(self.model)
+        same = len(now) == len(self._weights) and all(
+            one is other and version == before
+            for (one, version), (other, before) in zip(now, self._weights, strict=True)
+        )
+        if not same:
+            self._weights = now
+            self.step.forget()
+            if self.graphs is not None:
+                self.graphs.forget()
+        return not same
 
     def reset(self) -> None:
         """Drop all that is kept for any sequence. Buffers stay where they are: captured steps refer to them."""
@@ -218,6 +237,14 @@ class Runner:
 
     def _ints(self, values: list) -> Tensor:
         return to_device(values, torch.int32, self.device)
+
+
+def versions_of(model: Model) -> list[tuple[Any, int]]:
+    """Return every weight of the model, and how often each was written to."""
+    return [
+        (weight, weight._version if isinstance(weight, Tensor) and not weight.is_inference() else 0)
+        for weight in model.weights()
+    ]
 
 
 def _prompt_targets(chunk: Chunk) -> list[int]:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 def to_device(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Copy numbers to the device: from pinned memory on CUDA, since a copy from pageable memory waits."""
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return torch.tensor(values, dtype=dtype, device="cpu", pin_memory=device.type == "cuda").to(
+        device, non_blocking=True
+    )
 
 
 def to_host(tensor: Tensor) -> Tensor:

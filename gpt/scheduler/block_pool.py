@@ -83,11 +83,10 @@ class BlockPool:
         return block if block is not None and self._content[block][1] == tuple(token_ids) else None
 
     def reset(self) -> None:
-        """Free the cached blocks: no unused prefix is found any more."""
-        while self._cached:
-            block = next(iter(self._cached))
-            self._uncache(block)
-            self._free.append(block)
+        """Let no prefix be found any more; blocks that no table holds are free."""
+        self._free += reversed(self._cached)
+        for index in (self._cached, self._by_key, self._content):
+            index.clear()
 
     def _uncache(self, block: int) -> None:
         del self._cached[block]

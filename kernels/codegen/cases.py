@@ -1,8 +1,8 @@
 """What codegen compiles: every kernel at the shapes of the known models, as calls of the public ops.
 
-A case is a call on "meta" tensors, which have shapes, dtypes and strides but no memory: the launcher itself picks row,
-signature and constants, so what is compiled is what a GPU would run, and a launcher that looked at a tensor's values
-would fail here. To add an op: write a generator of its calls in one dtype and name it in `CASES`.
+A case is a call on "meta" tensors, which have shapes, dtypes and strides but no memory: the launcher itself picks the
+config, signature and constants, so what is compiled is what a GPU would run, and a launcher that looked at a tensor's
+values would fail here. To add an op: write a generator of its calls in one dtype and name it in `CASES`.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Compile every row of the launch table for named GPUs, with no GPU, and print what the machine code needs.
+"""Compile every config of the launch table for named GPUs, with no GPU, and print what the machine code needs.
 
     python -m octavo.kernels.codegen [--arch sm_90 ...] [--op linear ...] [--dtype bf16 ...] [--quick] [--markdown]
 

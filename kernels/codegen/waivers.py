@@ -8,7 +8,7 @@ from octavo.kernels.triton.launch import ARCHS
 
 @dataclass(frozen=True)
 class Waiver:
-    """A limit that a row of the launch table cannot hold, and why: where all of `where` match constexprs or dtype."""
+    """A limit that a config of the table cannot hold, and why: where all of `where` match constexprs or dtype."""
 
     kernel: str
     check: str  # spill | shared | tensor_core | k_order | wide_load

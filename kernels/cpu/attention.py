@@ -22,7 +22,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     group, num_queries, num_keys = q.shape[1] // k.shape[1], len(q), k.shape[2]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     is_chunk = 1 < num_queries < num_keys
-    mask = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries) if is_chunk else None
+    mask = (
+        torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device).tril(num_keys - num_queries)
+        if is_chunk
+        else None
+    )
     rows = q.transpose(0, 1).unsqueeze(0)
     is_causal = num_queries == num_keys
     o = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)

@@ -21,6 +21,8 @@ def _write_kv(fields):
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
     """Store new keys and values in their slots, in place; slot -1 stores nothing: see the reference."""
+    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError("k_cache and v_cache must be contiguous")
     k, v, dtype = nk.rows_of_heads(k), nk.rows_of_heads(v), nk.common_dtype(k, v, k_cache, v_cache)
     width = k.shape[1] * k.shape[2]
     _write_kv(dtype, k.numel(), k, v, k_cache, v_cache, slot_mapping.int(), len(k), width, k.stride(0), v.stride(0))

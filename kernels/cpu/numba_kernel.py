@@ -2,8 +2,8 @@
 
 A kernel declares its arguments with `@cpu_kernel(layout)`. They reach it packed in fields of 8 bytes, which it reads
 by place, as a Triton kernel takes its pointers: `float_ptrs(fields, 0, 2)` are the first two tensors. It computes in
-float32 and runs on every thread, each of which takes its `thread_range` of the work. numba's machine code is kept on
-disk, in `__pycache__` or where NUMBA_CACHE_DIR says.
+float32 and runs on every thread, each of which takes its `thread_range` of the work. The machine code of this folder's
+kernels is kept on disk.
 """
 
 import ctypes
@@ -13,19 +13,19 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, partial
-from hashlib import sha256
-from pathlib import Path
-from threading import Lock
+from functools import partial
 from typing import Any
 
 import llvmlite.binding
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import cfunc, config, njit, types
+from numba import njit, types
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic, overload
 from torch import Tensor
+
+from octavo.kernels.cpu.kernel_cache import KernelCache, is_kept
 
 # Letters of a layout that stand for tensors, and their dtypes; None is the dtype of the call.
 POINTERS = {"v": None, "i": torch.int32, "f": torch.float32, "b": torch.int8}
@@ -115,39 +115,12 @@ class Kernel:
         raise TypeError(f"{self.function.__name__} takes ({self.layout}) with values of {dtype}, not ({given})")
 
     def _compile(self, dtype: torch.dtype) -> None:
-        signature = types.void(types.CPointer(DTYPES[dtype]))
-        with _cache_of_these_sources():
-            self._compiled[dtype] = cfunc(signature, cache=True, fastmath=FASTMATH_REASSOC, error_model="numpy")(
-                self.function
-            )
-
-
-_cache_lock = Lock()
-
-
-@contextmanager
-def _cache_of_these_sources() -> Iterator[None]:
-    """Key numba's cache by a hash of all kernel sources: numba itself checks only the file of the outer function."""
-    with _cache_lock:
-        folder = config.CACHE_DIR
-        config.CACHE_DIR = str(Path(folder or Path(__file__).with_name("__pycache__")) / _digest())
-        try:
-            yield
-        finally:
-            config.CACHE_DIR = folder
-
-
-@cache
-def _digest() -> str:
-    """A hash of every source beside this file, whatever its name."""
-    return digest_of(Path(__file__).parent)
-
-
-def digest_of(folder: Path) -> str:
-    """A hash of the names and contents of all Python files below a folder."""
-    sources = sorted(folder.rglob("*.py"))
-    parts = (str(source.relative_to(folder)).encode() + b"\0" + source.read_bytes() for source in sources)
-    return sha256(b"\0".join(parts)).hexdigest()[:12]
+        signature = (types.CPointer(DTYPES[dtype]),), types.void
+        compiled: Any = CFunc(self.function, signature, {}, {"fastmath": FASTMATH_REASSOC, "error_model": "numpy"})
+        if is_kept(self.function):
+            compiled._cache = KernelCache(self.function)
+        compiled.compile()
+        self._compiled[dtype] = compiled
 
 
 def _fields(kind: Callable[[Any], Any]) -> Any:

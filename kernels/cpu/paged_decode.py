@@ -162,7 +162,8 @@ def decode_attention(
     block_size, num_kv_heads, head_dim = k_cache.shape[1:]
     (num_seqs, max_blocks), group = block_table.shape, q.shape[1] // num_kv_heads
     max_splits = -(-max_blocks * block_size // SPLIT)
-    partial = torch.empty(num_seqs * num_kv_heads * max_splits * group * (head_dim + 2))
+    size = num_seqs * num_kv_heads * max_splits * group * (head_dim + 2)
+    partial = torch.empty(size, dtype=torch.float32, device=q.device)
     shape = num_seqs, num_kv_heads, group, head_dim
     work = num_seqs * max_splits * SPLIT * q.shape[1]
     indices = [x.int().contiguous() for x in (block_table, context_lens, cu_seqlens_q)]

@@ -59,7 +59,7 @@ def _kept_ids(logits: Tensor, temperature: Tensor, top_k: int, top_p: Tensor, mi
         return None
     finfo = torch.finfo(torch.float32)
     scaled = gap_below(logits) * (1 / temperature).clamp(max=finfo.max)
-    ids = _likeliest(logits, top_k) if 0 < top_k < len(logits) else torch.arange(len(logits))
+    ids = _likeliest(logits, top_k) if 0 < top_k < len(logits) else _places(logits)
     if float(top_p) < 1:
         ids = _nucleus(logits, ids, weights_q44(scaled[ids]), top_p)
     if float(min_p) > 0:
@@ -78,12 +78,12 @@ def _nucleus(logits: Tensor, ids: Tensor, weights: Tensor, top_p: Tensor) -> Ten
     """Of these ids, the likeliest that together weigh top_p of all, ascending."""
     wanted = (weights.sum().double() * top_p.double()).ceil().long().clamp(min=1)
     values, number = logits[ids], HEAD
-    head = torch.arange(len(ids))
+    head = _places(ids)
     while number < len(ids):
         head = (values >= values.topk(number).values[-1]).nonzero()[:, 0]
         if weights[head].sum() >= wanted:
             break
-        head, number = torch.arange(len(ids)), 8 * number
+        head, number = _places(ids), 8 * number
     order = head[values[head].sort(descending=True, stable=True).indices]
     before = weights[order].cumsum(0) - weights[order]
     return ids[order[before < wanted]].sort().values
@@ -97,3 +97,8 @@ def _noise(seed: int, position: int, ids: Tensor | None, vocab_size: int) -> Ten
     words = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
     chosen = np.stack(words, 1).reshape(-1)[:vocab_size] if ids is None else np.choose(ids.numpy() % 4, words)
     return gumbel(torch.from_numpy(chosen))
+
+
+def _places(x: Tensor) -> Tensor:
+    """0, 1, 2 ... along x, int64."""
+    return torch.arange(len(x), dtype=torch.int64, device=x.device)

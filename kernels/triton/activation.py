@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_alike, check_matrix
 
 
 @triton.jit
@@ -37,16 +38,14 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     `[num_tokens, 2 * intermediate_dim]` -> `[num_tokens, intermediate_dim]`, float32, float16 or bfloat16. ValueError
     otherwise.
     """
-    if gate_up.ndim != 2 or gate_up.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"gate_up must be 2-D in 16 or 32 bits, not {list(gate_up.shape)} {gate_up.dtype}")
-    if gate_up.stride(-1) != 1:
-        raise ValueError(f"gate_up must have a contiguous last dimension, not stride {gate_up.stride(-1)}")
+    check_matrix("gate_up", gate_up, "2-D")
+    check_alike(gate_up, gate_up=gate_up)
     num_tokens, intermediate_dim = gate_up.shape[0], gate_up.shape[1] // 2
     if gate_up.shape[1] % 2:
         raise ValueError(f"gate_up must be [num_tokens, 2 * intermediate_dim], not {list(gate_up.shape)}")
     y = torch.empty(num_tokens, intermediate_dim, dtype=gate_up.dtype, device=gate_up.device)
     if y.numel():
-        row = launch.elementwise(gate_up.device, intermediate_dim)
-        grid = (num_tokens, triton.cdiv(intermediate_dim, row.tiles["TILE"]))
-        _silu_mul_kernel[grid](y, gate_up, gate_up.stride(0), HIDDEN_DIM=intermediate_dim, **row.kwargs)
+        config = launch.elementwise(gate_up.device, intermediate_dim)
+        grid = (num_tokens, triton.cdiv(intermediate_dim, config["TILE"]))
+        _silu_mul_kernel[grid](y, gate_up, gate_up.stride(0), HIDDEN_DIM=intermediate_dim, **config)
     return y

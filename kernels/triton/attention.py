@@ -21,14 +21,12 @@ from octavo.kernels.triton.attention_tile import (
     LOG2_E,
     SECTION,
     attend,
-    check_bounds,
-    check_heads,
-    check_index,
     head_tile,
     load_rows,
     normalise,
     zero_rows,
 )
+from octavo.kernels.triton.checks import check_bounds, check_heads, check_tensor
 
 
 @triton.jit
@@ -145,14 +143,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     if k.ndim != 3 or len(k) != len(q):
         raise ValueError(f"k must be [{len(q)}, num_kv_heads, head_dim], not {tuple(k.shape)}")
     check_heads(q, k, v, ("k", "v"), scale)
-    check_index("cu_seqlens", cu_seqlens, (-1,), q.device)
+    check_tensor("cu_seqlens", cu_seqlens, (cu_seqlens.numel(),), q.device, torch.int32)
     check_bounds("cu_seqlens", cu_seqlens, max_seqlen, "max_seqlen", len(q))
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q) == 0:
         return o
     num_heads, head_dim = q.shape[1:]
-    row = launch.attention(q.device, q.dtype, head_dim)
-    tiles = max(1, triton.cdiv(max_seqlen, row.tiles["BLOCK_M"]))
+    config = launch.attention(q.device, q.dtype, head_dim)
+    tiles = max(1, triton.cdiv(max_seqlen, config["BLOCK_M"]))
     grid = (tiles * SECTION, triton.cdiv(num_heads, SECTION), len(cu_seqlens))  # the last "sequence" is the padding
     _causal_attention_kernel[grid](
         q,
@@ -171,6 +169,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
         HEAD_TILE=head_tile(head_dim),
         PRECISION="ieee",
         SECTION=SECTION,
-        **row.kwargs,
+        **config,
     )
     return o

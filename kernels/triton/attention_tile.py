@@ -11,17 +11,10 @@ The online softmax is from https://arxiv.org/abs/2205.14135
 """
 
 import math
-from itertools import pairwise
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton import knobs
 
-from octavo.kernels.triton.launch import MAX_HEAD_DIM
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LOG2_E = math.log2(math.e)
 SECTION = 4  # heads that advance side by side in prefill
 
@@ -115,55 +108,3 @@ def zero_rows(
 def head_tile(head_dim: int) -> int:
     """The width of a tile that holds a head: a power of two, and no less than tl.dot takes."""
     return max(16, triton.next_power_of_2(head_dim))
-
-
-def values_are_readable(index: Tensor) -> bool:
-    """Whether the contents of index tensors may be checked; on a GPU that synchronises: only under TRITON_DEBUG=1."""
-    return index.device.type == "cpu" or (index.is_cuda and knobs.runtime.debug)
-
-
-def check_heads(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str], scale: float) -> None:
-    """ValueError unless q, k and v (or the caches of those names) agree and the kernels can take them."""
-    if q.ndim != 3:
-        raise ValueError(f"q must be [num_tokens, num_heads, head_dim], not {tuple(q.shape)}")
-    num_heads, head_dim = q.shape[1:]
-    if q.dtype not in DTYPES:
-        raise ValueError(f"q must be float32, float16 or bfloat16, not {q.dtype}")
-    if head_dim % 8 or not 8 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(f"head_dim of q must be a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}")
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, not {scale}")
-    if v.shape != k.shape:
-        raise ValueError(f"{names[1]} must be shaped as {names[0]} {tuple(k.shape)}, not {tuple(v.shape)}")
-    if k.shape[-1] != head_dim or k.shape[-2] == 0 or num_heads % k.shape[-2]:
-        raise ValueError(
-            f"{names[0]} must have head_dim {head_dim} and a number of heads that divides {num_heads}, "
-            f"not {tuple(k.shape[-2:])}"
-        )
-    for name, tensor in (("q", q), (names[0], k), (names[1], v)):
-        if tensor.dtype != q.dtype or tensor.device != q.device:
-            raise ValueError(f"{name} must be {q.dtype} on {q.device}, not {tensor.dtype} on {tensor.device}")
-        if tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must have a contiguous last dimension, not stride {tensor.stride(-1)}")
-
-
-def check_index(name: str, index: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """ValueError unless an index tensor is int32 of that shape (-1: any extent), dense in its last dimension."""
-    fits = index.ndim == len(shape) and all(n in (-1, m) for n, m in zip(shape, index.shape, strict=True))
-    if index.dtype != torch.int32 or index.device != device or not fits or (index.ndim and index.stride(-1) != 1):
-        raise ValueError(
-            f"{name} must be int32 {list(shape)} on {device} with a contiguous last dimension, "
-            f"not {index.dtype} {list(index.shape)} on {index.device}"
-        )
-
-
-def check_bounds(name: str, cu_seqlens: Tensor, longest: int, limit_name: str, num_tokens: int) -> None:
-    """Where the values may be read: ValueError unless the sequences follow each other within q and the stated limit."""
-    if not values_are_readable(cu_seqlens):
-        return
-    bounds = cu_seqlens.tolist()
-    lengths = [b - a for a, b in pairwise(bounds)]
-    if bounds[0] != 0 or min(lengths, default=0) < 0 or bounds[-1] > num_tokens:
-        raise ValueError(f"{name} must rise from 0 to at most {num_tokens}, the rows of q, not {bounds}")
-    if max(lengths, default=0) > longest:
-        raise ValueError(f"{limit_name} {longest} is less than the longest sequence of {name}, {max(lengths)}")

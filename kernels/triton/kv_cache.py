@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_alike, check_tensor
 
 
 @triton.jit(do_not_specialize=["num_slots"], do_not_specialize_on_alignment=["slot_mapping_ptr"])
@@ -69,8 +70,8 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
     num_tokens, num_kv_heads, head_dim = k.shape
     if num_tokens == 0:
         return
-    row = launch.write_kv(k.device, num_kv_heads * head_dim)
-    grid = (num_tokens, triton.cdiv(num_kv_heads * head_dim, row.tiles["TILE"]))
+    config = launch.write_kv(k.device, num_kv_heads * head_dim)
+    grid = (num_tokens, triton.cdiv(num_kv_heads * head_dim, config["TILE"]))
     _write_kv_kernel[grid](
         k,
         v,
@@ -85,7 +86,7 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=k_cache.shape[1],
-        **row.kwargs,
+        **config,
     )
 
 
@@ -98,13 +99,5 @@ def _check(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping:
     for name, tensor, twin in (("v", v, k), ("v_cache", v_cache, k_cache)):
         if tensor.shape != twin.shape:
             raise ValueError(f"{name} must be shaped {tuple(twin.shape)}, not {tuple(tensor.shape)}")
-    for name, tensor in (("k", k), ("v", v), ("k_cache", k_cache), ("v_cache", v_cache)):
-        if tensor.dtype != k.dtype or tensor.device != k.device:
-            raise ValueError(f"{name} must be {k.dtype} on {k.device}, not {tensor.dtype} on {tensor.device}")
-        if tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must have a contiguous last dimension, not stride {tensor.stride(-1)}")
-    if slot_mapping.shape != k.shape[:1] or slot_mapping.dtype not in (torch.int32, torch.int64):
-        got = f"{slot_mapping.dtype} {list(slot_mapping.shape)}"
-        raise ValueError(f"slot_mapping must be int32 or int64 [{k.shape[0]}], not {got}")
-    if slot_mapping.device != k.device or not slot_mapping.is_contiguous():
-        raise ValueError(f"slot_mapping must be contiguous on {k.device}")
+    check_alike(k, k=k, v=v, k_cache=k_cache, v_cache=v_cache)
+    check_tensor("slot_mapping", slot_mapping, k.shape[:1], k.device, torch.int32, torch.int64)

@@ -5,9 +5,9 @@
 The product is computed as its transpose: a tile of weights is the left operand of `tl.dot`, a tile of tokens the right
 one. Tensor cores of sm_90 and sm_100 want 64 rows on the left, and a weight always has them; so one token runs on the
 same instruction as four thousand. Every launch sums k in the same order: tiles of BLOCK_K from 0, one float32
-accumulator, no split. Thin (up to 64 tokens): one tile holds all tokens, every weight is read once, 16 bytes a thread,
-through a pipeline deep enough to keep few programs busy. Tall: tiles of tokens in groups, so that the group's weights
-stay in L2. Either way a token's bits are the same.
+accumulator, no split. In decode (up to 64 tokens) one tile holds all tokens, every weight is read once, 16 bytes a
+thread, through a pipeline deep enough to keep few programs busy; in prefill tiles of tokens go in groups, so that the
+group's weights stay in L2. Either way a token's bits are the same.
 
 x may have strided rows; of every tensor only the last dimension must be contiguous. Rows of x and weight are read 16
 bytes a thread where addresses and strides are multiples of 16. https://arxiv.org/abs/2511.10909
@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_alike, check_matrix, dense_weight
 from octavo.kernels.weights import Weight
 
 
@@ -89,15 +90,19 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
     (float32, float16, bfloat16); x and weight may have strided rows. activation None or "gelu" (the tanh form).
     ValueError on anything else.
     """
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"weight must be a dense tensor, not {type(weight).__name__}, on backend triton")
-    _check(x, weight, bias, activation)
+    check_matrix("x", x, "[num_tokens, in_features]")
+    weight = dense_weight(x, weight, "out_features")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], not {list(bias.shape)}")
+    check_alike(x, x=x, bias=bias)
+    if activation not in (None, "gelu"):
+        raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
     (num_tokens, in_features), out_features = x.shape, weight.shape[0]
     y = torch.empty(num_tokens, out_features, dtype=x.dtype, device=x.device)
     if num_tokens == 0:
         return y
-    row = launch.linear(x.device, x.dtype, num_tokens, out_features)
-    tiles = triton.cdiv(num_tokens, row.tiles["BLOCK_M"]) * triton.cdiv(out_features, row.tiles["BLOCK_N"])
+    config = launch.linear(x.device, x.dtype, num_tokens, out_features)
+    tiles = triton.cdiv(num_tokens, config["BLOCK_M"]) * triton.cdiv(out_features, config["BLOCK_N"])
     _linear_kernel[(tiles,)](
         y,
         x,
@@ -112,24 +117,6 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
         GELU=activation == "gelu",
         GROUP=GROUP,
         enable_fp_fusion=False,  # which epilogue multiplies and adds meet would depend on the tile
-        **row.kwargs,
+        **config,
     )
     return y
-
-
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
-    if x.ndim != 2 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"x must be [num_tokens, in_features] in 16 or 32 bits, not {tuple(x.shape)} {x.dtype}")
-    if weight.ndim != 2 or weight.shape[1] != x.shape[1]:
-        raise ValueError(f"weight must be [out_features, {x.shape[1]}], not {tuple(weight.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
-    if activation not in (None, "gelu"):
-        raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if tensor.dtype != x.dtype or tensor.device != x.device:
-            raise ValueError(f"{name} must be {x.dtype} on {x.device}, not {tensor.dtype} on {tensor.device}")
-        if tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must have a contiguous last dimension, not stride {tensor.stride(-1)}")

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_alike, check_matrix
 
 
 @triton.jit
@@ -83,7 +84,7 @@ def _launch(
     total = y if residual is None else torch.empty_like(y)
     if num_tokens == 0:
         return y, total
-    row = launch.norm(x.device, dim)
+    config = launch.norm(x.device, dim)
     _norm_kernel[(num_tokens,)](
         y,
         total,
@@ -96,27 +97,17 @@ def _launch(
         eps,
         DIM=dim,
         CENTER=bias is not None,
-        **row.kwargs,
+        **config,
     )
     return y, total
 
 
 def _check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
-    if x.ndim != 2 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"x must be [num_tokens, dim] in 16 or 32 bits, not {tuple(x.shape)} {x.dtype}")
+    check_matrix("x", x, "[num_tokens, dim]")
     if not 0 < x.shape[1] <= launch.NORM_MAX_DIM:
         raise ValueError(f"x must have a dim of 1 to {launch.NORM_MAX_DIM}, not {x.shape[1]}")
-    for name, tensor, shape in (
-        ("x", x, x.shape),
-        ("residual", residual, x.shape),
-        ("weight", weight, x.shape[1:]),
-        ("bias", bias, x.shape[1:]),
-    ):
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
+    shapes = {"residual": (residual, x.shape), "weight": (weight, x.shape[1:]), "bias": (bias, x.shape[1:])}
+    for name, (tensor, shape) in shapes.items():
+        if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
-        if tensor.dtype != x.dtype or tensor.device != x.device:
-            raise ValueError(f"{name} must be {x.dtype} on {x.device}, not {tensor.dtype} on {tensor.device}")
-        if tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must have a contiguous last dimension, not stride {tensor.stride(-1)}")
+    check_alike(x, x=x, residual=residual, weight=weight, bias=bias)

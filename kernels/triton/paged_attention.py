@@ -20,15 +20,12 @@ from octavo.kernels.triton.attention_tile import (
     LOG2_E,
     SECTION,
     attend_cache,
-    check_bounds,
-    check_heads,
-    check_index,
     head_tile,
     load_rows,
     normalise,
-    values_are_readable,
     zero_rows,
 )
+from octavo.kernels.triton.checks import check_bounds, check_heads, check_tensor, values_are_readable
 from octavo.kernels.triton.paged_decode import decode
 
 MAX_BLOCK_SIZE = 256
@@ -122,8 +119,8 @@ def paged_attention(
         return o
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
-    row = launch.attention(q.device, q.dtype, head_dim)
-    tiles = triton.cdiv(max_seqlen_q, row.tiles["BLOCK_M"])
+    config = launch.attention(q.device, q.dtype, head_dim)
+    tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     grid = (tiles * SECTION, triton.cdiv(num_heads, SECTION), len(cu_seqlens_q))  # the last "sequence" is the padding
     _prefill_kernel[grid](
         q,
@@ -146,7 +143,7 @@ def paged_attention(
         BLOCK_SIZE=block_size,
         PRECISION="ieee",
         SECTION=SECTION,
-        **row.kwargs,
+        **config,
     )
     return o
 
@@ -171,10 +168,10 @@ def _check(
     block_size = k_cache.shape[1]
     if not 1 <= block_size <= MAX_BLOCK_SIZE or block_size & (block_size - 1):
         raise ValueError(f"block_size of k_cache must be a power of two up to {MAX_BLOCK_SIZE}, not {block_size}")
-    check_index("context_lens", context_lens, (-1,), q.device)
-    num_seqs = len(context_lens)
-    check_index("block_table", block_table, (num_seqs, -1), q.device)
-    check_index("cu_seqlens_q", cu_seqlens_q, (num_seqs + 1,), q.device)
+    num_seqs, table_shape = context_lens.numel(), (context_lens.numel(), *block_table.shape[-1:])
+    check_tensor("context_lens", context_lens, (num_seqs,), q.device, torch.int32)
+    check_tensor("block_table", block_table, table_shape, q.device, torch.int32, strided_rows=True)
+    check_tensor("cu_seqlens_q", cu_seqlens_q, (num_seqs + 1,), q.device, torch.int32)
     check_bounds("cu_seqlens_q", cu_seqlens_q, max_seqlen_q, "max_seqlen_q", len(q))
     if values_are_readable(context_lens):
         _check_contexts(k_cache, block_table, context_lens)

@@ -151,7 +151,7 @@ def decode(
     pieces = num_seqs * triton.cdiv(capacity, SPLIT)
     partial = torch.empty((pieces, num_heads, head_dim), dtype=torch.float32, device=q.device)
     stats = torch.empty((pieces, num_heads, 2), dtype=torch.float32, device=q.device)  # m and l
-    row, resident = launch.paged_decode(q.device, q.dtype, head_dim)
+    config, resident = launch.paged_decode(q.device, q.dtype, head_dim)
     if pieces > 0:
         _split_kernel[(min(pieces * num_kv_heads, resident),)](
             q,
@@ -177,7 +177,7 @@ def decode(
             PRECISION="ieee",
             SPLIT=SPLIT,
             SEQS=SEQS,
-            **row.kwargs,
+            **config,
         )
     _merge_kernel[(max(num_seqs, num_tokens), num_heads)](
         partial,

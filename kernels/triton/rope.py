@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import FLOATS, check_alike, check_tensor
 
 
 @triton.jit(do_not_specialize=["context_size"])
@@ -86,8 +87,8 @@ def rope(
     k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     if num_tokens == 0:
         return q_out, k_out
-    row = launch.rope(q.device, num_heads, head_dim // 2)
-    tiles = (triton.cdiv(heads, row.tiles["TILE_HEADS"]) for heads in (num_heads, num_kv_heads))
+    config = launch.rope(q.device, num_heads, head_dim // 2)
+    tiles = (triton.cdiv(heads, config["TILE_HEADS"]) for heads in (num_heads, num_kv_heads))
     _rope_kernel[(num_tokens, sum(tiles))](
         q_out,
         k_out,
@@ -103,24 +104,17 @@ def rope(
         NUM_KV_HEADS=num_kv_heads,
         HALF_DIM=head_dim // 2,
         INTERLEAVED=interleaved,
-        **row.kwargs,
+        **config,
     )
     return q_out, k_out
 
 
 def _check(q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:
-    if q.ndim != 3 or q.shape[2] % 2 or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if q.ndim != 3 or q.shape[2] % 2 or q.dtype not in FLOATS:
         raise ValueError(f"q must be [num_tokens, num_heads, even head_dim], not {list(q.shape)} {q.dtype}")
-    if k.ndim != 3 or k.shape[::2] != q.shape[::2] or k.dtype != q.dtype:
-        expected = f"[{q.shape[0]}, num_kv_heads, {q.shape[2]}] {q.dtype}"
-        raise ValueError(f"k must be {expected}, not {list(k.shape)} {k.dtype}")
-    if positions.shape != q.shape[:1] or positions.dtype not in (torch.int32, torch.int64):
-        found = f"{list(positions.shape)} {positions.dtype}"
-        raise ValueError(f"positions must be [{q.shape[0]}] of int32 or int64, not {found}")
+    if k.ndim != 3 or k.shape[::2] != q.shape[::2]:
+        raise ValueError(f"k must be [{q.shape[0]}, num_kv_heads, {q.shape[2]}], not {list(k.shape)}")
+    check_alike(q, q=q, k=k)
+    check_tensor("positions", positions, q.shape[:1], q.device, torch.int32, torch.int64)
     for name, table in (("cos", cos), ("sin", sin)):
-        if table.shape != (cos.shape[0], q.shape[2] // 2) or table.dtype != torch.float32 or not table.is_contiguous():
-            found = f"{list(table.shape)} {table.dtype}"
-            raise ValueError(f"{name} must be contiguous [context_size, {q.shape[2] // 2}] float32, not {found}")
-    for name, tensor in (("q", q), ("k", k), ("positions", positions), ("cos", cos), ("sin", sin)):
-        if tensor.device != q.device or tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must be on {q.device} with a contiguous last dimension")
+        check_tensor(name, table, (*cos.shape[:1], q.shape[2] // 2), q.device, torch.float32)

@@ -6,9 +6,8 @@ import torch
 from octavo.gpt import LLM, SamplingParams
 from octavo.kernels import reference
 from octavo.kernels.cpu.linear import linear, pack
+from octavo.kernels.testing.numerics import assert_accurate
 from octavo.kernels.weights import dequantise
-
-from numerics import assert_accurate
 
 SHAPES = [(96, 64), (257, 77), (33, 40), (1, 1), (5000, 32)]
 

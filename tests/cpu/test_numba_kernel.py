@@ -23,8 +23,7 @@ from octavo.kernels.cpu.numba_kernel import (
 )
 from octavo.kernels.cpu.paged_attention import paged_attention
 from octavo.kernels.cpu.paged_decode import SPLIT
-
-from numerics import assert_accurate
+from octavo.kernels.testing.numerics import assert_accurate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -191,24 +190,6 @@ def test_without_numba_auto_means_the_reference(monkeypatch):
     assert backends.best_for("cpu") == "reference"
     with pytest.raises(RuntimeError, match=r"needs the package numba, which is not installed"):
         backends.load("cpu")
-
-
-def test_the_cache_folder_of_numba_is_put_back():
-    folder = numba_kernel.config.CACHE_DIR
-    with numba_kernel._cache_of_these_sources():
-        assert str(numba_kernel.config.CACHE_DIR) != str(folder)
-    assert folder == numba_kernel.config.CACHE_DIR
-
-
-@pytest.mark.parametrize("name", ["cpu_norm.py", "norm.py", "deep/norm.py"])
-def test_the_key_of_numbas_cache_follows_every_source(tmp_path, name):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "launcher.py").write_text("x = 1")
-    keys = {numba_kernel.digest_of(tmp_path)}
-    for text in ("y = 1", "y = 2"):
-        (tmp_path / name).write_text(text)
-        keys.add(numba_kernel.digest_of(tmp_path))
-    assert len(keys) == 3
 
 
 def test_a_whole_number_given_for_a_float_is_that_number():

@@ -7,7 +7,7 @@ import pytest
 
 from octavo.gpt import stats
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.gpt.stats import Clock, Stats
+from octavo.gpt.scheduler.stats import Clock, Stats
 
 from tiny import TINY, tiny_engine, tiny_model
 from watched import check_idle, letters, prompts

@@ -6,9 +6,14 @@ import sys
 
 import pytest
 
-from octavo.gpt import cli
-from octavo.gpt.cli import COMMANDS, SAMPLING_OPTIONS, main
+from octavo.gpt.cli import commands, main
+from octavo.gpt.cli.commands import COMMANDS, MODEL_OPTIONS, SAMPLING_OPTIONS
+from octavo.gpt.cli.output import SHAPES
+from octavo.gpt.loading.loader import DTYPES
+from octavo.gpt.models.registry import FAMILIES
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.kernels.backends import BACKENDS
+from octavo.kernels.weights import FORMATS
 
 BAD = {
     "unknown model": (["generate", "Hi", "--model", "no-such-model"], "no-such-model"),
@@ -22,6 +27,13 @@ BAD = {
     "overflow": (["generate", "Hi", "--overflow", "wrap"], "overflow"),
     "logit bias": (["generate", "Hi", "--logit-bias", "12"], "logit_bias"),
     "no such file": (["score", "/no/such/file"], "/no/such/file"),
+    "no prompt": (["generate"], "required: prompt (see octavo generate --help)"),
+    "unknown option": (["generate", "Hi", "--colour", "\x1b[31m\nred"], r"--colour \x1b[31m red"),
+    "no command": ([], "required: COMMAND (see octavo --help)"),
+    "unknown weights": (["generate", "Hi", "--weights", "int3"], "weights"),
+    "a folder": (["score", "/"], "/: Is a directory"),
+    "a path of control characters": (["score", "/no/\x1b]0;x\x07"], r"/no/\x1b]0;x\x07: No such file"),
+    "a long path": (["score", "/" + 5000 * "x/"], " ... "),
     "two answers": (["chat", "Hi", "--n", "2"], "n is 2"),
 }
 
@@ -33,7 +45,8 @@ def test_bad_input_is_one_line(name, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("octavo: ")
-    assert captured.err.count("\n") == 1
+    assert captured.err.removesuffix("\n").isprintable()
+    assert len(captured.err) < 1100
     assert message in captured.err
 
 
@@ -67,7 +80,7 @@ GIVEN = {
 def params_of(monkeypatch, *options):
     """The SamplingParams of a command line."""
     found = []
-    monkeypatch.setattr(cli, "_llm", lambda arguments: found.append(cli._params(arguments)) or sys.exit(0))
+    monkeypatch.setattr(commands, "_llm", lambda arguments: found.append(commands._params(arguments)) or sys.exit(0))
     with pytest.raises(SystemExit):
         main(["generate", "Hi", *options])
     return found[0]
@@ -84,3 +97,12 @@ def test_every_option_reaches_its_field(monkeypatch):
 
 def test_without_options_only_the_length_is_the_command_line_s_own(monkeypatch):
     assert params_of(monkeypatch) == SamplingParams(max_tokens=256)
+
+
+def test_the_parser_knows_the_library_s_names():
+    """It is built without PyTorch, and so without the modules that define them."""
+    known = {name: choices for name, choices, _ in MODEL_OPTIONS}
+    assert known["backend"] == BACKENDS
+    assert known["dtype"] == (*DTYPES, *FORMATS)
+    assert known["weights"] == tuple(FORMATS)
+    assert tuple(name for family in FAMILIES.values() for name in family.known_shapes) == SHAPES

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 _empty = torch.empty  # itself, whatever stands in for it
 GUARD = 4096  # values before and after each tensor
 
@@ -36,22 +34,9 @@ class GuardedMemory:
         )
 
 
-def noise(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """Normal values, the same for every dtype and device but for rounding."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
-
-
 def far_apart(tensor: Tensor) -> Tensor:
     """The same rows 2^30 values apart: row 2 begins where int32 ends. What lies between is never touched."""
     step = 2**30
     room = _empty((len(tensor) - 1) * step + tensor[0].numel(), dtype=tensor.dtype, device=tensor.device)
     apart = room.as_strided(tensor.shape, (step, *tensor.stride()[1:]))
     return apart.copy_(tensor)
-
-
-def strided(tensor: Tensor) -> Tensor:
-    """The same values as a view of wider rows whose rest is NaN."""
-    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 8), torch.nan, dtype=tensor.dtype, device=tensor.device)
-    wide[..., : tensor.shape[-1]] = tensor
-    return wide[..., : tensor.shape[-1]]

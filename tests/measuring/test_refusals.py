@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -144,6 +145,33 @@ def test_unknown_options_are_one_line(command, capsys):
     assert "--speed" in refused(capsys, command, *(["a", "b"] if command == "compare" else []), "--speed", "9")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_the_list_of_commands_what_the_command_does(command, capsys):
+    assert bench(command, "--help") == 0
+    assert f"example:  python -m octavo.bench {command}" in capsys.readouterr().out
+    assert import_module(f"octavo.bench.{command}").run.__doc__ == COMMANDS[command]
+
+
+def test_no_command_and_an_unknown_one(capsys):
+    assert "required: COMMAND" in refused(capsys)
+    assert "invalid choice: 'decod'" in refused(capsys, "decod")
+
+
+def test_brackets_and_colons_of_a_path_are_shown(tmp_path, capsys):
+    folder = tmp_path / "a[bold]b[red] :smile: \\[c]"
+    results = write(folder / "decode.jsonl", RUN, record("octavo:[cpu]"))
+    assert bench("report", results) == 0
+    assert f"written to {folder}/report.md" in capsys.readouterr().out
+    assert bench("compare", results, results) == 0
+    assert f"old {results}:" in capsys.readouterr().out
+
+
+def test_advice_keeps_its_brackets(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("octavo.bench.report.find_spec", lambda name: None)
+    assert bench("report", write(tmp_path / "decode.jsonl", RUN, record())) == 0
+    assert "pip install 'octavo[bench]'" in capsys.readouterr().out
+
+
 def test_a_folder_of_several_runs_is_not_one(tmp_path, capsys):
     for name in "ab":
         write(tmp_path / f"{name}.jsonl", RUN, record())
@@ -167,28 +195,28 @@ def test_the_schema_of_a_line_is_the_first_thing_that_is_said(tmp_path, capsys):
     assert "line 1 is of schema None" in refused(capsys, "report", path)
 
 
-def test_tune_proposes_a_row_as_data():
+def test_tune_proposes_a_config_as_data():
     """The op is launched with the candidate while it is timed, and the table is as it was afterwards."""
     lookup, device, dtype = launch.attention, torch.device("cpu"), torch.bfloat16
-    row = launch.attention(device, dtype, 64)
-    faster = replace(row, num_warps=8)
+    config = launch.attention(device, dtype, 64)
+    faster = {**config, "num_warps": 8}
     with tune.launched_with("causal_attention", faster):
         assert launch.attention(device, dtype, 64) is faster
     assert launch.attention is lookup
-    assert json.loads(json.dumps(tune.proposal("causal_attention", "sm_90", "bfloat16", row, faster, 0.1))) == {
-        "arch": "sm_90", "dtype": "bfloat16", "op": "causal_attention", "old": row.kwargs,
-        "new": {**row.kwargs, "num_warps": 8}, "saved": 0.1,
+    assert json.loads(json.dumps(tune.proposal("causal_attention", "sm_90", "bfloat16", config, faster, 0.1))) == {
+        "arch": "sm_90", "dtype": "bfloat16", "op": "causal_attention", "old": config,
+        "new": faster, "saved": 0.1,
     }  # fmt: skip
 
 
-def test_tune_keeps_a_row_unless_another_wins_twice():
-    """The fastest candidate by a clock that gives every row one time; a candidate that fails has none."""
-    row = launch.attention(torch.device("cpu"), torch.bfloat16, 64)
+def test_tune_keeps_a_config_unless_another_wins_twice():
+    """The fastest candidate by a clock that gives every config one time; a candidate that fails has none."""
+    config = launch.attention(torch.device("cpu"), torch.bfloat16, 64)
     case = Case("causal_attention", "", tuple, 0)
-    winner = next(candidate for candidate in tune.candidates(case.op, row) if candidate.num_warps == 8)
+    winner = next(candidate for candidate in tune.candidates(case.op, config) if candidate["num_warps"] == 8)
 
     def clock(seconds):
-        return lambda _, tried: 1.0 if tried == row else seconds if tried == winner else None
+        return lambda _, tried: 1.0 if tried == config else seconds if tried == winner else None
 
-    assert tune.search(row, [case], clock(0.99)) == (row, 0.0)
-    assert tune.search(row, [case], clock(0.5)) == (winner, 0.5)
+    assert tune.search(config, [case], clock(0.99)) == (config, 0.0)
+    assert tune.search(config, [case], clock(0.5)) == (winner, 0.5)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from octavo.gpt.loading.loader import load_model
 from octavo.kernels.ops import REFERENCE
+from octavo.kernels.testing.numerics import assert_within
 
 from checkpoints import gpt2_gguf_tensors, llama_gguf_tensors, save_gguf
-from numerics import assert_within
 
 transformers = pytest.importorskip("transformers")
 

@@ -6,45 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import reference
+from octavo.kernels.testing.inputs import DEVICE, FLOATS, cu_seqlens, far_rows, fused_qkv, integers
 from octavo.kernels.triton.attention import causal_attention
 
-from factories import cu_seqlens, far_rows, fused_qkv, integers
-from guarded import DEVICE, FLOATS
-from numerics import assert_accurate
-
 pytestmark = pytest.mark.usefixtures("guarded_memory")
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize(
-    "lengths",
-    [[1], [15, 16, 17], [31, 32, 33], [0, 20, 0, 1, 0], [40, 3, 70]],
-    ids=lambda value: "-".join(map(str, value)),
-)
-def test_ragged_batches(lengths: list[int], dtype: torch.dtype) -> None:
-    """Tile boundaries of queries (16) and keys (32) in the interpreter, sequences of no tokens, and padding rows."""
-    q, k, v = fused_qkv(sum(lengths), (3, 1, 40), dtype, padding=21)
-    args = (q, k, v, cu_seqlens(lengths), max(lengths), 40**-0.5)
-    assert_accurate(causal_attention(*args), reference.causal_attention, *args)
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize(
-    "heads", [(4, 4, 16), (9, 3, 64), (8, 1, 8), (5, 5, 80), (8, 2, 32), (1, 1, 128), (2, 1, 200), (1, 1, 256)], ids=str
-)
-def test_heads_and_groups(heads: tuple[int, int, int], dtype: torch.dtype) -> None:
-    lengths = [35, 2]
-    q, k, v = fused_qkv(sum(lengths), heads, dtype)
-    args = (q, k, v, cu_seqlens(lengths), 64, heads[2] ** -0.5)
-    assert_accurate(causal_attention(*args), reference.causal_attention, *args)
-
-
-@pytest.mark.parametrize("scale", [1e-3, 0.125, 4.0])
-def test_any_positive_scale(scale: float) -> None:
-    q, k, v = fused_qkv(40, (2, 2, 16), torch.float32)
-    args = (q, k, v, cu_seqlens([40]), 40, scale)
-    assert_accurate(causal_attention(*args), reference.causal_attention, *args)
 
 
 def test_a_first_token_sees_itself_alone() -> None:

@@ -6,12 +6,19 @@ from torch import Tensor
 from triton import knobs
 
 from octavo.kernels import reference
+from octavo.kernels.testing.inputs import (
+    DEVICE,
+    FLOATS,
+    cu_seqlens,
+    decode_args,
+    fused_qkv,
+    integers,
+    paged,
+    prefill_args,
+)
+from octavo.kernels.testing.numerics import assert_accurate
 from octavo.kernels.triton.attention import causal_attention
 from octavo.kernels.triton.paged_attention import paged_attention
-
-from factories import cu_seqlens, decode_args, fused_qkv, integers, paged, prefill_args
-from guarded import DEVICE, FLOATS
-from numerics import assert_accurate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("guarded_memory")]
 REAL_HEADS = [(12, 12, 64), (9, 3, 64), (32, 8, 128), (8, 8, 80), (4, 2, 256)]

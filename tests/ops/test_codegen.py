@@ -1,4 +1,4 @@
-"""The machine code of every row of the launch table, compiled for GPUs that need not be there."""
+"""The machine code of every config of the launch table, compiled for GPUs that need not be there."""
 
 import dataclasses
 import os

@@ -5,10 +5,8 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference
+from octavo.kernels.testing.inputs import DEVICE, FLOATS, far_rows, fused_qkv, integers
 from octavo.kernels.triton.kv_cache import write_kv
-
-from factories import far_rows, fused_qkv, integers
-from guarded import DEVICE, FLOATS
 
 
 def bits(x: Tensor) -> Tensor:

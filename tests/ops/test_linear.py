@@ -1,19 +1,19 @@
 """linear against the reference, and the promise that a row's bits depend on no other row."""
 
-import dataclasses
-
 import pytest
 import torch
 
 from octavo.kernels import reference
+from octavo.kernels.testing.inputs import DEVICE, FLOATS, noise, strided
+from octavo.kernels.testing.numerics import assert_accurate
 from octavo.kernels.triton import launch, linear
 from octavo.kernels.weights import quantise
 
-from guarded import DEVICE, FLOATS, far_apart, noise, strided
-from numerics import assert_accurate
+from guarded import far_apart
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
-TALL = 2 * launch.THIN_ROWS + 9  # more tokens than the thin path takes, and no multiple of a tile
+PREFILL = 2 * launch.MAX_DECODE_TOKENS + 9  # more tokens than a decode tile holds, and no multiple of a tile
+LISTED = [key for key in launch.LINEAR if key[0] in launch.ARCHS]
 
 
 def arguments(num_tokens: int, out_features: int, in_features: int, dtype: torch.dtype) -> dict:
@@ -33,17 +33,9 @@ EPILOGUES = {
 }
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("epilogue", EPILOGUES)
-@pytest.mark.parametrize("num_tokens", [1, TALL])
-def test_is_accurate(dtype, epilogue, num_tokens):
-    kwargs = {**arguments(num_tokens, 97, 72, dtype), **EPILOGUES[epilogue]}
-    assert_accurate(linear.linear(**kwargs), reference.linear, **kwargs)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("out_features", "in_features"), [(1, 1), (3, 50), (257, 64), (48, 576), (130, 1600)])
-@pytest.mark.parametrize("num_tokens", [7, launch.THIN_ROWS, launch.THIN_ROWS + 1])
+@pytest.mark.parametrize("num_tokens", [7, launch.MAX_DECODE_TOKENS, launch.MAX_DECODE_TOKENS + 1])
 def test_widths_that_are_no_power_of_two(dtype, out_features, in_features, num_tokens):
     kwargs = arguments(num_tokens, out_features, in_features, dtype)
     assert_accurate(linear.linear(**kwargs), reference.linear, **kwargs)
@@ -56,56 +48,49 @@ def head(kwargs: dict, rows: slice) -> dict:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("rows", [(0, 1), (0, 16), (3, 4), (0, 64), (0, 65), (100, 137)], ids=str)
-def test_a_row_has_the_same_bits_thin_and_tall(dtype, rows):
-    kwargs = {**arguments(TALL, 70, 200, dtype), "activation": "gelu"}
+def test_a_row_has_the_same_bits_in_decode_and_in_prefill(dtype, rows):
+    kwargs = {**arguments(PREFILL, 70, 200, dtype), "activation": "gelu"}
     assert torch.equal(linear.linear(**head(kwargs, slice(*rows))), linear.linear(**kwargs)[slice(*rows)])
 
 
-def every_row(rows: launch.LinearRows) -> tuple[launch.Row, ...]:
-    return rows.few + rows.thin + rows.tall
-
-
-def on_row(monkeypatch: pytest.MonkeyPatch, row: launch.Row, kwargs: dict) -> torch.Tensor:
-    """The call, launched as that row says; vendor options mean nothing to the interpreter."""
-    monkeypatch.setattr(launch, "linear", lambda *facts: dataclasses.replace(row, options={}))
+def launched_as(config: launch.Config, monkeypatch: pytest.MonkeyPatch, kwargs: dict) -> torch.Tensor:
+    """The call, launched as that config says; vendor options mean nothing to the interpreter."""
+    known = {name: value for name, value in config.items() if name != "matrix_instr_nonkdim"}
+    monkeypatch.setattr(launch, "linear", lambda *facts: known)
     return linear.linear(**kwargs)
 
 
-@pytest.mark.parametrize(("arch", "itemsize"), launch.LINEAR, ids=str)
-def test_every_row_of_a_table_gives_the_same_bits(arch, itemsize, monkeypatch):
+@pytest.mark.parametrize(("arch", "itemsize"), LISTED, ids=str)
+def test_every_config_of_a_table_gives_the_same_bits(arch, itemsize, monkeypatch):
     kwargs = arguments(70, 50, 150, torch.float32 if itemsize == 4 else torch.float16)
-    results = [on_row(monkeypatch, row, kwargs) for row in every_row(launch.LINEAR[arch, itemsize])]
+    table = launch.LINEAR[arch, itemsize]
+    configs = table.decode_narrow + table.decode + table.prefill
+    results = [launched_as(config, monkeypatch, kwargs) for config in configs]
     assert len(results) >= 8
     assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_another_order_of_k_gives_other_bits(monkeypatch):
-    """What the tests above would see if two rows of a table differed in BLOCK_K."""
+    """What the tests above would see if two configs of a table differed in BLOCK_K."""
     kwargs = arguments(70, 50, 150, torch.float32)
-    row = launch.LINEAR["sm_90", 4].thin[0]
-    other = dataclasses.replace(row, tiles={**row.tiles, "BLOCK_K": 16})
-    assert not torch.equal(on_row(monkeypatch, row, kwargs), on_row(monkeypatch, other, kwargs))
-
-
-def test_extremes_of_the_gelu_neither_overflow_nor_become_nan():
-    extremes = [-1e20, -1e4, -88.0, -11.0, -0.0, 0.0, 1e-30, 11.0, 88.0, 1e4, 1e18]
-    x, weight = torch.tensor(extremes, device=DEVICE).unsqueeze(1), torch.ones(3, 1, device=DEVICE)
-    assert_accurate(linear.linear(x, weight, None, "gelu"), reference.linear, x, weight, None, "gelu")
+    config = launch.LINEAR["sm_90", 4].decode[0]
+    other = {**config, "BLOCK_K": 16}
+    assert not torch.equal(launched_as(config, monkeypatch, kwargs), launched_as(other, monkeypatch, kwargs))
 
 
 @pytest.mark.parametrize("num_tokens", [1, 16, 17, 33, 64])
-@pytest.mark.parametrize(("arch", "itemsize"), launch.LINEAR, ids=str)
+@pytest.mark.parametrize(("arch", "itemsize"), LISTED, ids=str)
 @pytest.mark.parametrize("out_features", [768, 50257])
-def test_thin_rows_hold_all_tokens_in_one_tile(num_tokens, arch, itemsize, out_features, monkeypatch):
+def test_decode_tiles_hold_all_tokens_in_one_tile(num_tokens, arch, itemsize, out_features, monkeypatch):
     monkeypatch.setattr(launch, "arch_of", lambda device: arch)
     dtype = torch.float32 if itemsize == 4 else torch.bfloat16
-    row = launch.linear(torch.device("meta"), dtype, num_tokens, out_features)
-    assert num_tokens <= row.tiles["BLOCK_M"] < max(2 * num_tokens, 17)
+    config = launch.linear(torch.device("meta"), dtype, num_tokens, out_features)
+    assert num_tokens <= config["BLOCK_M"] < max(2 * num_tokens, 17)
 
 
 def test_few_tiles_go_to_smaller_tiles(monkeypatch):
     monkeypatch.setattr(launch, "arch_of", lambda device: "sm_90")
-    tokens = [launch.linear(DEVICE, torch.bfloat16, n, 768).tiles["BLOCK_M"] for n in (100, 2816, 65536)]
+    tokens = [launch.linear(DEVICE, torch.bfloat16, n, 768)["BLOCK_M"] for n in (100, 2816, 65536)]
     assert tokens == [64, 128, 256]
 
 
@@ -154,13 +139,13 @@ GPU_WEIGHTS = [(2304, 768), (50257, 768), (768, 3072), (576, 1536), (1600, 1600)
     + [(dtype, *widths) for dtype in (torch.float16, torch.float32) for widths in GPU_WEIGHTS[:3]],
     ids=str,
 )
-def test_at_size_rows_are_accurate_and_the_same_thin_and_tall(dtype, out_features, in_features):
+def test_at_size_rows_are_accurate_and_the_same_in_decode_and_prefill(dtype, out_features, in_features):
     tensors = {name: value.contiguous() for name, value in arguments(4096, out_features, in_features, dtype).items()}
     kwargs = {**tensors, "activation": "gelu"}
-    tall = linear.linear(**kwargs)
-    assert_accurate(tall[:300], reference.linear, **head(kwargs, slice(300)))
+    prefill = linear.linear(**kwargs)
+    assert_accurate(prefill[:300], reference.linear, **head(kwargs, slice(300)))
     for rows in [(0, 1), (4095, 4096), (5, 21), (0, 32), (64, 128), (0, 65), (7, 307), (1000, 3000)]:
-        assert torch.equal(linear.linear(**head(kwargs, slice(*rows))), tall[slice(*rows)]), rows
+        assert torch.equal(linear.linear(**head(kwargs, slice(*rows))), prefill[slice(*rows)]), rows
 
 
 @pytest.mark.gpu

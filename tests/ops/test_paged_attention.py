@@ -2,57 +2,14 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from octavo.kernels import reference
+from octavo.kernels.testing.inputs import FLOATS, cu_seqlens, decode_args, fused_qkv, integers, paged
+from octavo.kernels.testing.numerics import assert_accurate
 from octavo.kernels.triton.attention import causal_attention
 from octavo.kernels.triton.paged_attention import paged_attention
 
-from factories import cu_seqlens, decode_args, fused_qkv, integers, paged, prefill_args
-from guarded import FLOATS
-from numerics import assert_accurate
-
 pytestmark = pytest.mark.usefixtures("guarded_memory")
-BLOCK_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_prefill(block_size: int, dtype: torch.dtype) -> None:
-    """Block and tile boundaries; whole prompts, late chunks and single tokens side by side."""
-    args = prefill_args([1, 32, 33, 70, 65], [1, 32, 5, 1, 33], (3, 1, 40), dtype, block_size)
-    assert_accurate(paged_attention(*args), reference.paged_attention, *args)
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_decode(block_size: int, dtype: torch.dtype) -> None:
-    """Boundaries of blocks, of key tiles (32 in the interpreter) and of pieces (256)."""
-    args = decode_args([1, 31, 33, 255, 256, 257], (3, 1, 40), dtype, block_size)
-    assert_accurate(paged_attention(*args), reference.paged_attention, *args)
-
-
-HEADS = [(4, 4, 16), (9, 3, 64), (8, 1, 8), (2, 2, 80), (20, 1, 24), (1, 1, 128), (2, 1, 256)]
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_heads_and_groups(heads: tuple[int, int, int], dtype: torch.dtype) -> None:
-    args = decode_args([40, 7], heads, dtype, 4)
-    assert_accurate(paged_attention(*args), reference.paged_attention, *args)
-    args = prefill_args([21, 7], [17, 2], heads, dtype, 4)
-    assert_accurate(paged_attention(*args), reference.paged_attention, *args)
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_decode_merges_many_pieces(dtype: torch.dtype) -> None:
-    """More pieces than one step of the merge takes (16 of head_dim 256); the last is partial and scores the highest."""
-    args = decode_args([256 * 17 + 3], (1, 1, 256), dtype, 256)
-    k_cache, table = args[1:4:2]
-    assert isinstance(k_cache, Tensor)
-    assert isinstance(table, Tensor)
-    k_cache[table[0, 17].long()] *= 16
-    assert_accurate(paged_attention(*args), reference.paged_attention, *args)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -101,13 +58,14 @@ def test_row_22_a_decode_step_alone_and_in_a_batch(dtype: torch.dtype) -> None:
     assert torch.equal(backwards.flip(0), together[:6])
 
 
-def test_shared_blocks() -> None:
-    """A prefix that two sequences share is read by both, where it lies."""
-    args = list(decode_args([32, 40], (2, 2, 16), torch.float32, 8))
-    table = args[3]
-    assert isinstance(table, Tensor)
-    table[1, :2] = table[0, :2]
-    assert_accurate(paged_attention(*args), reference.paged_attention, *args)
+@pytest.mark.parametrize("num_queries", [1, 5])
+def test_the_strides_of_the_caches_change_no_bit(num_queries: int) -> None:
+    q, k, v = fused_qkv(40, (2, 1, 16), torch.float16)
+    indices = (integers([40]), cu_seqlens([num_queries]), num_queries, 0.25)
+    apart, interleaved = (paged(k, v, [40], 8, interleaved=there) for there in (False, True))
+    assert not interleaved[0].is_contiguous()
+    expected = paged_attention(q[:num_queries], *apart, *indices)
+    assert torch.equal(paged_attention(q[:num_queries], *interleaved, *indices), expected)
 
 
 def test_decode_with_sequences_that_have_no_query() -> None:

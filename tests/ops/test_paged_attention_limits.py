@@ -5,12 +5,20 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference
+from octavo.kernels.testing.inputs import (
+    DEVICE,
+    FLOATS,
+    cu_seqlens,
+    decode_args,
+    far_rows,
+    fused_qkv,
+    integers,
+    paged,
+    prefill_args,
+)
+from octavo.kernels.testing.numerics import assert_accurate
 from octavo.kernels.triton import paged_attention as module
 from octavo.kernels.triton.paged_attention import paged_attention
-
-from factories import cu_seqlens, decode_args, far_rows, fused_qkv, integers, paged, prefill_args
-from guarded import DEVICE, FLOATS
-from numerics import assert_accurate
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
 
@@ -157,7 +165,7 @@ def good() -> dict[str, Tensor | float]:
         ({"v_cache": torch.zeros(6, 4, 2, 16, device="meta")}, "v_cache must be torch.float32 on"),
         ({"block_table": torch.zeros(3, 3, dtype=torch.int32)}, "block_table must be int32"),
         ({"block_table": torch.zeros(2, 3)}, "block_table must be int32"),
-        ({"block_table": torch.zeros(3, 2).int().T}, "block_table must be int32"),
+        ({"block_table": torch.zeros(3, 2).int().T}, "block_table must be contiguous in its last"),
         ({"context_lens": torch.tensor([4, 9])}, "context_lens must be int32"),
         ({"cu_seqlens_q": torch.tensor([0, 3], dtype=torch.int32)}, "cu_seqlens_q must be int32"),
         ({"scale": -1.0}, "scale must be positive"),

@@ -1,22 +1,19 @@
 """lm_head_sample: the choice of `linear` and then `sample`, to the bit, without the logits in between."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from octavo.kernels import reference
+from octavo.kernels.testing.draws import parameters
+from octavo.kernels.testing.inputs import DEVICE, FLOATS, noise, strided
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.linear import linear
 from octavo.kernels.triton.sampling.lm_head_sample import lm_head_sample
 from octavo.kernels.triton.sampling.sample import sample
 
-from draws import parameters
-from guarded import DEVICE, FLOATS, noise, strided
-
 pytestmark = pytest.mark.usefixtures("guarded_memory")
 NAMES = ("hidden", "weight", "temperature", "seeds", "positions")
-# num_seqs, vocab_size, dim: one row, tails of every kind, more tokens than the widest thin tile holds, a narrow head
+# num_seqs, vocab_size, dim: one row, tails of every kind, more tokens than the widest decode tile holds, a narrow head
 SHAPES = [(1, 33, 16), (3, 130, 100), (9, 1000, 48), (70, 257, 64), (5, 1, 32)]
 
 
@@ -69,13 +66,12 @@ def test_a_row_draws_alone_what_it_draws_in_any_company():
 
 
 def test_tokens_do_not_depend_on_the_vocabulary_s_tiles(monkeypatch):
-    values, row = arguments(6, 300, 32), launch.lm_head
+    values, lookup = arguments(6, 300, 32), launch.lm_head
     expected = lm_head_sample(*values)
     for tokens, features in ((16, 16), (16, 64), (32, 256)):
 
         def changed(*facts, tiles=(tokens, features)):
-            table = row(*facts)
-            return replace(table, tiles=table.tiles | {"BLOCK_M": tiles[0], "BLOCK_N": tiles[1]})
+            return {**lookup(*facts), "BLOCK_M": tiles[0], "BLOCK_N": tiles[1]}
 
         with monkeypatch.context() as patch:
             patch.setattr(launch, "lm_head", changed)

@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from octavo.kernels import reference
+from octavo.kernels.testing.inputs import DEVICE
+from octavo.kernels.testing.sampling_cases import penalties
 from octavo.kernels.triton.sampling.penalties import apply_penalties
-
-from guarded import DEVICE, FLOATS, noise, strided
-from numerics import assert_within, widen
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
 NAMES = (
@@ -26,42 +24,8 @@ def column(*values):
     return torch.tensor(values, dtype=torch.float32, device=DEVICE)
 
 
-def arguments(num_rows, vocab_size, dtype=torch.float32, max_bias=5):
-    """Strided logits; a third of the ids said, a third in the prompt; each penalty off in some rows, all off in one."""
-    numbers = torch.Generator().manual_seed(vocab_size)
-    counts = torch.randint(-2, 4, (num_rows, vocab_size), generator=numbers).clamp(min=0).int()
-    in_prompt = torch.rand(num_rows, vocab_size, generator=numbers) < 0.3
-    penalties = torch.rand(3, num_rows, generator=numbers) + torch.tensor([[0.6], [-0.5], [-0.5]])
-    off = torch.rand(3, num_rows, generator=numbers) < 0.3
-    off[:, 0] = True
-    penalties = torch.where(off, torch.tensor([[1.0], [0.0], [0.0]]), penalties)
-    ids = torch.rand(num_rows, max(vocab_size, max_bias), generator=numbers).argsort(-1)[:, :max_bias]
-    ids[ids >= vocab_size] = -1
-    ids[:, 1::3] = -1
-    values = torch.randn(num_rows, max_bias, generator=numbers) * 10
-    return (
-        strided(4 * noise(num_rows, vocab_size, dtype=dtype)),
-        *(tensor.to(DEVICE) for tensor in (counts, in_prompt, *penalties, ids.int(), values)),
-    )
-
-
-@pytest.mark.parametrize("vocab_size", [1, 33, 1000, 2049])
-def test_in_float32_the_bits_are_the_reference_s(vocab_size):
-    logits, *rest = arguments(6, vocab_size)
-    expected = logits.clone()
-    reference.apply_penalties(expected, *rest)
-    apply_penalties(logits, *rest)
-    assert torch.equal(logits, expected)
-
-
-@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
-def test_in_16_bits_it_errs_no_more_than_the_reference(dtype):
-    logits, *rest = arguments(6, 300, dtype)
-    oracle, twin = logits.double(), logits.clone()
-    reference.apply_penalties(oracle, *map(widen, rest))
-    reference.apply_penalties(twin, *rest)
-    apply_penalties(logits, *rest)
-    assert_within(logits, oracle, twin)
+def arguments(num_rows, vocab_size):
+    return penalties(num_rows, vocab_size, torch.float32, 5, DEVICE)
 
 
 def test_each_parameter_means_what_it_says():
@@ -104,15 +68,6 @@ def test_a_bias_beyond_the_vocabulary_changes_nothing():
     off, none = torch.zeros(2, device=DEVICE), torch.zeros(2, 50, device=DEVICE)
     apply_penalties(logits, none.int(), none.bool(), off + 1, off, off, ids, torch.ones(2, 2, device=DEVICE))
     assert torch.equal(logits, none)
-
-
-@pytest.mark.parametrize(("num_rows", "max_bias"), [(0, 3), (2, 0), (2, 300)])
-def test_any_number_of_rows_and_biases(num_rows, max_bias):
-    logits, *rest = (tensor[:num_rows] for tensor in arguments(2, 400, max_bias=max_bias))
-    expected = logits.clone()
-    reference.apply_penalties(expected, *rest)
-    apply_penalties(logits, *rest)
-    assert torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize(

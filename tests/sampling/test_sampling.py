@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from octavo.kernels import reference
+from octavo.kernels.testing.draws import SEEDS, any_logits, any_parameters, parameters
+from octavo.kernels.testing.inputs import DEVICE, FLOATS, strided
+from octavo.kernels.testing.numerics import assert_within
 from octavo.kernels.triton.sampling.sample import sample
 
-from draws import SEEDS, any_logits, any_parameters, parameters, set_programs, wide_programs
-from guarded import DEVICE, FLOATS, strided
-from numerics import assert_within
+from draws import set_programs, wide_programs
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
 

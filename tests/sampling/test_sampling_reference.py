@@ -8,10 +8,9 @@ import triton
 import triton.language as tl
 
 from octavo.kernels import reference
+from octavo.kernels.testing.draws import SEEDS, any_logits, any_parameters
+from octavo.kernels.testing.inputs import DEVICE
 from octavo.kernels.triton.sampling.sampling_math import gumbel_noise, weight_units
-
-from draws import SEEDS, any_logits, any_parameters
-from guarded import DEVICE
 
 # https://github.com/DEShawResearch/random123, tests/kat_vectors: philox4x32 10; counter, key, output
 KNOWN_ANSWERS = [

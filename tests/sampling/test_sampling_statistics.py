@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference
+from octavo.kernels.testing.draws import parameters
+from octavo.kernels.testing.inputs import DEVICE
 from octavo.kernels.triton.sampling.sample import sample
 
-from draws import parameters, wide_programs
+from draws import wide_programs
 from goodness import fit, independence, uniformity
-from guarded import DEVICE
 
 DRAWS = 100_000
 TESTS = 40  # chi-squares and KS of this file, at most

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from octavo.kernels import reference
+from octavo.kernels.testing.draws import any_logits, parameters
+from octavo.kernels.testing.inputs import DEVICE, FLOATS, strided
+from octavo.kernels.testing.numerics import assert_within
 from octavo.kernels.triton.sampling.sample import sample
 from octavo.kernels.triton.sampling.top_logprobs import top_logprobs
 
-from draws import any_logits, parameters, set_programs, wide_programs
-from guarded import DEVICE, FLOATS, strided
-from numerics import assert_within
+from draws import set_programs, wide_programs
 
 pytestmark = pytest.mark.usefixtures("guarded_memory")
 

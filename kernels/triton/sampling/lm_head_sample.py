@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_alike, check_columns, check_matrix, dense_weight
 from octavo.kernels.triton.sampling.sampling_math import FLOAT_MAX, best_of, gumbel_noise
 from octavo.kernels.weights import Weight
 
@@ -97,18 +98,22 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
     contiguous. Returns token_ids `[num_seqs]` int32, -1 where a row's logits have a NaN or none above -inf. ValueError
     on a wrong shape, dtype, device or stride; values are not looked at.
     """
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"weight must be a dense tensor, not {type(weight).__name__}, on backend triton")
-    _check(hidden, weight, temperature, seeds, positions)
+    check_matrix("hidden", hidden, "[num_seqs, dim]")
+    weight = dense_weight(hidden, weight, "vocab_size")
+    if weight.shape[0] == 0:
+        raise ValueError(f"weight must have a vocab_size of 1 or more, not {list(weight.shape)}")
+    check_alike(hidden, hidden=hidden)
+    dtypes = {"temperature": torch.float32, "seeds": torch.int64, "positions": torch.int32}
+    check_columns(hidden, dtypes, (temperature, seeds, positions))
     (num_rows, dim), vocab_size = hidden.shape, weight.shape[0]
     token_ids = torch.empty_like(positions)
     if num_rows == 0:
         return token_ids
-    row = launch.lm_head(hidden.device, hidden.dtype, num_rows, vocab_size)
-    num_tiles = triton.cdiv(vocab_size, row.tiles["BLOCK_N"])
+    config = launch.lm_head(hidden.device, hidden.dtype, num_rows, vocab_size)
+    num_tiles = triton.cdiv(vocab_size, config["BLOCK_N"])
     tile_score = torch.empty(num_rows, num_tiles, dtype=torch.float64, device=hidden.device)
     tile_id = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=hidden.device)
-    _score_kernel[triton.cdiv(num_rows, row.tiles["BLOCK_M"]), num_tiles](
+    _score_kernel[triton.cdiv(num_rows, config["BLOCK_M"]), num_tiles](
         tile_score,
         tile_id,
         hidden,
@@ -122,25 +127,7 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
         VOCAB_SIZE=vocab_size,
         DIM=dim,
         NUM_TILES=num_tiles,
-        **row.kwargs,
+        **config,
     )
-    _best_kernel[(num_rows,)](token_ids, tile_score, tile_id, NUM_TILES=num_tiles, **launch.best().kwargs)
+    _best_kernel[(num_rows,)](token_ids, tile_score, tile_id, NUM_TILES=num_tiles, **launch.best())
     return token_ids
-
-
-def _check(hidden: Tensor, weight: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> None:
-    if hidden.ndim != 2 or hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"hidden must be [num_seqs, dim] in 16 or 32 bits, not {list(hidden.shape)} {hidden.dtype}")
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
-        raise ValueError(f"weight must be [vocab_size, {hidden.shape[1]}], not {list(weight.shape)}")
-    if weight.dtype != hidden.dtype or weight.device != hidden.device:
-        raise ValueError(f"weight must be {hidden.dtype} on {hidden.device}, not {weight.dtype} on {weight.device}")
-    for name, tensor in (("hidden", hidden), ("weight", weight)):
-        if tensor.stride(1) != 1:
-            raise ValueError(f"{name} must have contiguous rows, not stride {tensor.stride(1)}")
-    names, dtypes = ("temperature", "seeds", "positions"), (torch.float32, torch.int64, torch.int32)
-    for name, tensor, dtype in zip(names, (temperature, seeds, positions), dtypes, strict=True):
-        if tensor.shape != hidden.shape[:1] or tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype} [{hidden.shape[0]}], not {tensor.dtype} {list(tensor.shape)}")
-        if tensor.device != hidden.device or not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous on {hidden.device}, not on {tensor.device}")

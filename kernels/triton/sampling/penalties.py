@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
-from octavo.kernels.triton.sampling.scan import check_logits
+from octavo.kernels.triton.checks import check_columns, check_logits, check_tensor
 
 
 @triton.jit
@@ -76,14 +76,13 @@ def apply_penalties(
     unused, an id at most once a row, and bias_values float32 are added last. ValueError on a wrong shape, dtype, device
     or stride; values are not looked at, and a bias id beyond the vocabulary changes nothing.
     """
-    check_logits(logits)
     rows = (repetition_penalty, presence_penalty, frequency_penalty)
     _check(logits, counts, in_prompt, rows, bias_ids, bias_values)
     (num_rows, vocab_size), max_bias = logits.shape, bias_ids.shape[1]
     if num_rows == 0:
         return
-    row = launch.penalties(logits.device, vocab_size)
-    _penalties_kernel[num_rows, triton.cdiv(vocab_size, row.tiles["TILE"])](
+    config = launch.penalties(logits.device, vocab_size)
+    _penalties_kernel[num_rows, triton.cdiv(vocab_size, config["TILE"])](
         logits,
         counts,
         in_prompt.view(torch.uint8),
@@ -92,29 +91,24 @@ def apply_penalties(
         counts.stride(0),
         in_prompt.stride(0),
         VOCAB_SIZE=vocab_size,
-        **row.kwargs,
+        **config,
     )
     if max_bias:
-        row = launch.bias()
-        grid = num_rows, triton.cdiv(max_bias, row.tiles["TILE"])
-        _bias_kernel[grid](logits, bias_ids, bias_values, logits.stride(0), max_bias, vocab_size, **row.kwargs)
+        config = launch.bias()
+        grid = num_rows, triton.cdiv(max_bias, config["TILE"])
+        _bias_kernel[grid](logits, bias_ids, bias_values, logits.stride(0), max_bias, vocab_size, **config)
+
+
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 def _check(
     logits: Tensor, counts: Tensor, in_prompt: Tensor, rows: tuple[Tensor, ...], bias_ids: Tensor, bias_values: Tensor
 ) -> None:
-    penalties = zip(("repetition_penalty", "presence_penalty", "frequency_penalty"), rows, strict=True)
-    bias_shape = (logits.shape[0], bias_ids.shape[-1] if bias_ids.ndim else 0)
-    for name, tensor, shape, dtype in (
-        ("counts", counts, logits.shape, torch.int32),
-        ("in_prompt", in_prompt, logits.shape, torch.bool),
-        *((name, tensor, logits.shape[:1], torch.float32) for name, tensor in penalties),
-        ("bias_ids", bias_ids, bias_shape, torch.int32),
-        ("bias_values", bias_values, bias_shape, torch.float32),
-    ):
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != logits.device:
-            got = f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
-            raise ValueError(f"{name} must be {list(shape)} {dtype} on {logits.device}, not {got}")
-        rows_strided = name in ("counts", "in_prompt") and tensor.stride(-1) == 1
-        if not (tensor.is_contiguous() or rows_strided):
-            raise ValueError(f"{name} must be contiguous, not strided {tensor.stride()}")
+    check_logits(logits)
+    check_tensor("counts", counts, logits.shape, logits.device, torch.int32, strided_rows=True)
+    check_tensor("in_prompt", in_prompt, logits.shape, logits.device, torch.bool, strided_rows=True)
+    check_columns(logits, dict.fromkeys(PENALTIES, torch.float32), rows)
+    bias_shape = (logits.shape[0], *bias_ids.shape[-1:])
+    check_tensor("bias_ids", bias_ids, bias_shape, logits.device, torch.int32)
+    check_tensor("bias_values", bias_values, bias_shape, logits.device, torch.float32)

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_columns, check_logits
 from octavo.kernels.triton.sampling.sampling_math import (
     FLOAT_MAX,
     NO_CUT,
@@ -25,7 +26,6 @@ from octavo.kernels.triton.sampling.sampling_math import (
     load_logits,
 )
 from octavo.kernels.triton.sampling.scan import (
-    check_logits,
     list_groups,
     load_chunk,
     load_group_keys,
@@ -136,6 +136,16 @@ def _choose_kernel(
     tl.store(logprobs_ptr + rows, tl.where(legal, logprob, float("nan")))
 
 
+COLUMNS = {
+    "temperature": torch.float32,
+    "top_k": torch.int32,
+    "top_p": torch.float32,
+    "min_p": torch.float32,
+    "seeds": torch.int64,
+    "positions": torch.int32,
+}
+
+
 def sample(
     logits: Tensor,
     temperature: Tensor,
@@ -155,7 +165,7 @@ def sample(
     """
     parameters = (temperature, top_k, top_p, min_p, seeds, positions)
     check_logits(logits)
-    _check_parameters(logits, parameters)
+    check_columns(logits, COLUMNS, parameters)
     num_rows, vocab_size = logits.shape
     token_ids = torch.empty_like(positions)
     logprobs = torch.empty_like(temperature)
@@ -163,8 +173,8 @@ def sample(
         return token_ids, logprobs
     found = scan(logits, parameters)
     groups = torch.empty_like(found.group_key)
-    row = launch.choose(logits.device, vocab_size)
-    _choose_kernel[(triton.cdiv(num_rows, found.row.tiles["ROWS"]),)](
+    config = launch.choose(logits.device, vocab_size)
+    _choose_kernel[(triton.cdiv(num_rows, found.config["ROWS"]),)](
         token_ids,
         logprobs,
         groups,
@@ -179,19 +189,6 @@ def sample(
         num_rows,
         VOCAB_SIZE=vocab_size,
         **found.sizes,
-        **row.kwargs,
+        **config,
     )
     return token_ids, logprobs
-
-
-NAMES = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")
-DTYPES = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
-
-
-def _check_parameters(logits: Tensor, parameters: tuple[Tensor, ...]) -> None:
-    for name, tensor, dtype in zip(NAMES, parameters, DTYPES, strict=True):
-        if tensor.shape != logits.shape[:1] or tensor.dtype != dtype:
-            got = f"{tensor.dtype} {list(tensor.shape)}"
-            raise ValueError(f"{name} must be {dtype} [{logits.shape[0]}], not {got}")
-        if tensor.device != logits.device or not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous on {logits.device}, not on {tensor.device}")

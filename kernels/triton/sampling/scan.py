@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
-from octavo.kernels.triton.launch import Row
+from octavo.kernels.triton.launch import Config
 from octavo.kernels.triton.sampling.sampling_math import (
     FLOAT_MAX,
     NO_KEY,
@@ -25,8 +25,6 @@ from octavo.kernels.triton.sampling.sampling_math import (
     natural_log,
     to_key,
 )
-
-MAX_VOCAB_SIZE = 2**18  # the weights of so many ids, each at most 2^44, add up in 63 bits
 
 
 @triton.jit
@@ -158,19 +156,19 @@ class Scan:
     tile_score: Tensor
     tile_id: Tensor
     group_key: Tensor
-    row: Row
+    config: Config
 
     @property
     def sizes(self) -> dict[str, int]:
         """The constants that every kernel after this one takes."""
         sizes = {"NUM_TILES": self.tile_peak.shape[1], "NUM_GROUPS": self.group_key.shape[1]}
-        return sizes | {name: self.row.tiles[name] for name in ("GROUP", "ROWS")}
+        return sizes | {name: self.config[name] for name in ("GROUP", "ROWS")}
 
 
 def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
     """Read logits `[num_rows, vocab_size]` once; parameters are `sample`'s per-row tensors, None to draw nothing."""
-    (num_rows, vocab_size), row = logits.shape, launch.scan(logits.device, logits.shape[1])
-    num_tiles, num_groups = (triton.cdiv(vocab_size, row.tiles[name]) for name in ("TILE", "GROUP"))
+    (num_rows, vocab_size), config = logits.shape, launch.scan(logits.device, logits.shape[1])
+    num_tiles, num_groups = (triton.cdiv(vocab_size, config[name]) for name in ("TILE", "GROUP"))
     tiles, groups = (num_rows, num_tiles), (num_rows, num_groups)
     found = Scan(
         torch.empty(tiles, dtype=torch.float32, device=logits.device),
@@ -178,9 +176,9 @@ def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
         torch.empty(tiles, dtype=torch.float64, device=logits.device),
         torch.empty(tiles, dtype=torch.int32, device=logits.device),
         torch.empty(groups, dtype=torch.int32, device=logits.device),
-        row,
+        config,
     )
-    _scan_kernel[triton.cdiv(num_rows, row.tiles["ROWS"]), num_tiles](
+    _scan_kernel[triton.cdiv(num_rows, config["ROWS"]), num_tiles](
         logits,
         logits.stride(0),
         *(parameters or (None,) * 6),
@@ -194,16 +192,6 @@ def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
         VOCAB_SIZE=vocab_size,
         NUM_TILES=num_tiles,
         NUM_GROUPS=num_groups,
-        **row.kwargs,
+        **config,
     )
     return found
-
-
-def check_logits(logits: Tensor) -> None:
-    """ValueError unless logits are `[num_rows, vocab_size]` in 16 or 32 bits with contiguous rows."""
-    if logits.ndim != 2 or not 1 <= logits.shape[1] <= MAX_VOCAB_SIZE:
-        raise ValueError(f"logits must be [num_rows, at most {MAX_VOCAB_SIZE}], not {list(logits.shape)}")
-    if logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"logits must be float32, float16 or bfloat16, not {logits.dtype}")
-    if logits.stride(1) != 1:
-        raise ValueError(f"logits must have contiguous rows, not stride {logits.stride(1)}")

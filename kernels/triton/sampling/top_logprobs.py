@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.checks import check_logits
 from octavo.kernels.triton.sampling.sampling_math import NO_CUT, NO_KEY, best_of, from_key, gap_below
 from octavo.kernels.triton.sampling.scan import (
-    check_logits,
     list_groups,
     load_chunk,
     load_group_keys,
@@ -87,7 +87,7 @@ def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
     if num_rows == 0:
         return ids, logprobs
     found = scan(logits, None)
-    _rank_kernel[(triton.cdiv(num_rows, found.row.tiles["ROWS"]),)](
+    _rank_kernel[(triton.cdiv(num_rows, found.config["ROWS"]),)](
         ids,
         logprobs,
         torch.empty_like(found.group_key),
@@ -100,6 +100,6 @@ def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
         num,
         VOCAB_SIZE=vocab_size,
         **found.sizes,
-        **launch.choose(logits.device, vocab_size).kwargs,
+        **launch.choose(logits.device, vocab_size),
     )
     return ids, logprobs

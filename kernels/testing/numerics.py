@@ -30,12 +30,24 @@ def assert_accurate(actual: Any, reference: Callable[..., Any], *args: Any, **kw
 
 def assert_within(actual: Tensor, oracle: Tensor, twin: Tensor) -> None:
     """The tolerance itself, for results whose oracle and twin are already at hand."""
-    assert actual.shape == twin.shape, f"shape {tuple(actual.shape)}, expected {tuple(twin.shape)}"
-    assert actual.dtype == twin.dtype, f"dtype {actual.dtype}, expected {twin.dtype}"
+    fault = excess(actual, oracle, twin)
+    assert not fault, fault
+
+
+def excess(actual: Tensor, oracle: Tensor, twin: Tensor, width: float = 2) -> str:
+    """What is wrong with a result, in words: its error and the allowed one; nothing if it is within the tolerance.
+
+    width: how many times as far as PyTorch it may err.
+    """
+    if actual.shape != twin.shape:
+        return f"shape {tuple(actual.shape)}, expected {tuple(twin.shape)}"
+    if actual.dtype != twin.dtype:
+        return f"dtype {actual.dtype}, expected {twin.dtype}"
     if actual.numel() == 0:
-        return
-    assert bool(actual.isfinite().all()), "not finite"
+        return ""
+    if not bool(actual.isfinite().all()):
+        return f"{int((~actual.isfinite()).sum())} of {actual.numel()} values are not finite"
     rounding = torch.finfo(actual.dtype).eps / 2 * oracle.abs().max()
-    budget = 2 * ((twin.double() - oracle).abs().max() + rounding)
+    budget = width * ((twin.double() - oracle).abs().max() + rounding)
     error = (actual.double() - oracle).abs().max()
-    assert error <= budget, f"error {error:.3e} over the budget {budget:.3e}"
+    return "" if error <= budget else f"error {error:.3e} over the budget {budget:.3e}"

@@ -7,41 +7,44 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from octavo.gpt import terminal
-from octavo.gpt.llm import LLM
+import octavo.gpt
+from octavo.gpt.cli import output
+from octavo.gpt.cli.process import PATIENCE, Parser, complain, run, run_process
 from octavo.gpt.sampling_params import SamplingParams
-from octavo.kernels.backends import BACKENDS
-from octavo.kernels.weights import FORMATS
 
+if TYPE_CHECKING:  # PyTorch is imported by what loads a model, and by nothing else
+    from octavo.gpt.llm import LLM
+
+MODEL_OPTIONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("backend", ("reference", "cpu", "triton"), ""),
+    ("dtype", ("float32", "bfloat16", "float16", "int8"), "of activations: "),
+    ("weights", ("int8",), "as --dtype, or in a format: "),
+    ("device", ("cpu", "cuda"), ""),
+)
+OPEN = {"backend": " or package.module:NAME"}  # what an option takes besides its choices
 SAMPLING_OPTIONS = {field.name: field for field in fields(SamplingParams) if "help" in field.metadata}
 DEFAULTS = {"max_tokens": 256}  # of the command line, where they are not SamplingParams' own
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "RULE"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, and return the exit code."""
+    """Run one command, and return the exit code; without argv, as all that this process does."""
+    if argv is None:
+        return run_process("octavo", lambda: _run(sys.argv[1:]), needs_output=True, patience=PATIENCE)
+    return run("octavo", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _warning_line
-            arguments.run(arguments)
-        sys.stdout.flush()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        print(f"octavo: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away
-        return 0
-    return 0
+    with warnings.catch_warnings():
+        warnings.showwarning = _warning_line
+        arguments.run(arguments)
 
 
 def _warning_line(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"octavo: {message}", file=sys.stderr)
+    complain("octavo", str(message))
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -49,9 +52,9 @@ def generate(arguments: argparse.Namespace) -> None:
     params, llm = _params(arguments), _llm(arguments)
     if arguments.json or params.n > 1:
         request = llm.generate([arguments.prompt], params)[0]
-        terminal.json_line(terminal.request_dict(request)) if arguments.json else terminal.completions(request)
+        output.json_line(output.request_dict(request)) if arguments.json else output.completions(request, arguments.raw)
     else:
-        terminal.stream(llm, llm.encode(arguments.prompt), params, arguments.stats)
+        output.stream(llm, llm.encode(arguments.prompt), params, arguments.stats, arguments.raw)
 
 
 def chat(arguments: argparse.Namespace) -> None:
@@ -61,42 +64,41 @@ def chat(arguments: argparse.Namespace) -> None:
         raise ValueError(f"chat gives one answer, n is {params.n}")
     llm = _llm(arguments)
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    question = arguments.question if arguments.question is not None else terminal.ask(llm)
+    question = arguments.question if arguments.question is not None else output.ask(llm)
     while question is not None:
         messages.append({"role": "user", "content": question})
         if arguments.json:
             request = llm.chat(messages, params)[0]
-            terminal.json_line(terminal.request_dict(request))
+            output.json_line(output.request_dict(request))
             answer = request.outputs[0].text
         else:
-            answer = terminal.stream(llm, llm.encode_chat(messages), params, arguments.stats)
+            answer = output.stream(llm, llm.encode_chat(messages), params, arguments.stats, arguments.raw)
         messages.append({"role": "assistant", "content": answer})
-        question = None if arguments.question is not None else terminal.ask(llm)
+        question = None if arguments.question is not None else output.ask(llm)
 
 
 def next_tokens(arguments: argparse.Namespace) -> None:
     """Show the most likely next tokens, with bars."""
     entries = _llm(arguments).next_tokens(arguments.prompt, arguments.number)
-    terminal.json_line([entry._asdict() for entry in entries]) if arguments.json else terminal.probabilities(entries)
+    output.json_line([entry._asdict() for entry in entries]) if arguments.json else output.probabilities(entries)
 
 
 def score(arguments: argparse.Namespace) -> None:
     """Compute negative log-likelihood and perplexity of a file."""
-    path = Path(arguments.file)
     try:
-        text = sys.stdin.read() if arguments.file == "-" else path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+        text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{arguments.file}: not UTF-8 text") from None
     result = _llm(arguments).score(text)
     if arguments.json:
-        terminal.json_line(result._asdict())
+        output.json_line(result._asdict())
     else:
         print(f"nll {result.nll:.6f} nats/token   perplexity {result.perplexity:.4f}   tokens {result.num_tokens}")
 
 
 def models(arguments: argparse.Namespace) -> None:
     """List the names that `--model` knows."""
-    terminal.json_line(terminal.model_rows()) if arguments.json else terminal.models()
+    output.json_line(output.model_rows()) if arguments.json else output.models()
 
 
 def tokens(arguments: argparse.Namespace) -> None:
@@ -107,13 +109,13 @@ def tokens(arguments: argparse.Namespace) -> None:
     ids = tokenizer.encode(arguments.text)
     pieces = [(token_id, tokenizer.decode([token_id])) for token_id in ids]
     if arguments.json:
-        terminal.json_line([{"token_id": token_id, "text": text} for token_id, text in pieces])
+        output.json_line([{"token_id": token_id, "text": text} for token_id, text in pieces])
     else:
-        terminal.tokens(pieces)
+        output.tokens(pieces)
 
 
-def _llm(arguments: argparse.Namespace) -> LLM:
-    return LLM(
+def _llm(arguments: argparse.Namespace) -> "LLM":
+    return octavo.gpt.LLM(
         arguments.model,
         backend=arguments.backend,
         dtype=arguments.dtype,
@@ -139,17 +141,18 @@ def _bias(text: str) -> tuple[int, float]:
         raise ValueError(f"logit_bias must be ID=NUMBER, not {text!r}") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="octavo", description="Fast, exact GPT decoding.", epilog=_example("chat"))
+def _parser() -> Parser:
+    parser = Parser(prog="octavo", description="Fast, exact GPT decoding.", epilog=_example("chat"))
+    parser.add_argument("--version", action="version", version=f"octavo {octavo.gpt.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, run, add_arguments in COMMANDS:
+    for name, function, add_arguments in COMMANDS:
         command = commands.add_parser(
-            name, help=run.__doc__, description=run.__doc__, epilog=_example(name),
+            name, help=function.__doc__, description=function.__doc__, epilog=_example(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         add_arguments(command)
         command.add_argument("--json", action="store_true", help="one JSON document instead of text")
-        command.set_defaults(run=run)
+        command.set_defaults(run=function)
     return parser
 
 
@@ -169,10 +172,11 @@ EXAMPLES = {
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a name, a Hugging Face folder or a GGUF file (smollm2)")
-    parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)} (auto)")
-    parser.add_argument("--dtype", default="auto", help="of activations: auto, float32, bfloat16 or float16 (auto)")
-    parser.add_argument("--weights", default="auto", help=f"auto: as --dtype; or {', '.join(FORMATS)} (auto)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    for name, choices, what in MODEL_OPTIONS:
+        known = "auto", *choices
+        shown = f"{what}{', '.join(known)}{OPEN.get(name, '')} (auto)"
+        choices = None if name in OPEN else known
+        parser.add_argument(f"--{name}", default="auto", choices=choices, metavar="NAME", help=shown)
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 
@@ -182,6 +186,9 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--" + name.replace("_", "-"), **_option(name, types[name], option))
     parser.add_argument(
         "--logit-bias", action="append", metavar="ID=X", help="add X to the logit of this id; repeatable"
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="show control characters of the text to the terminal as well"
     )
     parser.add_argument("--stats", action="store_true", help="close with times and the most likely first tokens")
     _model_arguments(parser)

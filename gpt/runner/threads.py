@@ -1,0 +1,57 @@
+"""The OpenMP threads that a step may count on: fewer than PyTorch believes where the system hands out fewer.
+
+PyTorch's products leave work undone when libgomp gives them a smaller team than they asked for (OMP_THREAD_LIMIT,
+OMP_DYNAMIC), so no more are asked for than will come. A container's quota of processor time counts as well: threads
+beyond it only wait for each other.
+"""
+
+import ctypes
+import math
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_threads(wanted: int) -> int:
+    """Return how many of `wanted` threads a parallel region of the calling thread really gets."""
+    library = _libgomp()
+    if library is None:
+        if wanted > 1:
+            _warn(
+                "this PyTorch does not compute with libgomp: Octavo's own CPU kernels run on one thread "
+                "(another OpenMP library may be preloaded: LD_PRELOAD, or a PyTorch from conda)"
+            )
+        return wanted
+    library.omp_set_dynamic(0)
+    limit = library.omp_get_thread_limit()
+    if limit < wanted:
+        _warn(f"OMP_THREAD_LIMIT allows {limit} of {wanted} threads")
+    if "OMP_NUM_THREADS" not in os.environ and wanted == len(os.sched_getaffinity(0)):
+        wanted = min(wanted, quota(CGROUP_QUOTA))  # the number is PyTorch's own, not the user's
+    return max(1, min(wanted, limit))
+
+
+def quota(path: Path) -> int:
+    """Return the processors that a container's quota is worth, rounded up; a huge number where there is none."""
+    try:
+        allowed, period = path.read_text().split()
+        return max(1, math.ceil(int(allowed) / int(period)))
+    except (OSError, ValueError):
+        return 2**31 - 1
+
+
+@cache
+def _libgomp() -> ctypes.CDLL | None:
+    """The OpenMP library that PyTorch loaded; None where it is another one."""
+    try:
+        return ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
+    except (OSError, AttributeError):
+        return None
+
+
+@cache
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

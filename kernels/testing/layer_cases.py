@@ -1,0 +1,141 @@
+"""Cases of norms, rope, activations and products: ragged widths, strided rows, no rows, values that cancel."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.testing.case import Arguments, Case
+from octavo.kernels.testing.inputs import FLOATS, noise, strided
+from octavo.kernels.weights import FORMATS
+
+EPS = 1e-5
+NORM_SHAPES = [(3, 1), (3, 3), (3, 50), (3, 64), (40, 576), (3, 768), (3, 1600), (0, 64)]  # num_tokens, dim
+VALUES = {"": (1.0, 0.0), "a mean of 100": (1.0, 100.0), "tiny": (1e-6, 0.0), "large": (1e3, 1e3)}  # scale, mean
+EXTREMES = (-1e20, -1e4, -88.0, -11.0, -0.0, 0.0, 1e-30, 11.0, 88.0, 1e4, 1e18)
+
+
+def name_of(*parts: Any) -> str:
+    return ", ".join(str(part).removeprefix("torch.") for part in parts if part != "")
+
+
+def norm(op: str) -> Iterator[Case]:
+    for dtype in FLOATS:
+        for rows, dim in NORM_SHAPES:
+            yield Case(op, name_of(f"{rows} x {dim}", dtype), partial(_norm, op, rows, dim, dtype, 1.0, 0.0))
+        for values, (scale, mean) in VALUES.items():
+            if values:
+                yield Case(op, name_of(f"4 x 768 {values}", dtype), partial(_norm, op, 4, 768, dtype, scale, mean))
+    yield Case(op, "2 x 48 of zeros, float32", partial(_norm, op, 2, 48, torch.float32, 0.0, 0.0))
+
+
+def _norm(
+    op: str, rows: int, dim: int, dtype: torch.dtype, scale: float, mean: float, device: torch.device
+) -> Arguments:
+    def stream(seed: int) -> Tensor:
+        return strided((noise(rows, dim, dtype=torch.float32, seed=seed, device=device) * scale + mean).to(dtype))
+
+    streams = [stream(1), stream(2)] if op.startswith("add") else [stream(1)]
+    weights = [noise(dim, dtype=dtype, seed=seed, device=device) for seed in (3, 4)]
+    return (*streams, *(weights if op.endswith("layer_norm") else weights[:1]), EPS)
+
+
+ROPE_HEADS = [(1, 1, 8), (9, 3, 64), (3, 1, 40), (4, 4, 2), (40, 8, 16), (2, 1, 256), (2, 4, 24)]
+
+
+def rope() -> Iterator[Case]:
+    """q and k are views of one projection, positions come in any order and more than once."""
+    for interleaved in (False, True):
+        pairing = "neighbours" if interleaved else "halves"
+        for dtype in FLOATS:
+            for heads in ROPE_HEADS:
+                yield Case("rope", name_of(heads, pairing, dtype), partial(_rope, heads, interleaved, dtype, 6))
+        yield Case("rope", f"strides of their own, {pairing}", partial(_rope_apart, interleaved))
+        yield Case("rope", f"no tokens, {pairing}", partial(_rope, (2, 1, 8), interleaved, torch.float16, 0))
+
+
+def _tables(context_size: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    frequencies = 10000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
+    angles = torch.outer(torch.arange(context_size).float(), frequencies)
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+def _rope(
+    heads: tuple[int, int, int], interleaved: bool, dtype: torch.dtype, tokens: int, device: torch.device
+) -> Arguments:
+    num_heads, num_kv_heads, head_dim = heads
+    fused = noise(tokens, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype, device=device)
+    q, k, _ = fused.split((num_heads, num_kv_heads, num_kv_heads), 1)
+    positions = torch.tensor([31, 0, 7, 7, 30, 1][:tokens], dtype=torch.int32, device=device)
+    return q, k, positions, *_tables(32, head_dim, device), interleaved
+
+
+def _rope_apart(interleaved: bool, device: torch.device) -> Arguments:
+    q = noise(3, 4, 2, 24, dtype=torch.float32, device=device)[:, :, 1]
+    k = noise(2, 6, 24, dtype=torch.float32, seed=1, device=device).transpose(0, 1)[::2]
+    return q, k, torch.arange(3, device=device, dtype=torch.int32), *_tables(8, 24, device), interleaved
+
+
+def silu_mul() -> Iterator[Case]:
+    for dtype in FLOATS:
+        for dim in (1, 2, 25, 64, 127, 576, 1030, 1536, 3072):
+            yield Case("silu_mul", name_of(f"3 x {dim}", dtype), partial(_silu, 3, dim, dtype))
+    yield Case("silu_mul", "no tokens", partial(_silu, 0, 32, torch.float16))
+    yield Case("silu_mul", "extremes", _silu_extremes)
+
+
+def _silu(rows: int, dim: int, dtype: torch.dtype, device: torch.device) -> Arguments:
+    return (strided(noise(rows, 2 * dim, dtype=dtype, device=device) * 3),)
+
+
+def _silu_extremes(device: torch.device) -> Arguments:
+    x = torch.tensor([[*EXTREMES, -3e38, 3e38]], device=device)
+    return (torch.cat([x, torch.ones_like(x)], 1),)
+
+
+EPILOGUES = {"": (False, None), "bias": (True, None), "gelu": (False, "gelu"), "bias, gelu": (True, "gelu")}
+WIDTHS = [(1, 1), (3, 50), (257, 64), (257, 77), (48, 576), (130, 1600)]  # out_features, in_features
+
+
+def linear() -> Iterator[Case]:
+    """Of weights in every format; the tokens are few, many, and around powers of two."""
+    for dtype in FLOATS:
+        for format in (None, *FORMATS):
+            for rows in (1, 137):
+                for epilogue in EPILOGUES:
+                    yield _linear_case(rows, (97, 72), dtype, epilogue, format)
+    for widths in WIDTHS:
+        for rows, dtype in ((7, torch.float16), (16, torch.bfloat16), (17, torch.float16), (65, torch.float32)):
+            for format in (None, *FORMATS):
+                yield _linear_case(rows, widths, dtype, "bias", format)
+    yield _linear_case(0, (8, 16), torch.float16, "", None)
+    yield Case("linear", "extremes of the gelu", _gelu_extremes)
+
+
+def _linear_case(rows: int, widths: tuple[int, int], dtype: torch.dtype, epilogue: str, format: str | None) -> Case:
+    name = name_of(f"{rows} x {widths[1]} -> {widths[0]}", epilogue, format or "", dtype)
+    return Case("linear", name, partial(_linear, rows, widths, dtype, *EPILOGUES[epilogue]), format=format)
+
+
+def _linear(
+    rows: int, widths: tuple[int, int], dtype: torch.dtype, has_bias: bool, activation: str | None, device: torch.device
+) -> Arguments:
+    """The weight is scaled as a network's is, so that y is of order 1."""
+    outputs, inputs = widths
+    x = strided(noise(rows, inputs, dtype=dtype, seed=1, device=device))
+    weight = noise(outputs, inputs, dtype=dtype, seed=2, device=device) * inputs**-0.5
+    return x, weight, noise(outputs, dtype=dtype, seed=3, device=device) if has_bias else None, activation
+
+
+def _gelu_extremes(device: torch.device) -> Arguments:
+    return torch.tensor(EXTREMES, device=device).unsqueeze(1), torch.ones(3, 1, device=device), None, "gelu"
+
+
+CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    **{op: partial(norm, op) for op in ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")},
+    "rope": rope,
+    "silu_mul": silu_mul,
+    "linear": linear,
+}
