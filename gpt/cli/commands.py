@@ -175,8 +175,8 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     for name, choices, what in MODEL_OPTIONS:
         known = "auto", *choices
         shown = f"{what}{', '.join(known)}{OPEN.get(name, '')} (auto)"
-        choices = None if name in OPEN else known
-        parser.add_argument(f"--{name}", default="auto", choices=choices, metavar="NAME", help=shown)
+        accepted = None if name in OPEN else known
+        parser.add_argument(f"--{name}", default="auto", choices=accepted, metavar="NAME", help=shown)
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 
