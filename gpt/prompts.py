@@ -51,9 +51,7 @@ def encode(prompt: str, tokenizer: Tokenizer, parse_special: bool = False, limit
     parse_special: whether text that spells a control token becomes that token. limit: a text that cannot have as few
     tokens as this is a ValueError, found before it is cut into tokens.
     """
-    least = 0 if limit is None else tokenizer.least_tokens(prompt)
-    if limit is not None and least > limit:
-        raise ValueError(f"the prompt has {least:,} tokens or more, max_model_len is {limit:,}")
+    tokenizer.check_length(prompt, limit)
     ids = tokenizer.encode(prompt, parse_special)
     bos_id = tokenizer.bos_id
     return [bos_id, *ids] if bos_id is not None and (tokenizer.add_bos or not ids) else ids

@@ -8,6 +8,7 @@ searches and splits as the text that was written.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 
@@ -19,16 +20,15 @@ class SpecialTokenEscaper:
         first = sorted({text[0] for text in texts})
         taken = {*"".join(texts), *template, *json.dumps(messages, ensure_ascii=False)}
         free = (code for code in range(0xF0000, 0x10FFFE) if chr(code) not in taken)
-        self._hidden = dict(zip(map(ord, first), free, strict=False))
-        if len(self._hidden) < len(first):
+        self._private = list(map(chr, islice(free, len(first))))
+        if len(self._private) < len(first):
             raise ValueError("messages use up every private Unicode character, none is left to mark control-token text")
-        self._shown = {private: letter for letter, private in self._hidden.items()}
-        self._private = [chr(code) for code in self._shown]
+        self._first = first
 
     def hide(self, value: Any) -> Any:
         """Return the same value of lists, dicts and texts, the texts hidden."""
         if isinstance(value, str):
-            return self.text(self.reveal(value).translate(self._hidden))
+            return self.text(_replaced(self.reveal(value), self._first, self._private))
         if isinstance(value, dict):
             return {self.hide(key): self.hide(item) for key, item in value.items()}
         return [self.hide(item) for item in value] if isinstance(value, list) else value
@@ -40,10 +40,16 @@ class SpecialTokenEscaper:
     def reveal(self, value: Any) -> Any:
         """Return the same value of lists, tuples, dicts and texts, the texts as they were written."""
         if isinstance(value, str):
-            return value.translate(self._shown)
+            return _replaced(value, self._private, self._first)
         if isinstance(value, dict):
             return {self.reveal(key): self.reveal(item) for key, item in value.items()}
         return type(value)(map(self.reveal, value)) if type(value) in (list, tuple) else value
+
+
+def _replaced(text: str, old: list[str], new: list[str]) -> str:
+    for before, after in zip(old, new, strict=True):
+        text = str.replace(text, before, after)
+    return text
 
 
 class MessageText(str):

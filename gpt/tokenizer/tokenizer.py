@@ -106,11 +106,18 @@ class Tokenizer:
         """Return a number of tokens that the text surely has, in no time: by its length and the longest token's."""
         return -(-len(text) // self._most_characters) if self._most_characters else 0
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+    def check_length(self, text: str, limit: int | None) -> None:
+        """Raise ValueError for a text that surely has more than `limit` tokens."""
+        if limit is not None and (least := self.least_tokens(text)) > limit:
+            raise ValueError(f"the prompt has {least:,} tokens or more, max_model_len is {limit:,}")
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, limit: int | None = None
+    ) -> list[int]:
         """Return the ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.
 
         The template's control tokens become special; the same text inside a message stays text, though the template
-        may look for it there.
+        may look for it there. A conversation that surely has more than `limit` tokens is a ValueError, soon.
         """
         if self.chat_template is None:
             raise ValueError("this model's files hold no chat template")
@@ -119,6 +126,7 @@ class Tokenizer:
         bos, eos = (self.token_bytes(id).decode() if id is not None else None for id in (self.bos_id, self.eos_id))
         text = render(self.chat_template, plain, add_generation_prompt, bos, eos, escaper)
         self._check(text)
+        self.check_length(text, limit)
         ids: list[int] = []
         for part in self._in_templates.cut(text):
             ids += [part] if isinstance(part, int) else self._encode_cut(self._in_any_text.cut(escaper.reveal(part)))

@@ -205,6 +205,14 @@ def test_smollm2(smollm2_path: Path) -> None:
         assert ids[0] == 1
 
 
+def test_a_conversation_far_too_long_is_refused_before_it_is_cut(tmp_path: Path) -> None:
+    ours, _ = pair(tmp_path, CHATML)
+    long = [{"role": "user", "content": "x " * 10**6}]
+    assert ours.encode_chat(MESSAGES, limit=500) == ours.encode_chat(MESSAGES)
+    with pytest.raises(ValueError, match=r"the prompt has [\d,]{6,} tokens or more, max_model_len is 500"):
+        ours.encode_chat(long, limit=500)
+
+
 def test_messages_nested_without_end_are_refused(tmp_path: Path) -> None:
     ours, _ = pair(tmp_path, CHATML)
     deep: dict[str, Any] = {}
