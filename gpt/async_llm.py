@@ -16,6 +16,8 @@ from octavo.gpt.sampling_params import SamplingParams
 
 P = ParamSpec("P")
 
+MAX_COPIES = 16  # that wait to be read; whoever is further behind gets the next ones later, and the last in any case
+
 
 def _takes_the_arguments_of(
     function: Callable[Concatenate[Any, P], None],
@@ -38,9 +40,10 @@ class AsyncLLM:
         QueueFullError, EngineClosedError. A step that raises finishes the request with the reason "error".
         """
         engine, thread = self.llm.engine, self.llm.thread
-        ids, snapshots = self.llm.encode(prompt), _Snapshots()
+        params = params or SamplingParams()
+        ids, snapshots = self.llm._encode(prompt, params), _Snapshots()
         try:
-            adding = thread.submit(engine.add, ids, params or SamplingParams(), text_of(prompt), snapshots)
+            adding = thread.submit(engine.add, ids, params, text_of(prompt), snapshots)
             await asyncio.wrap_future(adding)
             while True:
                 snapshot = await snapshots.get()
@@ -61,7 +64,7 @@ class AsyncLLM:
 
 
 class _Snapshots:
-    """Listens to a request for one event loop. While one copy waits to be read, only the last one is added to it."""
+    """Listens to a request for one event loop: a copy each time that it grew, unless the loop is far behind."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -69,7 +72,7 @@ class _Snapshots:
         self._copies: deque[RequestOutput] = deque()
 
     def __call__(self, request: RequestOutput) -> None:
-        if not self._copies or request.finished:
+        if len(self._copies) < MAX_COPIES or request.finished:
             self._copies.append(_copy(request))
             self._loop.call_soon_threadsafe(self._is_ready.set)
 

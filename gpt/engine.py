@@ -11,16 +11,15 @@ from itertools import count
 from typing import Any
 
 from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
+from octavo.gpt.outputs import RequestOutput
+from octavo.gpt.request_state import RequestState, new_state
 from octavo.gpt.runner.model_runner import PendingStep, Runner
-from octavo.gpt.runner.sampler import TokenLogprobs
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
-from octavo.gpt.scheduler.stats import Clock, Stats
+from octavo.gpt.scheduler.stats import Stats
 from octavo.gpt.scheduler.validation import check_request, checked_ids
-from octavo.gpt.tokenizer.detokenizer import TextStream
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 NOT_FINITE = "the logits were not finite"
@@ -30,18 +29,6 @@ Listener = Callable[[RequestOutput], None]
 
 class QueueFullError(RuntimeError):
     """The engine holds as many waiting requests as it may."""
-
-
-@dataclass(eq=False, slots=True)
-class RequestState:
-    """An unfinished completion: its sequence, and the outputs that it writes to."""
-
-    sequence: Sequence
-    output: CompletionOutput
-    request: RequestOutput
-    stop_ids: frozenset[int]
-    clock: Clock
-    prompt_logprobs: list[dict[int, Logprob] | None]  # one a prompt token, where asked for; complete at the first token
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +183,7 @@ class Engine:
                 max_len=self.config.max_model_len,
                 eos_ids=self.model_config.eos_ids,
             )
-            states.append(self._new_state(sequence, request, index))
+            states.append(new_state(sequence, request, index, self.tokenizer, self.text_of))
         self._requests[request.request_id] = states
         if listener is not None:
             self._listening[request.request_id] = request, listener
@@ -252,7 +239,7 @@ class Engine:
         now = time.perf_counter()
         for sequence, first, entries in result.prompt_logprobs:
             if sequence.seq_id in self._states:
-                self._set_prompt_logprobs(self._states[sequence.seq_id], first, entries)
+                self._states[sequence.seq_id].set_prompt_logprobs(first, entries)
         for row, (sequence, tokens) in enumerate(result.rows()):
             for token_id, logprobs in tokens:
                 state = self._states.get(sequence.seq_id)
@@ -260,7 +247,9 @@ class Engine:
                     break  # it ended while this step was in flight
                 self.counts.num_decoded += row < done.step.num_decoded
                 state.clock.first_token = state.clock.first_token or now
-                self._append(state, token_id, logprobs)
+                ending = state.append(token_id, logprobs) if token_id >= 0 else ("error", NOT_FINITE)
+                if ending is not None:
+                    self._finish(state, *ending)
                 touched[state.request.request_id] = state.request
         for sequence in done.ending_sequences:
             state = self._states.get(sequence.seq_id)
@@ -320,56 +309,12 @@ class Engine:
         """Return the ids as a list; ValueError naming one that is no integer or not in the vocabulary."""
         return checked_ids(prompt_token_ids, self.model_config.vocab_size)
 
-    def _new_state(self, sequence: Sequence, request: RequestOutput, index: int) -> RequestState:
-        params, stop_ids = sequence.params, sequence.stop_ids
-        output = CompletionOutput(index, sequence.output, logprobs=None if params.logprobs is None else [])
-        if self.tokenizer is not None:
-            output.stream = TextStream(
-                self.tokenizer, params.stop_strings, params.skip_special_tokens, stop_ids, params.min_tokens
-            )
-        request.outputs.append(output)
-        num_prompt_logprobs = 0 if params.prompt_logprobs is None else len(sequence.prompt)
-        return RequestState(sequence, output, request, stop_ids, Clock(), [None] * num_prompt_logprobs)
-
     def _count_prefill(self, plan: Plan) -> None:
         now = time.perf_counter()
         for chunk in plan.prefill:
             self.counts.num_prefilled += chunk.end - chunk.start
             clock = self._states[chunk.sequence.seq_id].clock
             clock.started = clock.started or now
-
-    def _append(self, state: RequestState, token_id: int, logprobs: TokenLogprobs | None) -> None:
-        """Take a sequence's next token, and end the sequence if the token says so."""
-        sequence, output = state.sequence, state.output
-        if token_id < 0:
-            return self._finish(state, "error", NOT_FINITE)
-        sequence.append(token_id)
-        if logprobs is not None and output.logprobs is not None:
-            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + logprobs.logprob
-            output.logprobs.append(self._logprobs(token_id, logprobs))
-        if sequence.params.prompt_logprobs is not None:
-            state.request.prompt_logprobs = state.request.prompt_logprobs or state.prompt_logprobs
-        if token_id in state.stop_ids:
-            named = token_id in sequence.params.stop_token_ids
-            return self._finish(state, "stop", token_id if named else None)
-        if sequence.params.stop_strings and output.stream is not None:
-            output.pieces()
-            if output.stream.stopped_by is not None:
-                return self._finish(state, "stop", output.stream.stopped_by)
-
-    def _set_prompt_logprobs(self, state: RequestState, first: int, logprobs: list[TokenLogprobs]) -> None:
-        """Note the log-probabilities of the prompt tokens from index `first` on."""
-        last = first + len(logprobs)
-        state.prompt_logprobs[first:last] = map(self._logprobs, state.sequence.prompt[first:last], logprobs)
-
-    def _logprobs(self, token_id: int, logprobs: TokenLogprobs) -> dict[int, Logprob]:
-        entries = {token_id: self._logprob(token_id, logprobs.logprob, logprobs.rank)}
-        for rank, (other, value) in enumerate(logprobs.entries, start=1):
-            entries.setdefault(other, self._logprob(other, value, rank))
-        return entries
-
-    def _logprob(self, token_id: int, value: float, rank: int) -> Logprob:
-        return Logprob(value, rank, self.text_of(token_id))
 
     def text_of(self, token_id: int) -> str | None:
         """Return the text of one id; None without a tokenizer that knows it."""

@@ -57,7 +57,8 @@ class LLM:
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
     "auto" is triton on CUDA, else the fastest that runs here. dtype: of activations and cached values. weights: the
-    format of the products' weights, "int8" or "auto" for dense ones. At most `max_num_seqs` completions run together
+    format of the products' weights, "int8" or "auto" for dense ones. parse_special: whether text in a prompt that
+    spells a control token becomes that token, or stays text. At most `max_num_seqs` completions run together
     and `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and
     back ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
     On CUDA, decode steps of the triton backend are graphs, captured as the model loads ("startup"), when a size is
@@ -85,10 +86,12 @@ class LLM:
         enable_prefix_caching: bool = True,
         cuda_graphs: str = "startup",
         weights: str = "auto",
+        parse_special: bool = False,
     ) -> None:
         if cuda_graphs not in CUDA_GRAPHS:
             raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {cuda_graphs!r}")
         self.device = resolve_device(device)
+        self.parse_special = parse_special
         if isinstance(backend, str):
             backend = backends.load(backends.best_for(self.device.type) if backend == "auto" else backend)
         self.thread = EngineThread()
@@ -131,8 +134,9 @@ class LLM:
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request for `step`, and return its number. QueueFullError when `max_num_waiting` wait already."""
-        ids = self.encode(prompt)
-        return self.thread.call(self.engine.add, ids, params or SamplingParams(), text_of(prompt)).request_id
+        params = params or SamplingParams()
+        ids = self._encode(prompt, params)
+        return self.thread.call(self.engine.add, ids, params, text_of(prompt)).request_id
 
     def step(self) -> list[RequestOutput]:
         """Run one forward step for all requests; return the live outputs of those that got something new.
@@ -165,7 +169,7 @@ class LLM:
         if len(each) != len(prompts):
             raise ValueError(f"params has {len(each)} entries for {len(prompts)} prompts")
         checked = [
-            (self.engine.check(self.encode(prompt), own), own, text_of(prompt))
+            (self.engine.check(self._encode(prompt, own), own), own, text_of(prompt))
             for prompt, own in zip(prompts, each, strict=True)
         ]
         listener = _Ends()
@@ -192,7 +196,7 @@ class LLM:
             raise ValueError("stream needs a tokenizer, and this model has none: use generate with token ids")
         if params.n != 1:
             raise ValueError(f"stream gives one completion, n is {params.n}")
-        return self._stream(self.engine.check(self.encode(prompt), params), params, text_of(prompt))
+        return self._stream(self.engine.check(self._encode(prompt, params), params), params, text_of(prompt))
 
     def _stream(self, ids: list[int], params: SamplingParams, text: str | None) -> Iterator[str]:
         listener = _Pieces()
@@ -267,14 +271,25 @@ class LLM:
         window = min(self.config.max_model_len, self.model.config.context_size)
         return self.thread.call(score, self.model, self.encode(prompt), window, self.device)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Return a prompt as token ids; text begins with the model's beginning-of-text token where it wants one."""
+    def encode(self, prompt: Prompt, parse_special: bool | None = None) -> list[int]:
+        """Return a prompt as token ids; text begins with the model's beginning-of-text token where it wants one.
+
+        parse_special: as the LLM's own, unless given.
+        """
+        return self._as_ids(prompt, self.parse_special if parse_special is None else parse_special, None)
+
+    def _encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        """Return the prompt's ids; ValueError for one that surely does not fit, before all of it is cut into tokens."""
+        limit = self.config.max_model_len if params.overflow == "stop" else None
+        return self._as_ids(prompt, self.parse_special, limit)
+
+    def _as_ids(self, prompt: Prompt, parse_special: bool, limit: int | None) -> list[int]:
         given = content(prompt)
         if not isinstance(given, str):
             return self.engine.checked_ids(given)
         if self.tokenizer is None:
             raise ValueError(f"the model {self.name} has no tokenizer: give token ids")
-        return encode(given, self.tokenizer)
+        return encode(given, self.tokenizer, parse_special, limit)
 
 
 class _Ends:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -30,7 +31,7 @@ def content(prompt: Any) -> str | Sequence[int]:
         known = [key for form in FORMS for key in form.__annotations__]
         if set(prompt) - {*known} or not prompt:
             raise ValueError(
-                f"a prompt's dict has one of the keys {', '.join(known)}, not {', '.join(map(repr, prompt))}"
+                f"a prompt's dict has one of the keys {', '.join(known)}, not {', '.join(map(quoted, [*prompt][:3]))}"
             )
         prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
     if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes):
@@ -50,9 +51,7 @@ def encode(prompt: str, tokenizer: Tokenizer, parse_special: bool = False, limit
     parse_special: whether text that spells a control token becomes that token. limit: a text that cannot have as few
     tokens as this is a ValueError, found before it is cut into tokens.
     """
-    least = 0 if limit is None else tokenizer.least_tokens(prompt)
-    if limit is not None and least > limit:
-        raise ValueError(f"the prompt has {least:,} tokens or more, max_model_len is {limit:,}")
+    tokenizer.check_length(prompt, limit)
     ids = tokenizer.encode(prompt, parse_special)
     bos_id = tokenizer.bos_id
     return [bos_id, *ids] if bos_id is not None and (tokenizer.add_bos or not ids) else ids

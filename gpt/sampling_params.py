@@ -1,10 +1,13 @@
 """SamplingParams: how one request is decoded, in vLLM's words and meanings. Bad values are refused when it is made."""
 
 import math
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from octavo.gpt.quoting import quoted
 
 MAX_LOGPROBS = 1000
 MAX_N = 1024
@@ -62,12 +65,12 @@ class SamplingParams:
             warnings.warn("overflow='slide' is now overflow='shift' and will be refused", FutureWarning, stacklevel=3)
             object.__setattr__(self, "overflow", "shift")
         if self.overflow not in ("stop", "shift"):
-            raise ValueError(f"overflow must be 'stop' or 'shift', not {self.overflow!r}")
+            raise ValueError(f"overflow must be 'stop' or 'shift', not {quoted(self.overflow)}")
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be True or False, not {quoted(getattr(self, name))}")
         if not isinstance(self.cache_salt, str):
-            raise ValueError(f"cache_salt must be a string, not {self.cache_salt!r}")
+            raise ValueError(f"cache_salt must be a string, not {quoted(self.cache_salt)}")
         for token_id in _sequence("stop_token_ids", self.stop_token_ids):
             _integer("stop_token_ids", token_id, 0, 2**31 - 1)
         self._check_logit_bias()
@@ -79,7 +82,7 @@ class SamplingParams:
         if self.logit_bias is None:
             return
         if not isinstance(self.logit_bias, Mapping):
-            raise ValueError(f"logit_bias must map token ids to numbers, not {self.logit_bias!r}")
+            raise ValueError(f"logit_bias must map token ids to numbers, not {quoted(self.logit_bias)}")
         for token_id, bias in self.logit_bias.items():
             _integer("logit_bias", token_id, 0, 2**31 - 1)
             _number("logit_bias", bias, -100.0, 100.0)
@@ -88,19 +91,19 @@ class SamplingParams:
         strings = (self.stop,) if isinstance(self.stop, str) else tuple(_sequence("stop", self.stop))
         for text in strings:
             if not isinstance(text, str) or not text:
-                raise ValueError(f"stop must be non-empty strings, not {text!r}")
+                raise ValueError(f"stop must be non-empty strings, not {quoted(text)}")
         object.__setattr__(self, "stop_strings", strings)
 
 
 def _sequence(name: str, value: Any) -> Sequence[Any]:
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise ValueError(f"{name} must be a sequence, not {value!r}")
+        raise ValueError(f"{name} must be a sequence, not {quoted(value)}")
     return value
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name} must be an integer in [{low}, {high}], not {value!r}")
+        raise ValueError(f"{name} must be an integer in [{low}, {high}], not {quoted(value)}")
 
 
 def _optional_integer(name: str, value: Any, low: int, high: int) -> None:
@@ -110,8 +113,8 @@ def _optional_integer(name: str, value: Any, low: int, high: int) -> None:
 
 def _number(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
     """Raise ValueError unless the value is a finite number in [low, high], or in (low, high]."""
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    real = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not real or not low <= value <= high or (open_low and value == low):
         above = f"[{low:g}" if not open_low else f"({low:g}"
         below = f"{high:g}]" if math.isfinite(high) else "inf)"
-        raise ValueError(f"{name} must be a number in {above}, {below}, not {value!r}")
+        raise ValueError(f"{name} must be a number in {above}, {below}, not {quoted(value)}")

@@ -123,6 +123,7 @@ def _llm(arguments: argparse.Namespace) -> "LLM":
         weights=arguments.weights,
         device=arguments.device,
         max_model_len=arguments.max_model_len,
+        parse_special=getattr(arguments, "parse_special", False),
         seed=int.from_bytes(os.urandom(7), "little"),
     )
 
@@ -211,6 +212,7 @@ def _option(name: str, hint: Any, option: Field) -> dict[str, Any]:
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt")
+    parser.add_argument("--parse-special", action="store_true", help="read control tokens in the prompt as such")
     _sampling_arguments(parser)
 
 

@@ -1,6 +1,7 @@
 """Output of the command line: streamed text, tables, JSON."""
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -138,4 +139,13 @@ def request_dict(request: "RequestOutput") -> dict[str, Any]:
 
 
 def json_line(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False).translate(C1_ESCAPES))
+    """Print a value as a line of JSON, which has no infinity and no NaN: they are null."""
+    print(json.dumps(_finite(value), ensure_ascii=False).translate(C1_ESCAPES))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ from octavo.gpt.loading.tensor_file import TensorFile
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.family import Names
+from octavo.gpt.quoting import one_line
 
 
 class Slice(NamedTuple):
@@ -72,17 +73,21 @@ class Checkpoint:
             for part in parts:
                 unused.pop(part.name)
         for file, name in unused.values():
-            raise ValueError(f"{file.path}: tensor {name} has no place in a {self.config.family} of this configuration")
+            raise ValueError(
+                f"{file.path}: tensor {one_line(name, 80)} has no place in a {self.config.family} of this configuration"
+            )
         return plan
 
     def _slice(self, part: Part, weight: Tensor, transposed: bool) -> Slice:
         if part.name not in self.tensors:
-            raise ValueError(f"{self.index_file}: tensor {part.name} is missing")
+            raise ValueError(f"{self.index_file}: tensor {one_line(part.name, 80)} is missing")
         file, name = self.tensors[part.name]
         info, expected = file.tensors[name], (part.num_rows, *weight.shape[1:])
         if info.shape != (expected[::-1] if transposed else expected):
             wanted = list(expected[::-1] if transposed else expected)
-            raise ValueError(f"{file.path}: tensor {name} is {list(info.shape)}, the configuration asks for {wanted}")
+            raise ValueError(
+                f"{file.path}: tensor {one_line(name, 80)} is {list(info.shape)}, the configuration asks for {wanted}"
+            )
         if not file.reads(info.dtype_name):
-            raise ValueError(f"{file.path}: tensor {name} is of type {info.dtype_name}, which cannot be read as floats")
+            raise file.unreadable(name)
         return Slice(file, name, part.first_row, part.num_rows, transposed)

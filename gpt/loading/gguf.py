@@ -10,6 +10,7 @@ from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.config_reader import ConfigReader
 from octavo.gpt.models.family import Family
 from octavo.gpt.models.registry import FAMILIES
+from octavo.gpt.quoting import one_line
 
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -19,7 +20,9 @@ def open_gguf_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
     file = open_gguf(path)
     name = file.metadata.get("general.architecture")
     if name not in tuple(FAMILIES):
-        raise ValueError(f"{path}: architecture {name} is not supported (only {', '.join(FAMILIES)})")
+        raise ValueError(
+            f"{path}: architecture {one_line(str(name), 80)} is not supported (only {', '.join(FAMILIES)})"
+        )
     family = FAMILIES[name]
     tensors = {tensor: (file, tensor) for tensor in file.tensors if tensor not in family.gguf_constants}
     return Checkpoint(path, _config(file, family), tensors, family.gguf_names), file.metadata

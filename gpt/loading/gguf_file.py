@@ -21,6 +21,7 @@ from torch import Tensor
 
 from octavo.gpt.loading.files import open_file, size_of
 from octavo.gpt.loading.tensor_file import TensorFile, TensorInfo, require_inside
+from octavo.gpt.quoting import one_line, quoted
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -71,7 +72,7 @@ def open_gguf(path: Path) -> GGUFFile:
 def _alignment(path: Path, metadata: dict[str, Any]) -> int:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"{path}: general.alignment must be a power of two, not {alignment!r}")
+        raise ValueError(f"{path}: general.alignment must be a power of two, not {quoted(alignment)}")
     return alignment
 
 
@@ -109,7 +110,7 @@ class _Header:
     def begin(self) -> tuple[int, int]:
         magic, version, num_tensors, num_keys = self.take("4sIQQ", "its first line")
         if magic != b"GGUF":
-            raise ValueError(f"{self.path}: not a GGUF file (begins with {magic!r})")
+            raise ValueError(f"{self.path}: not a GGUF file (begins with {quoted(magic)})")
         if version not in (2, 3):
             raise ValueError(f"{self.path}: GGUF version {version} is not supported (2 and 3, little endian, are)")
         return num_tensors, num_keys
@@ -120,7 +121,7 @@ class _Header:
         for index in range(count):
             key = self.string(f"the name of key {index}")
             if key in metadata:
-                raise ValueError(f"{self.path}: key {key} stands twice")
+                raise ValueError(f"{self.path}: key {one_line(key, 80)} stands twice")
             (kind,) = self.take("I", f"key {key}")
             metadata[key] = self.array(key) if kind == ARRAY else self.value(kind, f"key {key}")
         return metadata
@@ -133,7 +134,7 @@ class _Header:
         return self.take(SCALARS[kind], what)[0]
 
     def array(self, key: str) -> list[Any]:
-        what = f"key {key}"
+        what = f"key {one_line(key, 80)}"
         kind, count = self.take("IQ", what)
         if kind != STRING and kind not in SCALARS:
             raise ValueError(f"{self.path}: {what} is an array of unsupported type {kind}")
@@ -148,7 +149,7 @@ class _Header:
         for index in range(count):
             name, info = self.tensor(index, alignment)
             if name in relative:
-                raise ValueError(f"{self.path}: tensor {name} stands twice")
+                raise ValueError(f"{self.path}: tensor {one_line(name, 80)} stands twice")
             relative[name] = info
         data_start = -(-self.place // alignment) * alignment
         placed = {name: info._replace(offset=data_start + info.offset) for name, info in relative.items()}
@@ -158,7 +159,7 @@ class _Header:
 
     def tensor(self, index: int, alignment: int) -> tuple[str, TensorInfo]:
         name = self.string(f"the name of tensor {index}")
-        what = f"tensor {name}"
+        what = f"tensor {one_line(name, 80)}"
         (num_dims,) = self.take("I", what)
         if not 1 <= num_dims <= MAX_DIMS:
             raise ValueError(f"{self.path}: {what} has {num_dims:,} dimensions")

@@ -13,6 +13,7 @@ from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.config_reader import ConfigReader, as_list
 from octavo.gpt.models.family import Family
 from octavo.gpt.models.registry import FAMILIES, by_architecture, family_of
+from octavo.gpt.quoting import one_line, quoted
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -50,12 +51,12 @@ def _family(path: Path, table: dict[str, Any]) -> Family:
         family = by_architecture(architecture)
         if family is None:
             known = ", ".join(name for each in FAMILIES.values() for name in each.architectures)
-            raise ValueError(f"{path}: architecture {architecture} is not supported (only {known})")
+            raise ValueError(f"{path}: architecture {one_line(str(architecture), 80)} is not supported (only {known})")
         named.append(family.name)
     named += as_list(table.get("model_type"))
     if not named or named[0] not in tuple(FAMILIES) or any(name != named[0] for name in named):
         raise ValueError(
-            f"{path}: model_type {table.get('model_type')!r} is not supported (only {', '.join(FAMILIES)})"
+            f"{path}: model_type {quoted(table.get('model_type'))} is not supported (only {', '.join(FAMILIES)})"
         )
     return FAMILIES[named[0]]
 
@@ -91,18 +92,25 @@ def _sharded(index: Path) -> dict[str, TensorFile]:
     shards: dict[str, TensorFile] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w.\- ]+\.safetensors", name):
-            raise ValueError(f"{index}: tensor {tensor} is said to be in {name!r}, which is no file of this folder")
+            raise ValueError(
+                f"{index}: tensor {one_line(tensor, 80)} is said to be in {quoted(name)}, "
+                "which is no file of this folder"
+            )
         if name not in shards:
             path = index.parent / name
             if not is_there(path):
                 raise FileNotFoundError(f"{path}: this shard, named by {index.name}, is missing")
             shards[name] = open_safetensors(path)
         if tensor not in shards[name].tensors:
-            raise ValueError(f"{shards[name].path}: tensor {tensor} is missing, though {index.name} says it is here")
+            raise ValueError(
+                f"{shards[name].path}: tensor {one_line(tensor, 80)} is missing, though {index.name} says it is here"
+            )
     for name, shard in shards.items():
         for tensor in shard.tensors:
             if weight_map.get(tensor) != name:
-                raise ValueError(f"{shard.path}: tensor {tensor} is not listed for this shard in {index.name}")
+                raise ValueError(
+                    f"{shard.path}: tensor {one_line(tensor, 80)} is not listed for this shard in {index.name}"
+                )
     return {tensor: shards[name] for tensor, name in weight_map.items()}
 
 
@@ -116,6 +124,6 @@ def _canonical(
         if re.fullmatch(family.hf_buffers, name) or (name == "lm_head.weight" and config.tied_embeddings):
             continue
         if name in tensors:
-            raise ValueError(f"{index_file}: tensor {name} is there twice, with and without its prefix")
+            raise ValueError(f"{index_file}: tensor {one_line(name, 80)} is there twice, with and without its prefix")
         tensors[name] = (file, full_name)
     return tensors

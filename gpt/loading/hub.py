@@ -7,7 +7,7 @@ from pathlib import Path
 from octavo.gpt.loading.fetch import GPT2_VOCABULARY, SMOLLM2, cache_dir, fetch, is_whole
 from octavo.gpt.loading.files import is_folder, is_there
 from octavo.gpt.loading.hf import PICKLES
-from octavo.gpt.quoting import quoted
+from octavo.gpt.quoting import one_line, quoted
 
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 
@@ -23,11 +23,11 @@ def resolve(name: str) -> Path:
     if name == "smollm2":
         return fetch(SMOLLM2)
     if name.startswith((".", "/", "~")) or path.suffix in (".gguf", ".safetensors", *PICKLES):
-        raise FileNotFoundError(f"{name}: no such file or folder")
+        raise FileNotFoundError(f"{one_line(name, 80)}: no such file or folder")
     if name in HUB_NAMES or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _snapshot(HUB_NAMES.get(name, name))
     known = ", ".join(("smollm2", *HUB_NAMES))
-    raise ValueError(f"unknown model {name!r}: give a folder, a .gguf file, {known}, owner/name or dummy:<shape>")
+    raise ValueError(f"unknown model {quoted(name)}: give a folder, a .gguf file, {known}, owner/name or dummy:<shape>")
 
 
 def gpt2_vocabulary() -> Path:
@@ -54,11 +54,15 @@ def _snapshot(repository: str) -> Path:
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
-        raise ValueError(f"{repository} is on the Hugging Face hub: pip install 'octavo[hub]' to fetch it") from None
+        raise ValueError(
+            f"{one_line(repository, 80)} is on the Hugging Face hub: pip install 'octavo[hub]' to fetch it"
+        ) from None
     patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
     try:
         folder = hub.snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"])
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the Hugging Face hub does not give {repository}: {reason}") from None
+        raise ValueError(
+            f"the Hugging Face hub does not give {one_line(repository, 80)}: {one_line(reason, 80)}"
+        ) from None
     return Path(folder)

@@ -19,6 +19,7 @@ from octavo.gpt.loading.hf import open_folder
 from octavo.gpt.models.base import Model, initialise
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import KNOWN_SHAPES, family_of
+from octavo.gpt.quoting import one_line, quoted
 from octavo.gpt.tokenizer.gguf import from_gguf_metadata, gpt2
 from octavo.gpt.tokenizer.hf import from_folder
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
@@ -75,7 +76,7 @@ def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None
     if weights == "auto":
         return dtype, None
     if weights not in FORMATS:
-        raise ValueError(f"weights must be auto or {', '.join(FORMATS)}, not {weights!r}")
+        raise ValueError(f"weights must be auto or {', '.join(FORMATS)}, not {quoted(weights)}")
     if weights not in ops.formats:
         raise ValueError(f"weights {weights} are not for backend {ops.name}, which takes dense ones: use backend cpu")
     return ("bfloat16" if dtype == "auto" else dtype), weights
@@ -91,14 +92,14 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     else:
         tokenizer = _open(hub.resolve(str(name)))[1]
     if tokenizer is None:
-        raise ValueError(f"{name} comes without a tokenizer")
+        raise ValueError(f"{one_line(str(name), 80)} comes without a tokenizer")
     return tokenizer
 
 
 def resolve_device(device: str) -> torch.device:
     """cpu, cuda, or auto: cuda where PyTorch sees a GPU."""
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, not {device!r}")
+        raise ValueError(f"device must be auto, cpu or cuda, not {quoted(device)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is cuda, but this PyTorch ({torch.__version__}) sees no GPU")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -109,7 +110,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype in DTYPES:
         return DTYPES[dtype]
     if dtype != "auto":
-        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
+        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, not {quoted(dtype)}")
     if device.type == "cuda":
         return torch.bfloat16
     probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
@@ -181,7 +182,7 @@ def known_shape(name: str) -> ModelConfig:
     shape = name.removeprefix(DUMMY)
     if shape not in KNOWN_SHAPES:
         known = ", ".join(DUMMY + known for known in KNOWN_SHAPES)
-        raise ValueError(f"unknown model {name!r}: dummy models are {known}")
+        raise ValueError(f"unknown model {quoted(name)}: dummy models are {known}")
     return KNOWN_SHAPES[shape]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from octavo.gpt.loading.files import open_file, parse_json, size_of
 from octavo.gpt.loading.tensor_file import TensorFile, TensorInfo, require_inside
+from octavo.gpt.quoting import one_line, quoted
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 MAX_DIMS = 8
@@ -34,7 +35,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) < len(pairs):
             [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
-            raise ValueError(f"{name} stands twice in the header")
+            raise ValueError(f"{one_line(name, 80)} stands twice in the header")
         return table
 
     header = parse_json(text, f"{path}: the header is not valid", unique)
@@ -47,14 +48,21 @@ def _info(path: Path, name: str, entry: Any, data_start: int, size: int) -> Tens
     try:
         kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise ValueError(f"{path}: tensor {name} lacks a dtype, shape or data_offsets") from None
+        raise ValueError(f"{path}: tensor {one_line(name, 80)} lacks a dtype, shape or data_offsets") from None
     if not all(type(number) is int and number >= 0 for number in (*shape, start, end)) or start > end:
-        raise ValueError(f"{path}: tensor {name} has an impossible shape or place: {shape}, bytes {start} to {end}")
+        raise ValueError(
+            f"{path}: tensor {one_line(name, 80)} has an impossible shape or place: "
+            f"{quoted(shape)}, bytes {quoted(start)} to {quoted(end)}"
+        )
     if len(shape) > MAX_DIMS:
-        raise ValueError(f"{path}: tensor {name} has {len(shape):,} dimensions, at most {MAX_DIMS} are read")
+        raise ValueError(
+            f"{path}: tensor {one_line(name, 80)} has {len(shape):,} dimensions, at most {MAX_DIMS} are read"
+        )
     info = TensorInfo(shape, str(kind), data_start + start, end - start)
     require_inside(path, name, info, size)
     needed = math.prod(shape) * ITEM_BYTES.get(info.dtype_name, 0)
     if info.dtype_name in ITEM_BYTES and needed != info.nbytes:
-        raise ValueError(f"{path}: tensor {name} {list(shape)} {kind} needs {needed:,} bytes and has {info.nbytes:,}")
+        raise ValueError(
+            f"{path}: tensor {one_line(name, 80)} {list(shape)} {kind} needs {needed:,} bytes and has {info.nbytes:,}"
+        )
     return info

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.gpt.loading.files import open_file
+from octavo.gpt.quoting import one_line
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -37,7 +38,9 @@ class TensorFile:
         spans = sorted((info.offset, info.offset + info.nbytes, name) for name, info in self.tensors.items())
         for (_, end, name), (start, _, other) in pairwise(spans):
             if start < end:
-                raise ValueError(f"{self.path}: tensors {name} and {other} overlap at byte {start}")
+                raise ValueError(
+                    f"{self.path}: tensors {one_line(name, 80)} and {one_line(other, 80)} overlap at byte {start}"
+                )
 
     def reads(self, dtype_name: str) -> bool:
         """Whether tensors of this number type can be read as floats."""
@@ -47,12 +50,17 @@ class TensorFile:
         """Rows start to stop of the first dimension, all where stop is None, as floats; a vector is one row."""
         info = self.tensors[name]
         if not self.reads(info.dtype_name):
-            raise ValueError(f"{self.path}: tensor {name} is of type {info.dtype_name}, which cannot be read as floats")
+            raise self.unreadable(name)
         num_rows, *row_shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
         stop, row_bytes = num_rows if stop is None else stop, info.nbytes // num_rows
         raw = read_bytes(self.path, info.offset + start * row_bytes, (stop - start) * row_bytes)
         rows = self.decode(raw.view(stop - start, row_bytes), info.dtype_name).view(stop - start, *row_shape)
         return rows if len(info.shape) > 1 else rows[0]
+
+    def unreadable(self, name: str) -> ValueError:
+        """The error for a tensor whose number type cannot be read."""
+        kind = one_line(self.tensors[name].dtype_name, 80)
+        return ValueError(f"{self.path}: tensor {one_line(name, 80)} is of type {kind}, which cannot be read as floats")
 
     def decode(self, raw: Tensor, dtype_name: str) -> Tensor:
         """Bytes `[rows, row_bytes]` uint8 as floats `[rows, values]`."""
@@ -71,4 +79,6 @@ def require_inside(path: Path, name: str, info: TensorInfo, size: int) -> None:
     """ValueError unless the tensor ends within the file's `size` bytes."""
     end = info.offset + info.nbytes
     if end > size:
-        raise ValueError(f"{path}: tensor {name} ends at byte {end:,}, the file at byte {size:,} (truncated download?)")
+        raise ValueError(
+            f"{path}: tensor {one_line(name, 80)} ends at byte {end:,}, the file at byte {size:,} (truncated download?)"
+        )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from octavo.gpt.quoting import quoted
+
 MAX_CONTEXT = 2**20  # the rotary tables of a longer context would outweigh the model
 MAX_LAYERS = 1000  # the deepest published networks have some 130; a claim of more would cost seconds to refute
 MAX_HEAD_DIM = 1024  # likewise: rotary tables grow with it, whatever the file holds
@@ -31,7 +33,7 @@ class ModelConfig:
         for name in (field.name for field in fields(ModelConfig) if field.type is int):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 2**31 - 1:
-                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+                raise ValueError(f"{name} must be a positive integer, not {quoted(value)}")
         limits = {"context_size": MAX_CONTEXT, "num_layers": MAX_LAYERS, "head_dim": MAX_HEAD_DIM}
         for name, most in limits.items():
             if getattr(self, name) > most:

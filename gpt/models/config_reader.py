@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from octavo.gpt.quoting import quoted
+
 Config = TypeVar("Config")
 
 
@@ -37,19 +39,19 @@ class ConfigReader:
     def count(self, name: str, default: int | None = None) -> int:
         value = self.get(name, default)
         if type(value) is not int or value < 1:
-            raise ValueError(f"{self.path}: {self.prefix}{name} must be a positive integer, not {value!r}")
+            raise ValueError(f"{self.path}: {self.prefix}{name} must be a positive integer, not {quoted(value)}")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.get(name, default)
         if type(value) is not bool:
-            raise ValueError(f"{self.path}: {self.prefix}{name} must be true or false, not {value!r}")
+            raise ValueError(f"{self.path}: {self.prefix}{name} must be true or false, not {quoted(value)}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self.get(name, default)
         if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise ValueError(f"{self.path}: {self.prefix}{name} must be a positive number, not {value!r}")
+            raise ValueError(f"{self.path}: {self.prefix}{name} must be a positive number, not {quoted(value)}")
         return float(value)
 
     def ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
@@ -57,7 +59,7 @@ class ConfigReader:
         values = as_list(self.get(name))
         if not all(type(value) is int for value in values):
             raise ValueError(
-                f"{self.path}: {self.prefix}{name} must be a token id or a list of them, not {self.get(name)!r}"
+                f"{self.path}: {self.prefix}{name} must be a token id or a list of them, not {quoted(self.get(name))}"
             )
         return tuple(value for value in values if 0 <= value < vocab_size)
 
@@ -65,7 +67,9 @@ class ConfigReader:
         """ValueError unless the option is left out or has one of these values."""
         if self.get(name, supported[0]) not in supported:
             only = ", ".join(map(repr, supported))
-            raise ValueError(f"{self.path}: {self.prefix}{name} = {self.get(name)!r} is not supported (only {only})")
+            raise ValueError(
+                f"{self.path}: {self.prefix}{name} = {quoted(self.get(name))} is not supported (only {only})"
+            )
 
     def read_fields(self, kind: Any, options: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
         """Fields of a configuration by the options that hold them, each read as the type it has there."""

@@ -24,6 +24,8 @@ from octavo.gpt.models.rope import (
 )
 from octavo.kernels.ops import REFERENCE, Ops
 
+MAX_ANGLES = 2**27  # the rotary tables of a million positions of 128 values: half a gigabyte
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
@@ -39,6 +41,9 @@ class LlamaConfig(ModelConfig):
         super().__post_init__()
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, not {self.head_dim}")
+        if self.context_size * self.head_dim > MAX_ANGLES:
+            claim = f"context_size ({self.context_size}) x head_dim ({self.head_dim})"
+            raise ValueError(f"{claim} must be at most {MAX_ANGLES} for rotary positions")
 
 
 class Attention(nn.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from octavo.gpt.loading.files import read_whole
+from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.pretokenizer import DIGIT, GPT2, LLAMA3, QWEN2, TEKKEN, AddedToken
 from octavo.gpt.tokenizer.tokenizer import Tokenizer, Vocabulary
 
@@ -49,10 +50,12 @@ def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tok
     if model in (None, "none", "no_vocab"):
         return None
     if model != "gpt2":
-        raise ValueError(f"{source}: tokenizer.ggml.model {model!r} is not supported, only 'gpt2' (byte-level BPE)")
+        raise ValueError(
+            f"{source}: tokenizer.ggml.model {quoted(model)} is not supported, only 'gpt2' (byte-level BPE)"
+        )
     name = metadata.get("tokenizer.ggml.pre")
     if not isinstance(name, str) or name not in PRE:
-        raise ValueError(f"{source}: tokenizer.ggml.pre {name!r} is not supported, only {', '.join(PRE)}")
+        raise ValueError(f"{source}: tokenizer.ggml.pre {quoted(name)} is not supported, only {', '.join(PRE)}")
     if metadata.get("tokenizer.ggml.add_eos_token"):
         raise ValueError(f"{source}: tokenizer.ggml.add_eos_token is not supported")
     chat_template = metadata.get("tokenizer.chat_template")
@@ -96,7 +99,9 @@ def _gguf_list(metadata: Mapping[str, Any], key: str, kind: type, source: str) -
 def _gguf_id(metadata: Mapping[str, Any], key: str, vocab_size: int, source: str) -> int | None:
     value = metadata.get(f"tokenizer.ggml.{key}_token_id")
     if value is not None and not (isinstance(value, int) and 0 <= value < vocab_size):
-        raise ValueError(f"{source}: tokenizer.ggml.{key}_token_id {value!r} is outside the vocabulary of {vocab_size}")
+        raise ValueError(
+            f"{source}: tokenizer.ggml.{key}_token_id {quoted(value)} is outside the vocabulary of {vocab_size}"
+        )
     return value
 
 
@@ -126,7 +131,7 @@ def gpt2(path: Path) -> Tokenizer:
 def split_merge(merge: str, source: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     if not left or not right or " " in right:
-        raise ValueError(f"{source}: {merge!r} is not a pair of tokens")
+        raise ValueError(f"{source}: {quoted(merge)} is not a pair of tokens")
     return left, right
 
 
@@ -169,8 +174,8 @@ def _mergeable(source: str, ids: Mapping[str, int], merges: Iterable[tuple[str, 
         raise ValueError(f"{source}: no token stands for a byte, so this is no byte-level BPE")
     for number, (left, right) in enumerate(merges):
         if left not in built or right not in built:
-            raise ValueError(f"{source}: merge {number} joins {left!r} and {right!r} before both are built")
+            raise ValueError(f"{source}: merge {number} joins {quoted(left)} and {quoted(right)} before both are built")
         if left + right not in ids:
-            raise ValueError(f"{source}: merge {number} makes {left + right!r}, which is no token")
+            raise ValueError(f"{source}: merge {number} makes {quoted(left + right)}, which is no token")
         built.setdefault(left + right, ids[left + right])
     return {token.translate(_UNSPELL).encode("latin-1"): id for token, id in built.items()}

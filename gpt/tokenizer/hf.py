@@ -13,7 +13,7 @@ import regex
 
 from octavo.gpt.loading.files import is_there, read_json, read_text
 from octavo.gpt.models.config_reader import as_list
-from octavo.gpt.quoting import quoted
+from octavo.gpt.quoting import one_line, quoted
 from octavo.gpt.tokenizer.gguf import END_OF_TEXT, make_tokenizer, split_merge
 from octavo.gpt.tokenizer.pretokenizer import DIGIT, DIGITS, GPT2, AddedToken
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
@@ -56,7 +56,9 @@ def from_folder(folder: Path) -> Tokenizer | None:
         if is_there(vocab) and is_there(merges):
             return _with_config(folder, config, _from_vocab_and_merges(vocab, merges, config))
     except (TypeError, KeyError, AttributeError, IndexError, UnicodeEncodeError) as error:  # a field of a wrong shape
-        raise ValueError(f"{folder}: malformed tokenizer files ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{folder}: malformed tokenizer files ({type(error).__name__}: {one_line(str(error), 80)})"
+        ) from None
     if is_there(vocab) or is_there(merges):
         raise ValueError(f"{folder}: vocab.json and merges.txt belong together, and one is missing")
     if is_there(sentencepiece):
@@ -75,7 +77,7 @@ def _from_vocab_and_merges(vocab: Path, merges: Path, config: dict[str, Any]) ->
     """Read GPT-2's pair of files; other tokenizers kept in such a pair cut text in other ways."""
     name, source = config.get("tokenizer_class"), vocab.parent / "tokenizer_config.json"
     if name not in (None, "GPT2Tokenizer", "GPT2TokenizerFast"):
-        raise ValueError(f"{source}: tokenizer_class {name!r} needs a tokenizer.json")
+        raise ValueError(f"{source}: tokenizer_class {quoted(name)} needs a tokenizer.json")
     if config.get("add_prefix_space"):
         raise ValueError(f"{source}: add_prefix_space is not supported")
     lines = [line.rstrip("\r") for line in read_text(merges).split("\n") if not line.startswith("#version")]
@@ -96,10 +98,10 @@ def _from_tokenizer_json(path: Path) -> _Parts:
     model = data["model"]
     for name, plain in _PLAIN_BPE.items():
         if model.get(name) not in plain:
-            raise ValueError(f"{path}: model {name} {model.get(name)!r} is not supported, only byte-level BPE")
+            raise ValueError(f"{path}: model {name} {quoted(model.get(name))} is not supported, only byte-level BPE")
     normal_form = (data.get("normalizer") or {}).get("type")
     if normal_form not in (None, "NFC"):
-        raise ValueError(f"{path}: normalizer {normal_form!r} is not supported")
+        raise ValueError(f"{path}: normalizer {quoted(normal_form)} is not supported")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     unknown = model.get("unk_token")
     options = {
@@ -123,7 +125,9 @@ def _added(id: Any, entry: dict[str, Any], source: Path) -> AddedToken:
     if type(id) is not int or not 0 <= id <= MAX_ID:
         raise ValueError(f"{source}: added token {quoted(entry['content'])} has id {quoted(id)}, outside [0, {MAX_ID}]")
     if entry.get("single_word"):
-        raise ValueError(f"{source}: added token {entry['content']!r} asks for single_word, which is not supported")
+        raise ValueError(
+            f"{source}: added token {quoted(entry['content'])} asks for single_word, which is not supported"
+        )
     strips = bool(entry.get("lstrip")), bool(entry.get("rstrip"))
     return AddedToken(entry["content"], id, bool(entry.get("special")), *strips)
 
@@ -133,7 +137,9 @@ def _splits(spec: dict[str, Any] | None, source: Path) -> tuple[str, ...]:
     stages = _flat(spec, "pretokenizers")
     if not stages or stages[-1]["type"] != "ByteLevel" or any(stage["type"] == "ByteLevel" for stage in stages[:-1]):
         names = " + ".join(stage["type"] for stage in stages)
-        raise ValueError(f"{source}: pre_tokenizer {names or None!r} is not supported: only one that ends in ByteLevel")
+        raise ValueError(
+            f"{source}: pre_tokenizer {quoted(names or None)} is not supported: only one that ends in ByteLevel"
+        )
     return tuple(pattern for stage in stages if (pattern := _stage(stage, source)))
 
 
@@ -157,10 +163,12 @@ def _stage(stage: dict[str, Any], source: Path) -> str | None:
             try:
                 regex.compile(pattern)
             except regex.error as error:
-                raise ValueError(f"{source}: pre_tokenizer Split: {error} in {pattern!r}") from None
+                raise ValueError(
+                    f"{source}: pre_tokenizer Split: {one_line(str(error), 80)} in {quoted(pattern)}"
+                ) from None
             return pattern
-    behavior = f" with behavior {stage['behavior']!r}" if "behavior" in stage else ""
-    raise ValueError(f"{source}: pre_tokenizer {stage['type']!r}{behavior} is not supported")
+    behavior = f" with behavior {quoted(stage['behavior'])}" if "behavior" in stage else ""
+    raise ValueError(f"{source}: pre_tokenizer {quoted(stage['type'])}{behavior} is not supported")
 
 
 def _prompt_start(spec: dict[str, Any] | None, source: Path) -> int | None:
@@ -174,7 +182,7 @@ def _prompt_start(spec: dict[str, Any] | None, source: Path) -> int | None:
                 found = stage["special_tokens"][name]["ids"][0]
             case _:
                 what = " that adds more than BOS" if stage["type"] == "TemplateProcessing" else ""
-                raise ValueError(f"{source}: post_processor {stage['type']!r}{what} is not supported")
+                raise ValueError(f"{source}: post_processor {quoted(stage['type'])}{what} is not supported")
     return found
 
 
@@ -214,7 +222,7 @@ def _named(folder: Path, config: dict[str, Any], key: str, texts: dict[int, str]
     if text in numbers:
         return (numbers[text],)
     if text is not None and text != parts.default_special:
-        raise ValueError(f"{folder / 'tokenizer_config.json'}: {key} {text!r} is not in the vocabulary")
+        raise ValueError(f"{folder / 'tokenizer_config.json'}: {key} {quoted(text)} is not in the vocabulary")
     value = read_json(folder / "config.json").get(f"{key}_id")
     return tuple(id for id in as_list(value) if id in texts)
 

@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import tiktoken
 
-from octavo.gpt.tokenizer.chat_template import SpecialTokenEscaper, plain_messages, render
+from octavo.gpt.quoting import quoted
+from octavo.gpt.tokenizer.chat_template import plain_messages, render
+from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
 from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, AddedTokenSplitter, split
 
 MOST_COMPOSED = 4  # characters that NFC makes one of: a Greek letter with three marks
@@ -104,20 +106,31 @@ class Tokenizer:
         """Return a number of tokens that the text surely has, in no time: by its length and the longest token's."""
         return -(-len(text) // self._most_characters) if self._most_characters else 0
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+    def check_length(self, text: str, limit: int | None) -> None:
+        """Raise ValueError for a text that surely has more than `limit` tokens."""
+        if limit is not None and (least := self.least_tokens(text)) > limit:
+            raise ValueError(f"the prompt has {least:,} tokens or more, max_model_len is {limit:,}")
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, limit: int | None = None
+    ) -> list[int]:
         """Return the ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.
 
-        The template's control tokens become special; the same text inside a message stays text.
+        The template's control tokens become special; the same text inside a message stays text, though the template
+        may look for it there. A conversation that surely has more than `limit` tokens is a ValueError, soon.
         """
         if self.chat_template is None:
             raise ValueError("this model's files hold no chat template")
         plain = plain_messages(messages)
         escaper = SpecialTokenEscaper(self.specials, self.chat_template, plain)
         bos, eos = (self.token_bytes(id).decode() if id is not None else None for id in (self.bos_id, self.eos_id))
-        text = render(self.chat_template, escaper.hide(plain), add_generation_prompt, bos, eos)
+        text = render(self.chat_template, plain, add_generation_prompt, bos, eos, escaper)
         self._check(text)
-        parts = self._in_templates.cut(text)
-        return self._encode_cut(escaper.reveal(part) if isinstance(part, str) else part for part in parts)
+        self.check_length(text, limit)
+        ids: list[int] = []
+        for part in self._in_templates.cut(text):
+            ids += [part] if isinstance(part, int) else self._encode_cut(self._in_any_text.cut(escaper.reveal(part)))
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Return the text of the ids, U+FFFD where it is not UTF-8; ValueError for an id outside the vocabulary."""
@@ -141,7 +154,7 @@ class Tokenizer:
         try:
             number = operator.index(token_id)
         except TypeError:
-            raise ValueError(f"a token id must be an integer, not {token_id!r}") from None
+            raise ValueError(f"a token id must be an integer, not {quoted(token_id)}") from None
         if not 0 <= number < self.vocab_size:
             raise ValueError(f"token id {number} is outside the vocabulary of {self.vocab_size}")
         return number

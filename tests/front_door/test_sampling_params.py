@@ -48,3 +48,16 @@ def test_the_old_name_of_shift_still_works_and_warns_its_caller():
     with pytest.warns(FutureWarning, match="overflow='slide' is now overflow='shift'") as warned:
         assert SamplingParams(overflow="slide") == SamplingParams(overflow="shift")
     assert [warning.filename for warning in warned] == [__file__]
+
+
+@pytest.mark.parametrize(
+    "value", ["\x1b[2J" * 9, "a\nb" * 99_999, 10**5000, [0] * 10**6], ids=["escape", "lines", "int", "list"]
+)
+@pytest.mark.parametrize("name", ["temperature", "n", "stop", "stop_token_ids", "logit_bias", "overflow", "cache_salt"])
+def test_errors_quote_odd_values_shortly(name: str, value: object) -> None:
+    if (name, type(value)) in (("stop", str), ("cache_salt", str), ("stop_token_ids", list)):
+        return
+    with pytest.raises(ValueError, match=name) as caught:
+        SamplingParams(**{name: value})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300

@@ -38,6 +38,7 @@ def run_counted(function: Callable[[], Any], counter: LineCounter, call: Callabl
     on_thread(sys.settrace, counter)
     try:
         function()
+        on_thread(sys.settrace, None)  # which may be what is interrupted
     except BaseException as error:
         if not isinstance(error, counter.error):
             raise

@@ -1,6 +1,7 @@
 """Checkpoints that lie: every missing, odd, extra or misplaced tensor is refused by name before memory is taken."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,10 @@ def test_llama_parts_are_checked_one_by_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"n_layer": 10**9}, "1000000000 layers, but only 28 tensors"),
-        ({"n_embd": 3 * 2**29, "n_inner": 8}, "impossible sizes in the configuration"),
+        ({"n_layer": 900}, "900 layers, but only 28 tensors"),
+        ({"n_layer": 10**9}, "num_layers must be at most 1000, not 1000000000"),
+        ({"n_embd": 3 * 2**29, "n_inner": 8}, "head_dim must be at most 1024, not 536870912"),
+        ({"n_embd": 3 * 2**29, "n_inner": 8, "n_head": 3 * 2**20}, "impossible sizes in the configuration"),
         ({"vocab_size": 2**31 - 1}, r"tensor wte\.weight is \[31, 12\], the configuration asks for \[2147483647, 12\]"),
     ],
 )
@@ -168,3 +171,30 @@ def test_pickle_checkpoints_are_refused_unread(tmp_path: Path) -> None:
     for path in (tmp_path, pickle):
         with pytest.raises(ValueError, match=r"pytorch_model\.bin: pickle checkpoints can run any code"):
             load(path)
+
+
+HOSTILE = {"escape": "\x1b[2Ja", "line ends": "a\nb\u2028c\x85d", "direction": "\u202eabc", "length": "x" * 100_000}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("place", ["tensor", "architecture", "activation", "type", "gguf", "gguf key", "shard"])
+def test_what_a_message_quotes_of_a_file_is_short_and_printable(tmp_path: Path, place: str, text: str) -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    config = LLAMA | {"architecture": {"architectures": [text]}, "activation": {"hidden_act": text}}.get(place, {})
+    path = save_folder(tmp_path, config, llama_tensors())
+    if place in ("tensor", "type"):
+        name, entry["dtype"] = (text, "F32") if place == "tensor" else ("lm_head.weight", text)
+        raw_safetensors(tmp_path / "model.safetensors", {name: entry}, bytes(4))
+    elif place == "shard":
+        (tmp_path / "model.safetensors").unlink()
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {text: text}}))
+    elif place.startswith("gguf"):
+        fields = {"general.architecture": text} if place == "gguf" else {}
+        path = save_gguf(tmp_path / "m.gguf", LLAMA_GGUF | fields, llama_gguf_tensors(llama_tensors(), 3, 1))
+        if place == "gguf key":
+            changed = path.read_bytes().replace(b"llama.context_length", text.encode()[:20].ljust(20, b"\n"))
+            path.write_bytes(changed.replace(b"llama.block_count", text.encode()[:17].ljust(17, b"\n")))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as caught:
+        load(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000

@@ -105,6 +105,10 @@ def test_rotary_options_of_transformers_4_and_5(
         (LLAMA | {"max_position_embeddings": 2**40}, "context_size must be"),
         (LLAMA | {"num_hidden_layers": 20_000}, "num_layers must be at most 1000, not 20000"),
         (LLAMA | {"head_dim": 2**20}, "head_dim must be at most 1024"),
+        (
+            LLAMA | {"head_dim": 512, "max_position_embeddings": 2**20},
+            r"context_size \(1048576\) x head_dim \(512\) must",
+        ),
         (LLAMA | {"hidden_size": 10**30}, "dim must be a positive integer"),
         ([1], "not a JSON object"),
     ],

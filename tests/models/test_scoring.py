@@ -11,6 +11,7 @@ import torch
 from tiny_folder import GREEDY, load_tiny, save_tiny
 
 from octavo.gpt import LLM
+from octavo.gpt.cli.output import json_line
 from octavo.gpt.loading.loader import load_model
 from octavo.gpt.scoring import score
 from octavo.kernels.ops import REFERENCE
@@ -64,3 +65,8 @@ def test_a_perplexity_that_no_float_holds_is_infinite(tmp_path: Path) -> None:
     found = scored_with(tmp_path, 1e6 * torch.randn(29, 12, generator=torch.Generator().manual_seed(0)))
     assert 709 < found.nll < math.inf
     assert found.perplexity == math.inf
+
+
+def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    json_line({"perplexity": math.inf, "logprobs": [(-math.inf, math.nan, 0.5)], "text": "a"})
+    assert capsys.readouterr().out == '{"perplexity": null, "logprobs": [[null, null, 0.5]], "text": "a"}\n'

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from octavo.gpt.loading.gguf_file import open_gguf
-from octavo.gpt.tokenizer.chat_template import SpecialTokenEscaper, render
+from octavo.gpt.tokenizer.chat_template import render
 from octavo.gpt.tokenizer.gguf import from_gguf_metadata
 from octavo.gpt.tokenizer.hf import from_folder
+from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 from hard_text import CORPUS, TEXTS
@@ -106,7 +107,7 @@ def test_overlapping_control_tokens_stay_text() -> None:
     specials = ["ab", "bc", "abc", "d"]
     messages = [{"role": "user", "content": "xababcdbcd"}]
     escaper = SpecialTokenEscaper(specials, "", messages)
-    hidden = escaper.hide(messages)[0]["content"]
+    hidden = "".join([escaper.hide(messages)[0]["content"]])  # as bare characters, which nothing translates
     assert not any(special in hidden for special in specials)
     assert len(hidden) == len("xababcdbcd")
     assert escaper.reveal(hidden) == "xababcdbcd"
@@ -202,3 +203,19 @@ def test_smollm2(smollm2_path: Path) -> None:
         ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert ours.encode_chat(messages) == ids
         assert ids[0] == 1
+
+
+def test_a_conversation_far_too_long_is_refused_before_it_is_cut(tmp_path: Path) -> None:
+    ours, _ = pair(tmp_path, CHATML)
+    long = [{"role": "user", "content": "x " * 10**6}]
+    assert ours.encode_chat(MESSAGES, limit=500) == ours.encode_chat(MESSAGES)
+    with pytest.raises(ValueError, match=r"the prompt has [\d,]{6,} tokens or more, max_model_len is 500"):
+        ours.encode_chat(long, limit=500)
+
+
+def test_messages_nested_without_end_are_refused(tmp_path: Path) -> None:
+    ours, _ = pair(tmp_path, CHATML)
+    deep: dict[str, Any] = {}
+    deep["x"] = deep
+    with pytest.raises(ValueError, match=r"messages\[0\].* is nested more than 100 deep"):
+        ours.encode_chat([{"role": "user", "content": "x", "arguments": deep}])

@@ -1,0 +1,76 @@
+"""RequestState: an unfinished completion, and what becomes of it with each token."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
+from octavo.gpt.runner.sampler import TokenLogprobs
+from octavo.gpt.scheduler.sequence import Sequence
+from octavo.gpt.scheduler.stats import Clock
+from octavo.gpt.tokenizer.detokenizer import TextStream
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
+
+Ending = tuple[str, int | str | None]  # finish_reason, stop_reason
+
+
+@dataclass(eq=False, slots=True)
+class RequestState:
+    """An unfinished completion: its sequence, and the outputs that it writes to."""
+
+    sequence: Sequence
+    output: CompletionOutput
+    request: RequestOutput
+    stop_ids: frozenset[int]
+    clock: Clock
+    prompt_logprobs: list[dict[int, Logprob] | None]  # one a prompt token, where asked for; complete at the first token
+    text_of: Callable[[int], str | None]  # of one id
+
+    def append(self, token_id: int, logprobs: TokenLogprobs | None) -> Ending | None:
+        """Take the sequence's next token; return how the token ends the sequence, None where it goes on."""
+        sequence, output = self.sequence, self.output
+        sequence.append(token_id)
+        if logprobs is not None and output.logprobs is not None:
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + logprobs.logprob
+            output.logprobs.append(self._logprobs(token_id, logprobs))
+        if sequence.params.prompt_logprobs is not None:
+            self.request.prompt_logprobs = self.request.prompt_logprobs or self.prompt_logprobs
+        if token_id in self.stop_ids:
+            return "stop", token_id if token_id in sequence.params.stop_token_ids else None
+        if sequence.params.stop_strings and output.stream is not None:
+            output.pieces()
+            if output.stream.stopped_by is not None:
+                return "stop", output.stream.stopped_by
+        return None
+
+    def set_prompt_logprobs(self, first: int, logprobs: list[TokenLogprobs]) -> None:
+        """Note the log-probabilities of the prompt tokens from index `first` on."""
+        last = first + len(logprobs)
+        self.prompt_logprobs[first:last] = map(self._logprobs, self.sequence.prompt[first:last], logprobs)
+
+    def _logprobs(self, token_id: int, logprobs: TokenLogprobs) -> dict[int, Logprob]:
+        entries = {token_id: self._logprob(token_id, logprobs.logprob, logprobs.rank)}
+        for rank, (other, value) in enumerate(logprobs.entries, start=1):
+            entries.setdefault(other, self._logprob(other, value, rank))
+        return entries
+
+    def _logprob(self, token_id: int, value: float, rank: int) -> Logprob:
+        return Logprob(value, rank, self.text_of(token_id))
+
+
+def new_state(
+    sequence: Sequence,
+    request: RequestOutput,
+    index: int,
+    tokenizer: Tokenizer | None,
+    text_of: Callable[[int], str | None],
+) -> RequestState:
+    """Add a completion to the request's outputs, and return its state."""
+    params, stop_ids = sequence.params, sequence.stop_ids
+    output = CompletionOutput(index, sequence.output, logprobs=None if params.logprobs is None else [])
+    if tokenizer is not None:
+        output.stream = TextStream(
+            tokenizer, params.stop_strings, params.skip_special_tokens, stop_ids, params.min_tokens
+        )
+    request.outputs.append(output)
+    num_prompt_logprobs = 0 if params.prompt_logprobs is None else len(sequence.prompt)
+    return RequestState(sequence, output, request, stop_ids, Clock(), [None] * num_prompt_logprobs, text_of)
