@@ -41,7 +41,7 @@ class AsyncLLM:
         """
         engine, thread = self.llm.engine, self.llm.thread
         params = params or SamplingParams()
-        ids, snapshots = self.llm._encode(prompt, params), _Snapshots()
+        ids, snapshots = self.llm.encode_request(prompt, params), _Snapshots()
         try:
             adding = thread.submit(engine.add, ids, params, text_of(prompt), snapshots)
             await asyncio.wrap_future(adding)

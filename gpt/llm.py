@@ -135,7 +135,7 @@ class LLM:
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request for `step`, and return its number. QueueFullError when `max_num_waiting` wait already."""
         params = params or SamplingParams()
-        ids = self._encode(prompt, params)
+        ids = self.encode_request(prompt, params)
         return self.thread.call(self.engine.add, ids, params, text_of(prompt)).request_id
 
     def step(self) -> list[RequestOutput]:
@@ -169,7 +169,7 @@ class LLM:
         if len(each) != len(prompts):
             raise ValueError(f"params has {len(each)} entries for {len(prompts)} prompts")
         checked = [
-            (self.engine.check(self._encode(prompt, own), own), own, text_of(prompt))
+            (self.engine.check(self.encode_request(prompt, own), own), own, text_of(prompt))
             for prompt, own in zip(prompts, each, strict=True)
         ]
         listener = _Ends()
@@ -196,7 +196,7 @@ class LLM:
             raise ValueError("stream needs a tokenizer, and this model has none: use generate with token ids")
         if params.n != 1:
             raise ValueError(f"stream gives one completion, n is {params.n}")
-        return self._stream(self.engine.check(self._encode(prompt, params), params), params, text_of(prompt))
+        return self._stream(self.engine.check(self.encode_request(prompt, params), params), params, text_of(prompt))
 
     def _stream(self, ids: list[int], params: SamplingParams, text: str | None) -> Iterator[str]:
         listener = _Pieces()
@@ -278,7 +278,7 @@ class LLM:
         """
         return self._as_ids(prompt, self.parse_special if parse_special is None else parse_special, None)
 
-    def _encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+    def encode_request(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         """Return the prompt's ids; ValueError for one that surely does not fit, before all of it is cut into tokens."""
         limit = self.config.max_model_len if params.overflow == "stop" else None
         return self._as_ids(prompt, self.parse_special, limit)

@@ -11,6 +11,7 @@ from octavo.gpt.quoting import quoted
 
 MAX_LOGPROBS = 1000
 MAX_N = 1024
+MAX_STOP_STRINGS = 1000  # each is looked for after every token
 
 
 def _option(default: Any, help: str) -> Any:
@@ -89,6 +90,8 @@ class SamplingParams:
 
     def _collect_stop_strings(self) -> None:
         strings = (self.stop,) if isinstance(self.stop, str) else tuple(_sequence("stop", self.stop))
+        if len(strings) > MAX_STOP_STRINGS:
+            raise ValueError(f"stop has {len(strings)} strings, at most {MAX_STOP_STRINGS} are looked for")
         for text in strings:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop must be non-empty strings, not {quoted(text)}")

@@ -1,7 +1,7 @@
 """Runner: a plan's sequences become batches, batches become tokens. It starts a step; the result is read later."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
@@ -20,6 +20,8 @@ from octavo.gpt.scheduler.scheduler import Chunk, Plan
 from octavo.gpt.scheduler.sequence import Sequence
 from octavo.kernels.backends import graph_capture
 
+LOGIT_ROWS = 64  # prompt positions whose logits are held at once
+
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
@@ -27,7 +29,14 @@ class PromptRows:
 
     sequence: Sequence
     first: int
-    logprobs: LogprobTensors
+    parts: list[LogprobTensors]  # of some tokens each, in order
+
+    def to_host(self) -> "PromptRows":
+        """Start the copy to the host; it may be read once the device has come that far."""
+        return replace(self, parts=[part.to_host() for part in self.parts])
+
+    def read(self) -> list[TokenLogprobs]:
+        return [entry for part in self.parts for entry in part.read()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +61,9 @@ class PendingStep:
     def __init__(self, sampled: list[SampledRows], prompts: list[PromptRows], num_decoded: int) -> None:
         self.num_decoded = num_decoded
         self._sampled = [part.to_host() for part in sampled]
-        self._prompts = [PromptRows(part.sequence, part.first, part.logprobs.to_host()) for part in prompts]
+        self._prompts = [part.to_host() for part in prompts]
         self._done: torch.cuda.Event | None = None
-        tensors = [part.token_ids for part in sampled] + [part.logprobs.ranks for part in prompts]
+        tensors = [part.token_ids for part in sampled] + [part.parts[-1].ranks for part in prompts]
         if any(tensor.is_cuda for tensor in tensors):
             self._done = torch.cuda.Event()
             self._done.record()
@@ -68,7 +77,7 @@ class PendingStep:
             sequences,
             num_tokens=[1] * len(sequences),
             tokens=[token for part in self._sampled for token in part.read()],
-            prompt_logprobs=[(part.sequence, part.first, part.logprobs.read()) for part in self._prompts],
+            prompt_logprobs=[(part.sequence, part.first, part.read()) for part in self._prompts],
         )
 
 
@@ -206,9 +215,10 @@ class Runner:
             sampled.append(self.sampler.sample(newest, self.input_batch.sampling_rows(first_row)))
 
     def _prompt_logprobs(self, chunk: Chunk, targets: list[int], hidden: Tensor) -> PromptRows:
-        numbers = [chunk.sequence.params.prompt_logprobs or 0] * len(targets)
-        logprobs = self.sampler.gather_logprobs(self.model.logits(hidden), self._ints(targets), numbers)
-        return PromptRows(chunk.sequence, chunk.sequence.context_start + chunk.start + 1, logprobs)
+        number, parts = chunk.sequence.params.prompt_logprobs or 0, []
+        for rows, some in zip(hidden.split(LOGIT_ROWS), self._ints(targets).split(LOGIT_ROWS), strict=True):
+            parts.append(self.sampler.gather_logprobs(self.model.logits(rows), some, [number] * len(some)))
+        return PromptRows(chunk.sequence, chunk.sequence.context_start + chunk.start + 1, parts)
 
     def _batch(self, chunks: list[Chunk]) -> Batch:
         size = self.block_size

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from octavo.gpt.models.base import Model
 from octavo.gpt.runner.transfer import to_device, to_host
@@ -120,6 +121,7 @@ class Sampler:
         self.ops = model.ops
         self.device = device
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}  # seq_id -> (counts int32, in_prompt bool), [vocab_size]
+        self._biases: dict[int, tuple[bool, Tensor, Tensor]] = {}  # seq_id -> (with bans, ids, values)
 
     def sample(self, hidden: Tensor, rows: SamplingRows) -> SampledRows:
         """Sample a token from each row's hidden state `[num_rows, dim]`."""
@@ -159,12 +161,14 @@ class Sampler:
         return LogprobTensors(numbers, logprobs, ranks, *top)
 
     def free(self, seq_id: int) -> None:
-        """Drop the token counts of a sequence, if there are any."""
+        """Drop what is kept for a sequence, if there is anything."""
         self._counts.pop(seq_id, None)
+        self._biases.pop(seq_id, None)
 
     def reset(self) -> None:
-        """Drop the token counts of every sequence."""
+        """Drop what is kept for every sequence."""
         self._counts.clear()
+        self._biases.clear()
 
     def _sample_logits(self, logits: Tensor, columns: SamplingColumns) -> Tensor:
         token_ids, _ = self.ops.sample(logits, *columns[:-1])
@@ -195,9 +199,7 @@ class Sampler:
     def _change(self, logits: Tensor, sequences: list[Sequence]) -> None:
         """Apply penalties, biases and bans, in place."""
         counts, in_prompt = zip(*(self._history(sequence, logits.shape[1]) for sequence in sequences), strict=True)
-        biases = [_biases(sequence) for sequence in sequences]
-        width = max(map(len, biases))
-        padded = [[*bias.items(), *[(-1, 0.0)] * (width - len(bias))] for bias in biases]
+        bias_ids, bias_values = map(list, zip(*map(self._bias_tensors, sequences), strict=True))
         params = [sequence.params for sequence in sequences]
         self.ops.apply_penalties(
             logits,
@@ -206,8 +208,8 @@ class Sampler:
             self._floats([p.repetition_penalty for p in params]),
             self._floats([p.presence_penalty for p in params]),
             self._floats([p.frequency_penalty for p in params]),
-            to_device([[i for i, _ in row] for row in padded], torch.int32, self.device),
-            self._floats([[value for _, value in row] for row in padded]),
+            pad_sequence(bias_ids, batch_first=True, padding_value=-1),
+            pad_sequence(bias_values, batch_first=True),
         )
 
     def _history(self, sequence: Sequence, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -221,6 +223,16 @@ class Sampler:
             in_prompt.index_fill_(0, self._indices(sequence.prompt), True)
             self._counts[sequence.seq_id] = counts, in_prompt
         return self._counts[sequence.seq_id]
+
+    def _bias_tensors(self, sequence: Sequence) -> tuple[Tensor, Tensor]:
+        """Return ids and values of `_biases`, built once for all steps that have the same."""
+        has_bans = sequence.num_sampled < sequence.params.min_tokens
+        kept = self._biases.get(sequence.seq_id)
+        if kept is None or kept[0] != has_bans:
+            biases = _biases(sequence)
+            ids = to_device(list(biases), torch.int32, self.device)
+            kept = self._biases[sequence.seq_id] = has_bans, ids, self._floats(list(biases.values()))
+        return kept[1:]
 
     def _floats(self, values: list) -> Tensor:
         return to_device(values, torch.float32, self.device)

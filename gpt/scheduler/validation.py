@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from octavo.gpt.quoting import quoted
-from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
 
 
@@ -34,6 +34,10 @@ def check_request(
                 raise ValueError(f"{name} has token id {quoted(token_id)}, outside the vocabulary of {vocab_size}")
     if params.stop_strings and not has_tokenizer:
         raise ValueError("stop strings need a tokenizer, and this model has none: use stop_token_ids")
+    if params.n * (params.logprobs or 0) > MAX_LOGPROBS:
+        raise ValueError(
+            f"n ({params.n}) times logprobs ({params.logprobs}) is more than {MAX_LOGPROBS} log-probabilities a step"
+        )
     most = max_len if params.max_tokens is None else min(max_len, len(prompt_ids) + params.max_tokens - 1)
     held = config.num_blocks * config.block_size
     if most > held:

@@ -12,8 +12,6 @@ from octavo.kernels.cpu.linear import linear
 from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, philox, weights_q44
 from octavo.kernels.weights import Weight
 
-HEAD = 1024  # top-p sorts so many ids first, and more only if their weight is too little
-
 
 def sample(
     logits: Tensor,
@@ -69,24 +67,20 @@ def _kept_ids(logits: Tensor, temperature: Tensor, top_k: int, top_p: Tensor, mi
 
 def _likeliest(logits: Tensor, number: int) -> Tensor:
     """The ids of the `number` largest, ascending; ties go to the lower id."""
-    cut = logits.topk(number).values[-1]
+    cut = float(np.partition(logits.numpy(), -number)[-number])
     above, ties = (logits > cut).nonzero()[:, 0], (logits == cut).nonzero()[:, 0]
     return torch.cat((above, ties[: number - len(above)])).sort().values
 
 
 def _nucleus(logits: Tensor, ids: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
-    """Of these ids, the likeliest that together weigh top_p of all, ascending."""
+    """Of these ids, the likeliest that together weigh top_p of all, ascending.
+
+    Weights fall with the logits, so sorted by themselves they tell how many ids that is.
+    """
     wanted = (weights.sum().double() * top_p.double()).ceil().long().clamp(min=1)
-    values, number = logits[ids], HEAD
-    head = _places(ids)
-    while number < len(ids):
-        head = (values >= values.topk(number).values[-1]).nonzero()[:, 0]
-        if weights[head].sum() >= wanted:
-            break
-        head, number = _places(ids), 8 * number
-    order = head[values[head].sort(descending=True, stable=True).indices]
-    before = weights[order].cumsum(0) - weights[order]
-    return ids[order[before < wanted]].sort().values
+    falling = np.sort(weights.numpy())[::-1]
+    number = int(np.searchsorted(np.cumsum(falling) - falling, int(wanted)))
+    return ids[_likeliest(logits[ids], number)]
 
 
 def _noise(seed: int, position: int, ids: Tensor | None, vocab_size: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octavo.gpt import stats
+from octavo.gpt.scheduler import stats
 from octavo.gpt.engine import Engine
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.sampling_params import SamplingParams

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from octavo.gpt import stats
+from octavo.gpt.scheduler import stats
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.stats import Clock, Stats
 
