@@ -18,7 +18,7 @@ test: $(READY)  ## the whole test suite, on the CPU
 
 test-kernels: $(READY)  ## the kernels alone, in Triton's interpreter, or on the GPU at hand
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
-	  -m "not codegen" tests/ops tests/sampling tests/models/test_exactness.py tests/models/test_triton_model.py
+	  -m "not codegen" tests/ops tests/backends tests/sampling tests/models/test_exactness.py tests/models/test_triton_model.py
 
 check: $(READY) build/types  ## ruff, format, mypy
 	@$(BIN)/ruff check .
