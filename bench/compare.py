@@ -109,6 +109,7 @@ def check_comparable(old: Results, new: Results) -> None:
     for name in ("command", "device", "device_name", "threads"):
         then, now = getattr(old.run, name), getattr(new.run, name)
         if then != now:
+            then, now = records.plain(then), records.plain(now)
             raise ValueError(f"{old.path} has {name} {then}, {new.path} has {now}: these cannot be compared")
 
 

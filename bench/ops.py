@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from octavo.bench import options
-from octavo.bench.measuring.accuracy import verdict
+from octavo.bench.measuring.accuracy import judge
 from octavo.bench.measuring.op_cases import Arguments, Case, Shapes, distinct_cases
 from octavo.bench.measuring.timing import measure, median
 from octavo.bench.measuring.workloads import at_least
@@ -106,9 +106,10 @@ def _timed(
 ) -> tuple[str, str, list[float]]:
     """The verdict, its detail, and the seconds of each call where it is right."""
     try:
-        if (status := verdict(case, call, getattr(REFERENCE, case.op), arguments)) == "wrong":
-            return status, "", []
-        return status, "", measure(partial(call, *arguments), device, SECONDS[device.type])
+        status, detail = judge(case, call, getattr(REFERENCE, case.op), arguments)
+        if status == "wrong":
+            return status, detail, []
+        return status, detail, measure(partial(call, *arguments), device, SECONDS[device.type])
     except Exception as error:
         return "failed", reason(error), []
 

@@ -13,19 +13,34 @@ import torch
 from torch import Tensor
 
 from octavo.bench.measuring.op_cases import Arguments, Case
+from octavo.kernels.testing.numerics import excess, widen
 
 WIDTH = 4  # times the twin's error
 
 
 def verdict(case: Case, call: Callable[..., Any], reference: Callable[..., Any], arguments: Arguments) -> str:
     """same, rounding or wrong: `call` against the reference, on arguments that stay as they are."""
+    return judge(case, call, reference, arguments)[0]
+
+
+def judge(case: Case, call: Callable[..., Any], reference: Callable[..., Any], arguments: Arguments) -> tuple[str, str]:
+    """The verdict, and of what is wrong how far it errs and how far it may."""
     got, twin = (_result(case, function, arguments) for function in (call, reference))
+    if len(got) != len(twin):
+        return "wrong", f"{len(got)} results, expected {len(twin)}"
     if all(torch.equal(a, b) for a, b in zip(got, twin, strict=True)):
-        return "same"
+        return "same", ""
     if case.exact_first:
-        return "rounding" if torch.equal(got[0], twin[0]) else "wrong"
-    oracle = _result(case, reference, tuple(map(_widen, arguments)))
-    return "rounding" if all(map(_within, got, oracle, twin)) else "wrong"
+        if torch.equal(got[0], twin[0]):
+            return "rounding", ""
+        return "wrong", f"{_others(got[0], twin[0])} of {twin[0].numel()} ids are not the reference's"
+    oracle = _result(case, reference, tuple(map(widen, arguments)))
+    faults = [excess(*results, width=WIDTH) for results in zip(got, oracle, twin, strict=True)]
+    return ("wrong", next(filter(None, faults))) if any(faults) else ("rounding", "")
+
+
+def _others(got: Tensor, twin: Tensor) -> int:
+    return int((got != twin).sum()) if got.shape == twin.shape else twin.numel()
 
 
 def _result(case: Case, function: Callable[..., Any], arguments: Arguments) -> tuple[Tensor, ...]:
@@ -35,15 +50,3 @@ def _result(case: Case, function: Callable[..., Any], arguments: Arguments) -> t
     if case.mutates:
         return tuple(own[i] for i in case.mutates)
     return returned if isinstance(returned, tuple) else (returned,)
-
-
-def _widen(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _within(got: Tensor, oracle: Tensor, twin: Tensor) -> bool:
-    if got.shape != twin.shape or got.dtype != twin.dtype or not bool(got.isfinite().all()):
-        return False
-    rounding = torch.finfo(got.dtype).eps / 2 * oracle.abs().max()
-    budget = WIDTH * ((twin.double() - oracle).abs().max() + rounding)
-    return bool((got.double() - oracle).abs().max() <= budget)

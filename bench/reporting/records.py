@@ -70,7 +70,7 @@ def read(path: Path) -> Results:
     kind = KIND_OF.get(run.command)
     for number, cell in enumerate(cells, start=2):
         if kind is None or type(cell) is not KINDS[kind]:
-            raise ValueError(f"{path}: line {number} is none of a run of {run.command}")
+            raise ValueError(f"{path}: line {number} is none of a run of {plain(run.command)}")
     return Results(run, cells, path)
 
 
@@ -81,21 +81,26 @@ def _parse(line: str, where: str) -> Any:
         raise ValueError(f"{where} is no JSON: {error}") from None
     if not isinstance(table, dict) or table.get("schema") != SCHEMA:
         schema = table.get("schema") if isinstance(table, dict) else None
-        raise ValueError(f"{where} is of schema {schema!r}, this version reads {SCHEMA!r}")
-    if table.get("kind") not in KINDS:
-        raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, not {table.get('kind')!r}")
-    kind = KINDS[table["kind"]]
+        raise ValueError(f"{where} is of schema {schema!r:.40}, this version reads {SCHEMA!r}")
+    if (word := table.get("kind")) not in list(KINDS):
+        raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}, not {word!r:.40}")
+    kind = KINDS[word]
     values = {name: table[name] for name in table.keys() - derived(kind) - {"schema", "kind"}}
     values = ADDED.get(kind, {}) | values
     wanted, hints = {field.name for field in fields(kind)}, get_type_hints(kind)
     if wrong := sorted(wanted ^ set(values)):
-        raise ValueError(f"{where}: {'unknown' if wrong[0] in values else 'missing'} field {wrong[0]}")
+        raise ValueError(f"{where}: {'unknown' if wrong[0] in values else 'missing'} field {plain(wrong[0])}")
     for name in wanted:
         if not _is(values[name], hints[name]):
             raise ValueError(f"{where}: {name} has the wrong type, {values[name]!r:.40}")
     if (verdict := values.get("verdict", "same")) not in VERDICTS:
-        raise ValueError(f"{where}: verdict must be one of {', '.join(VERDICTS)}, not {verdict!r}")
+        raise ValueError(f"{where}: verdict must be one of {', '.join(VERDICTS)}, not {verdict!r:.40}")
     return kind(**values)
+
+
+def plain(word: Any) -> str:
+    """What a file says, fit for a message: short, in one line, control characters escaped."""
+    return repr(str(word))[1:-1][:60]
 
 
 def _refuse(constant: str) -> None:

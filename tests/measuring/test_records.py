@@ -48,6 +48,8 @@ SPOILS = {
     "another schema": ("is of schema 'octavo.bench/9', this version reads", {"schema": "octavo.bench/9"}),
     "no schema": ("is of schema None", {"schema": "gone"}),
     "unknown kind": ("kind must be one of run, decode, op, host, serve, engine, not 'sleep'", {"kind": "sleep"}),
+    "a kind that is a list": ("kind must be one of", {"kind": [1]}),
+    "control characters": (r"is of schema '\x1b[31m", {"schema": "\x1b[31m" * 999}),
     "missing field": ("missing field batch", {"batch": "gone"}),
     "unknown field": ("unknown field colour", {"colour": 1}),
     "wrong type": ("batch has the wrong type, '8'", {"batch": "8"}),
