@@ -227,7 +227,7 @@ class LLM:
         """Return the token ids of a conversation in the model's own template, ready for the assistant's answer."""
         if self.tokenizer is None or self.tokenizer.chat_template is None:
             raise ValueError(f"the model {self.name} has no chat template")
-        return self.tokenizer.encode_chat(list(messages))
+        return self.tokenizer.encode_chat(list(messages), limit=self.config.max_model_len)
 
     def beam_search(
         self,

@@ -10,7 +10,7 @@ from octavo.kernels.cpu.linear import linear, pack
 from octavo.kernels.cpu.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from octavo.kernels.cpu.paged_attention import paged_attention
 from octavo.kernels.cpu.rope import rope
-from octavo.kernels.cpu.sample import lm_head_sample, sample
+from octavo.kernels.cpu.sample import lm_head_sample, sample, top_logprobs
 from octavo.kernels.ops import REFERENCE
 
 CPU = replace(
@@ -29,5 +29,6 @@ CPU = replace(
     paged_attention=paged_attention,
     sample=sample,
     lm_head_sample=lm_head_sample,
+    top_logprobs=top_logprobs,
     capture=capture,
 ).with_syncs("sample", "lm_head_sample")

@@ -35,6 +35,19 @@ def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: T
     return _choose(linear(hidden, weight).float(), temperature, off, 1 + off, off, seeds, positions)
 
 
+def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The `num` most likely ids of each row and their log-probabilities, best first: see the reference."""
+    logits = logits.float()
+    valid = logits.amax(-1, keepdim=True) > -torch.inf
+    known = torch.where(valid, logits, 0)
+    found = [_likeliest(row, num) for row in known]
+    ids = torch.stack(
+        [i[row[i].sort(descending=True, stable=True).indices] for i, row in zip(found, known, strict=True)]
+    )
+    logprobs = log_softmax(logits).gather(1, ids)
+    return torch.where(valid, ids, -1).int(), torch.where(valid, logprobs, torch.nan)
+
+
 def _choose(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
 ) -> Tensor:
@@ -67,9 +80,16 @@ def _kept_ids(logits: Tensor, temperature: Tensor, top_k: int, top_p: Tensor, mi
 
 def _likeliest(logits: Tensor, number: int) -> Tensor:
     """The ids of the `number` largest, ascending; ties go to the lower id."""
-    cut = float(np.partition(logits.numpy(), -number)[-number])
-    above, ties = (logits > cut).nonzero()[:, 0], (logits == cut).nonzero()[:, 0]
-    return torch.cat((above, ties[: number - len(above)])).sort().values
+    values = logits.numpy()
+    cut = np.partition(values, -number)[-number]
+    kept = values > cut
+    kept[np.flatnonzero(values == cut)[: number - np.count_nonzero(kept)]] = True
+    return torch.from_numpy(np.flatnonzero(kept))
+
+
+def _ranked(logits: Tensor, ids: Tensor) -> Tensor:
+    """Ascending ids in the order of their logits, the largest first; ties keep the lower id first."""
+    return ids[logits[ids].sort(descending=True, stable=True).indices]
 
 
 def _nucleus(logits: Tensor, ids: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
@@ -85,6 +105,8 @@ def _nucleus(logits: Tensor, ids: Tensor, weights: Tensor, top_p: Tensor) -> Ten
 
 def _noise(seed: int, position: int, ids: Tensor | None, vocab_size: int) -> Tensor:
     """Gumbel noise of these ids, or of the whole vocabulary, float32."""
+    if ids is not None and 4 * len(ids) > vocab_size:  # a call of Philox is noise for four ids
+        return _noise(seed, position, None, vocab_size)[ids]
     group = np.arange(-(-vocab_size // 4)) if ids is None else ids.numpy() // 4
     zero = np.zeros_like(group)
     counter = group, zero + (position & 0xFFFFFFFF), zero, zero

@@ -57,3 +57,12 @@ def test_rows_that_are_not_numbers():
     assert_same(
         logits, top_k=torch.tensor([0, 5, 5, 0, 3], dtype=torch.int32), top_p=torch.tensor([1.0, 0.5, 0.5, 1, 1])
     )
+
+
+@pytest.mark.parametrize("num", [1, 5, 40])
+def test_the_most_likely_are_the_references(num):
+    logits = (torch.randn(6, 40, generator=torch.Generator().manual_seed(num)) * 3).round()
+    logits[0, 3], logits[2], logits[3, 7], logits[4, 9:] = torch.nan, -torch.inf, torch.inf, -torch.inf
+    (ids, logprobs), (expected_ids, expected) = sample.top_logprobs(logits, num), reference.top_logprobs(logits, num)
+    assert torch.equal(ids, expected_ids)
+    torch.testing.assert_close(logprobs, expected, equal_nan=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from octavo.gpt.scheduler import stats
 from octavo.gpt.engine import Engine
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler import stats
 
 from counted import count
 from tiny import TINY, tiny_engine, tiny_model

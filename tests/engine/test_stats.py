@@ -5,8 +5,8 @@ import tracemalloc
 
 import pytest
 
-from octavo.gpt.scheduler import stats
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler import stats
 from octavo.gpt.scheduler.stats import Clock, Stats
 
 from tiny import TINY, tiny_engine, tiny_model
