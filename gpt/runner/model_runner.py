@@ -29,14 +29,7 @@ class PromptRows:
 
     sequence: Sequence
     first: int
-    parts: list[LogprobTensors]  # of some tokens each, in order
-
-    def to_host(self) -> "PromptRows":
-        """Start the copy to the host; it may be read once the device has come that far."""
-        return replace(self, parts=[part.to_host() for part in self.parts])
-
-    def read(self) -> list[TokenLogprobs]:
-        return [entry for part in self.parts for entry in part.read()]
+    logprobs: LogprobTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +54,9 @@ class PendingStep:
     def __init__(self, sampled: list[SampledRows], prompts: list[PromptRows], num_decoded: int) -> None:
         self.num_decoded = num_decoded
         self._sampled = [part.to_host() for part in sampled]
-        self._prompts = [part.to_host() for part in prompts]
+        self._prompts = [replace(part, logprobs=part.logprobs.to_host()) for part in prompts]
         self._done: torch.cuda.Event | None = None
-        tensors = [part.token_ids for part in sampled] + [part.parts[-1].ranks for part in prompts]
+        tensors = [part.token_ids for part in sampled] + [part.logprobs.ranks for part in prompts]
         if any(tensor.is_cuda for tensor in tensors):
             self._done = torch.cuda.Event()
             self._done.record()
@@ -77,7 +70,7 @@ class PendingStep:
             sequences,
             num_tokens=[1] * len(sequences),
             tokens=[token for part in self._sampled for token in part.read()],
-            prompt_logprobs=[(part.sequence, part.first, part.read()) for part in self._prompts],
+            prompt_logprobs=[(part.sequence, part.first, part.logprobs.read()) for part in self._prompts],
         )
 
 
@@ -215,10 +208,16 @@ class Runner:
             sampled.append(self.sampler.sample(newest, self.input_batch.sampling_rows(first_row)))
 
     def _prompt_logprobs(self, chunk: Chunk, targets: list[int], hidden: Tensor) -> PromptRows:
-        number, parts = chunk.sequence.params.prompt_logprobs or 0, []
-        for rows, some in zip(hidden.split(LOGIT_ROWS), self._ints(targets).split(LOGIT_ROWS), strict=True):
-            parts.append(self.sampler.gather_logprobs(self.model.logits(rows), some, [number] * len(some)))
-        return PromptRows(chunk.sequence, chunk.sequence.context_start + chunk.start + 1, parts)
+        """Gather them some rows at a time, into tensors made before: what is kept between large temporary tensors
+        would keep their memory from being used again."""
+        number = chunk.sequence.params.prompt_logprobs or 0
+        gathered = LogprobTensors.empty([number] * len(targets), self.device)
+        token_ids = self._ints(targets)
+        for first in range(0, len(targets), LOGIT_ROWS):
+            rows = slice(first, first + LOGIT_ROWS)
+            logits = self.model.logits(hidden[rows])
+            gathered.fill(rows, self.sampler.gather_logprobs(logits, token_ids[rows], gathered.numbers[rows]))
+        return PromptRows(chunk.sequence, chunk.sequence.context_start + chunk.start + 1, gathered)
 
     def _batch(self, chunks: list[Chunk]) -> Batch:
         size = self.block_size

@@ -59,6 +59,24 @@ class LogprobTensors:
     ids: Tensor  # [num_rows, most] int32
     values: Tensor  # [num_rows, most] float32
 
+    @classmethod
+    def empty(cls, numbers: list[int], device: torch.device) -> "LogprobTensors":
+        """Room for as many rows as there are numbers."""
+        num_rows, most = len(numbers), max(1, *numbers)
+        return cls(
+            numbers,
+            torch.empty(num_rows, dtype=torch.float32, device=device),
+            torch.empty(num_rows, dtype=torch.int64, device=device),
+            torch.empty(num_rows, most, dtype=torch.int32, device=device),
+            torch.empty(num_rows, most, dtype=torch.float32, device=device),
+        )
+
+    def fill(self, rows: slice, others: "LogprobTensors") -> None:
+        """Copy others into these rows; their ids may be fewer, where the vocabulary is."""
+        self.logprobs[rows], self.ranks[rows] = others.logprobs, others.ranks
+        width = others.ids.shape[1]
+        self.ids[rows, :width], self.values[rows, :width] = others.ids, others.values
+
     def to_host(self) -> "LogprobTensors":
         """Start the copy to the host; it may be read once the device has come that far."""
         return LogprobTensors(self.numbers, *map(to_host, (self.logprobs, self.ranks, self.ids, self.values)))

@@ -40,10 +40,7 @@ def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
     logits = logits.float()
     valid = logits.amax(-1, keepdim=True) > -torch.inf
     known = torch.where(valid, logits, 0)
-    found = [_likeliest(row, num) for row in known]
-    ids = torch.stack(
-        [i[row[i].sort(descending=True, stable=True).indices] for i, row in zip(found, known, strict=True)]
-    )
+    ids = torch.stack([_ranked(row, _likeliest(row, num)) for row in known])
     logprobs = log_softmax(logits).gather(1, ids)
     return torch.where(valid, ids, -1).int(), torch.where(valid, logprobs, torch.nan)
 
