@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import sys
@@ -41,7 +42,9 @@ def tried(base: Path, work: Path, door: str, seed: int, number: int) -> str:
         return fault_of(str(refusal))
     except BaseException as error:
         inner = error.__cause__ if isinstance(error, AssertionError) and error.__cause__ else error
-        frames = [f for f in traceback.extract_tb(inner.__traceback__) if "/fuzz/" not in f.filename]
+        frames = [
+            f for f in traceback.extract_tb(inner.__traceback__) if not re.search("/fuzz/|/hypothesis/", f.filename)
+        ]
         place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
         return f"{type(error).__name__}{place}: {' '.join(str(error).split())[:200]}"
     return ""

@@ -136,7 +136,7 @@ def count(tally: Tally, answer: dict[str, Any], door: str, seed: int, out: Path)
     if fault := answer["fault"]:
         tally.crashes += 1
         tally.deaths += "death" in answer
-        if (kind := re.sub(r"\d+|'.*", "#", fault)) not in tally.faults:
+        if (kind := re.sub(r"\d+|'.*|\[.*", "#", fault)) not in tally.faults:
             kept = _keep(fault, door, seed, tally.tried, out)
             tally.faults[kind] = f"{kept}: {fault!r}"[:400]
             print(tally.faults[kind], flush=True)
@@ -151,8 +151,9 @@ def _keep(fault: str, door: str, seed: int, number: int, out: Path) -> Path:
     kept.mkdir(parents=True)
     if (out / "work").exists():
         shutil.copytree(out / "work", kept / "input")
+    said = (out / "child.log").read_text(errors="replace").splitlines()[-100:]
     again = f'FUZZ_SEED={seed} python tests/fuzz/fuzz.py "{door}" {number}'
-    (kept / "fault.txt").write_text(f"{fault}\n{again}\n", errors="replace")
+    (kept / "fault.txt").write_text("\n".join([fault, again, *said, ""]), errors="replace")
     return kept
 
 
