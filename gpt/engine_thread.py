@@ -11,18 +11,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
 import torch
 
 from octavo.gpt.engine import Engine
-from octavo.gpt.runner.threads import usable_threads
+from octavo.gpt.runner.threads import release_team, usable_threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LULL = 0.02  # seconds without a command, after which others may have the cores to themselves
 PATIENCE = 10.0  # seconds that the end of the process waits for a step that is being computed
 
 _owners: "WeakSet[EngineThread]" = WeakSet()
@@ -89,6 +90,7 @@ class EngineThread:
             raise RuntimeError("the engine cannot be asked from within its own step, by an op or a hook of the model")
         if self._reason is not None:
             raise EngineClosedError(self._reason)
+        release_team()
         command = _Command(partial(function, *args, **kwargs))
         self._inbox.append(command)
         self._bell.put(None)
@@ -140,8 +142,16 @@ class EngineThread:
             self.engine.step()
         else:
             self._is_idle = True
-            self._bell.get()
+            self._wait()
             self._is_idle = False
+
+    def _wait(self) -> None:
+        """Wait for a command; after a while without the OpenMP threads, which slow down all others that compute."""
+        try:
+            self._bell.get(timeout=LULL)
+        except Empty:
+            release_team()
+            self._bell.get()
 
     def _refuse_all(self) -> None:
         while self._inbox:

@@ -12,6 +12,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+OMP_PAUSE_SOFT = 1
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -32,6 +33,17 @@ def usable_threads(wanted: int) -> int:
     if "OMP_NUM_THREADS" not in os.environ and wanted == len(os.sched_getaffinity(0)):
         wanted = min(wanted, quota(CGROUP_QUOTA))  # the number is PyTorch's own, not the user's
     return max(1, min(wanted, limit))
+
+
+def release_team() -> None:
+    """End the idle OpenMP threads of the calling thread; its next parallel region starts them anew, in 0.1 ms.
+
+    libgomp lets no thread wait awake once there are more threads than cores in all teams together, whoever computes:
+    a step then takes nearly twice as long, and so do the caller's own products. So one team at a time is alive.
+    """
+    library = _libgomp()
+    if library is not None and hasattr(library, "omp_pause_resource_all"):
+        library.omp_pause_resource_all(OMP_PAUSE_SOFT)
 
 
 def quota(path: Path) -> int:
