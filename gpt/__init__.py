@@ -7,6 +7,8 @@ import importlib
 import typing
 from importlib.metadata import version
 
+from octavo.gpt.runner import threads
+
 if typing.TYPE_CHECKING:
     from octavo.gpt.async_llm import AsyncLLM
     from octavo.gpt.beam_search import Beam
@@ -52,6 +54,8 @@ _HOMES = {
 }
 
 __version__ = version("octavo")
+
+threads.share_cores()  # before a name below loads PyTorch
 
 
 def __getattr__(name: str) -> typing.Any:

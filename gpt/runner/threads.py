@@ -8,12 +8,24 @@ beyond it only wait for each other.
 import ctypes
 import math
 import os
+import sys
 import warnings
 from functools import cache
 from pathlib import Path
 
 OMP_PAUSE_SOFT = 1
+SPIN_COUNT = 10_000
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def share_cores() -> None:
+    """Let OpenMP's threads wait awake for 0.1 ms at most, before PyTorch is loaded; what the user set stays.
+
+    libgomp's own 3 ms make a step no faster, and when other programs want the cores they cost it many times its length:
+    a thread that waits for another keeps the other from running.
+    """
+    if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def usable_threads(wanted: int) -> int:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -132,3 +133,44 @@ def test_replaced_and_written_weights_are_followed(folder: Path, tmp_path: Path,
         llm.engine.forget_all()
         llm.engine.runner.step.forget()
         assert ids_of(llm, PROMPTS, PARAMS) == changed
+
+
+@pytest.mark.parametrize(
+    ("first", "environment", "expected"),
+    [
+        ("", {}, "10000"),
+        ("import torch", {}, "None"),  # too late: the library has read it
+        ("", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("", {"OMP_WAIT_POLICY": "PASSIVE"}, "None"),
+    ],
+    ids=["unset", "PyTorch first", "the user's count", "the user's policy"],
+)
+def test_waiting_threads_leave_the_cores_to_others(first: str, environment: dict[str, str], expected: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    script = f"{first}\nimport os, octavo.gpt\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=clean | environment)
+    assert done.stdout.strip() == expected
+
+
+def test_one_team_at_a_time_is_alive(folder: Path) -> None:
+    """libgomp lets no thread wait awake once all teams together have more threads than there are cores."""
+
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    def work() -> None:
+        torch.ones(512, 512) @ torch.ones(512, 512)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with load_tiny(folder) as llm:
+            llm.thread.call(work)
+            work()
+            both = threads()
+            llm.stats()  # the caller's team goes when the engine is asked, the engine's when nothing is asked any more
+            time.sleep(0.5)
+            assert threads() <= both - 4
+            assert ids_of(llm, PROMPTS)
+    finally:
+        torch.set_num_threads(before)
