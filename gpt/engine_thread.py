@@ -18,7 +18,7 @@ from weakref import WeakSet
 import torch
 
 from octavo.gpt.engine import Engine
-from octavo.gpt.runner.threads import release_team, usable_threads
+from octavo.gpt.runner.threads import place_team, release_team, usable_threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -118,6 +118,7 @@ class EngineThread:
         self._inbox: deque[_Command] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung for every command, and to stop
         self._is_idle = False
+        self._team_size = 0  # of the OpenMP threads as they were placed on cores
         self._thread: threading.Thread | None = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
         self._thread.start()
 
@@ -135,6 +136,9 @@ class EngineThread:
 
     def _take_turn(self) -> None:
         """Run what was asked for first; else step, if a request is listened to; else wait."""
+        if self.engine is not None and self._team_size != torch.get_num_threads():
+            self._team_size = torch.get_num_threads()
+            place_team(self._team_size)
         if self._inbox:
             self._inbox[0].run()
             self._inbox.popleft()
@@ -151,6 +155,7 @@ class EngineThread:
             self._bell.get(timeout=LULL)
         except Empty:
             release_team()
+            self._team_size = 0
             self._bell.get()
 
     def _refuse_all(self) -> None:

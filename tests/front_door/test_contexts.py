@@ -174,3 +174,22 @@ def test_one_team_at_a_time_is_alive(folder: Path) -> None:
             assert ids_of(llm, PROMPTS)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_full_team_has_a_core_for_each_and_a_smaller_one_goes_where_there_is_room(folder: Path) -> None:
+    before, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    try:
+        with load_tiny(folder) as llm:
+            thread = llm.thread._thread
+            assert thread is not None
+            assert thread.native_id is not None
+            for number in (len(cores), len(cores) + 1, len(cores)):
+                torch.set_num_threads(number)
+                llm.stats()
+                want = ids_of(llm, PROMPTS)
+                placed = os.sched_getaffinity(thread.native_id)
+                assert placed == ({min(cores)} if number == len(cores) else cores)
+                assert ids_of(llm, PROMPTS) == want
+            assert os.sched_getaffinity(0) == cores, "the caller's own thread stays as it is"
+    finally:
+        torch.set_num_threads(before)
