@@ -122,8 +122,9 @@ class _Header:
             key = self.string(f"the name of key {index}")
             if key in metadata:
                 raise ValueError(f"{self.path}: key {one_line(key, 80)} stands twice")
-            (kind,) = self.take("I", f"key {key}")
-            metadata[key] = self.array(key) if kind == ARRAY else self.value(kind, f"key {key}")
+            what = f"key {one_line(key, 80)}"
+            (kind,) = self.take("I", what)
+            metadata[key] = self.array(key) if kind == ARRAY else self.value(kind, what)
         return metadata
 
     def value(self, kind: int, what: str) -> Any:

@@ -15,6 +15,8 @@ MAX_TEMPLATE = 200_000  # characters; the longest that models come with have a t
 
 MAX_DEPTH = 100  # of lists and dicts in a message
 
+MAX_MESSAGE = 800  # characters of what a template says of itself
+
 
 @lru_cache(maxsize=8)
 def _compile(template: str) -> CodeType:
@@ -24,7 +26,7 @@ def _compile(template: str) -> CodeType:
     try:
         code: CodeType = Sandbox().compile(template)
     except TemplateSyntaxError as error:
-        raise ValueError(f"chat template, line {error.lineno}: {one_line(error.message or '')}") from None
+        raise ValueError(f"chat template, line {error.lineno}: {one_line(error.message or '', MAX_MESSAGE)}") from None
     except Exception as error:
         raise ValueError(f"chat template: it cannot be compiled: {_reason(error)}") from None
     return code
@@ -67,7 +69,7 @@ def render(
 
 
 def _reason(error: Exception) -> str:
-    return one_line(str(error)) or type(error).__name__
+    return one_line(str(error), MAX_MESSAGE) or type(error).__name__
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

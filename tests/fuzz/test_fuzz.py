@@ -9,21 +9,13 @@ from mutate import mutate_bytes, mutate_text
 
 from counted import count
 
-OPEN = ("model folder", "GGUF file", "chat template")  # whose known faults are being mended
-
 
 @pytest.fixture(scope="module")
 def tallies():
     return fuzz(float(os.environ.get("FUZZ_SECONDS", "60")), int(os.environ.get("FUZZ_SEED", "0")))
 
 
-@pytest.mark.parametrize(
-    "door",
-    [
-        pytest.param(d, marks=pytest.mark.xfail(reason="long or raw messages, memory")) if d in OPEN else d
-        for d in DOORS
-    ],
-)
+@pytest.mark.parametrize("door", DOORS)
 def test_every_input_is_used_or_refused_in_one_clear_line(door, tallies):
     tally = tallies[door]
     count(f"fuzz: {door}", tally.tried)
