@@ -10,7 +10,7 @@ help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 demo: $(READY)  ## ask SmolLM2 a question (fetches the model once, 94 MB)
-	@$(BIN)/octavo chat "What is the capital of France?" --temperature 0 --dtype float32 --stats
+	@$(BIN)/octavo chat "What is the capital of Japan?" --temperature 0 --stats
 
 test: $(READY)  ## the whole test suite, on the CPU
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 \

@@ -164,7 +164,7 @@ def _example(name: str) -> str:
 
 EXAMPLES = {
     "generate": 'octavo generate "Once upon a time" --seed 7 --max-tokens 60',
-    "chat": 'octavo chat "What is the capital of France?" --temperature 0',
+    "chat": 'octavo chat "What is the capital of Japan?" --temperature 0',
     "next": 'octavo next "I love" --number 5',
     "score": "octavo score README.md",
     "models": "octavo models",
