@@ -17,7 +17,7 @@ COMMANDS = {  # each is a module; only the one that is asked for is imported, wi
     "engine": "prefix caching and continuous batching against doing without",
     "report": "Markdown tables and pictures of results",
     "compare": "what got slower between two runs; exit code 1 if anything did",
-    "tune": "search launch rows on this GPU, print the faster ones as JSON",
+    "tune": "search launch configs on this GPU, print the faster ones as JSON",
 }
 PROG = "octavo.bench"
 WIDTH = 140  # columns, where the output is no terminal

@@ -136,7 +136,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     """Each token attends to itself and the earlier tokens of its own sequence.
 
     q `[num_tokens, num_heads, head_dim]`, k and v `[num_tokens, num_kv_heads, head_dim]`, float32, float16 or bfloat16,
-    with num_heads a multiple of num_kv_heads and head_dim a multiple of 8 up to 256; cu_seqlens `[num_seqs + 1]` int32,
+    with num_heads a multiple of num_kv_heads and head_dim a multiple of 4 up to 256; cu_seqlens `[num_seqs + 1]` int32,
     from 0; max_seqlen bounds the longest sequence; scale > 0. Returns o shaped as q, contiguous, zeros in rows beyond
     the last sequence. ValueError on a wrong rank, shape, dtype, device, stride or bound.
     """

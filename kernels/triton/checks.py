@@ -92,8 +92,8 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str], scale: 
     num_heads, head_dim = q.shape[1:]
     if q.dtype not in FLOATS:
         raise ValueError(f"q must be float32, float16 or bfloat16, not {q.dtype}")
-    if head_dim % 8 or not 8 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(f"head_dim of q must be a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}")
+    if head_dim % 4 or not 4 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"head_dim of q must be a multiple of 4 up to {MAX_HEAD_DIM}, not {head_dim}")
     if not scale > 0:
         raise ValueError(f"scale must be positive, not {scale}")
     if v.shape != k.shape:

@@ -99,8 +99,10 @@ def test_an_interrupt_at_any_line(folder: Path, door: str, backend: str, where: 
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_at_any_moment(folder: Path) -> None:
+def test_ctrl_c_at_any_moment(folder: Path, request: pytest.FixtureRequest) -> None:
     rng = random.Random(0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with load_tiny(folder, **TIGHT) as llm:
         want = ids_of(llm, PROMPTS)
         interrupted = 0

@@ -194,7 +194,10 @@ BAD = {
     "unknown model": (("--model", "gpt5"), "unknown model 'gpt5'"),
     "unknown shape": (("--model", "dummy:gpt5"), "unknown model 'dummy:gpt5': dummy models are dummy:gpt2"),
     "no such file": (("--model", "./nothing.gguf"), "no such file or folder"),
-    "unknown backend": (("--backend", "cuda"), "backend must be one of reference, cpu, triton, not 'cuda'"),
+    "unknown backend": (
+        ("--backend", "cuda"),
+        "backend must be one of reference, cpu, triton or package.module:NAME, not 'cuda'",
+    ),
     "unknown op": (("--backend", "cpu-softmax"), "backend 'cpu-softmax': 'softmax' is no op"),
     "unknown dtype": (("--dtype", "int4"), "dtype must be auto, float32, bfloat16, float16, not 'int4'"),
     "unknown weights": (("--weights", "int3"), "weights must be auto or int8, not 'int3'"),

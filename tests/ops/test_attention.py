@@ -98,8 +98,8 @@ def test_row_26_nothing_to_do() -> None:
     [
         ({"q": torch.zeros(8, 64)}, "q must be"),
         ({"q": torch.zeros(8, 4, 16).double()}, "q must be float32"),
-        ({"q": torch.zeros(8, 4, 12)}, "head_dim of q must be a multiple of 8 up to 256, not 12"),
-        ({"q": torch.zeros(8, 4, 264)}, "head_dim of q must be a multiple of 8 up to 256, not 264"),
+        ({"q": torch.zeros(8, 4, 14)}, "head_dim of q must be a multiple of 4 up to 256, not 14"),
+        ({"q": torch.zeros(8, 4, 264)}, "head_dim of q must be a multiple of 4 up to 256, not 264"),
         ({"q": torch.zeros(8, 5, 16)}, "k must have head_dim 16 and a number of heads that divides 5"),
         ({"q": torch.zeros(8, 4, 24)}, "k must have head_dim 24"),
         ({"q": torch.zeros(8, 16, 4).transpose(1, 2)}, "q must have a contiguous last dimension"),

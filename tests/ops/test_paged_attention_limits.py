@@ -155,7 +155,7 @@ def good() -> dict[str, Tensor | float]:
     [
         ({"q": torch.zeros(3, 64)}, "q must be"),
         ({"q": torch.zeros(3, 4, 16).long()}, "q must be float32"),
-        ({"q": torch.zeros(3, 4, 20)}, "head_dim of q must be a multiple of 8"),
+        ({"q": torch.zeros(3, 4, 18)}, "head_dim of q must be a multiple of 4"),
         ({"q": torch.zeros(3, 3, 16)}, "k_cache must have head_dim 16 and a number of heads that divides 3"),
         ({"q": torch.zeros(3, 16, 4).transpose(1, 2)}, "q must have a contiguous last dimension"),
         ({"k_cache": torch.zeros(24, 2, 16)}, "k_cache must be"),
