@@ -72,7 +72,7 @@ def _kept_ids(logits: Tensor, temperature: Tensor, top_k: int, top_p: Tensor, mi
         ids = _nucleus(logits, ids, weights_q44(scaled[ids]), top_p)
     if float(min_p) > 0:
         ids = ids[scaled[ids] >= natural_log(min_p.clamp(finfo.tiny, 1.0).reshape(1))]
-    return ids
+    return None if len(ids) == len(logits) else ids
 
 
 def _likeliest(logits: Tensor, number: int) -> Tensor:
@@ -97,7 +97,7 @@ def _nucleus(logits: Tensor, ids: Tensor, weights: Tensor, top_p: Tensor) -> Ten
     wanted = (weights.sum().double() * top_p.double()).ceil().long().clamp(min=1)
     falling = np.sort(weights.numpy())[::-1]
     number = int(np.searchsorted(np.cumsum(falling) - falling, int(wanted)))
-    return ids[_likeliest(logits[ids], number)]
+    return ids if number >= len(ids) else ids[_likeliest(logits[ids], number)]
 
 
 def _noise(seed: int, position: int, ids: Tensor | None, vocab_size: int) -> Tensor:
