@@ -11,9 +11,9 @@ from typing import Any
 
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.outputs import RequestOutput
-from octavo.gpt.request_state import RequestState, new_state
+from octavo.gpt.request_state import RequestState, new_state, word_tokens
 from octavo.gpt.runner.model_runner import PendingStep, Runner
-from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.sampling_params import SamplingParams, as_texts
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
@@ -180,6 +180,8 @@ class Engine:
     ) -> RequestOutput:
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
+        params = params.for_vocabulary(self.model_config.vocab_size)
+        bad_words = word_tokens(as_texts(params.bad_words), self.tokenizer) if self.tokenizer is not None else ()
         states: list[RequestState] = []
         for index in range(params.n):
             sequence = Sequence(
@@ -189,6 +191,7 @@ class Engine:
                 seed=(seed + index + 2**63) % 2**64 - 2**63,
                 max_len=self.config.max_model_len,
                 eos_ids=self.model_config.eos_ids,
+                bad_words=bad_words,
             )
             states.append(new_state(sequence, request, index, self.tokenizer, self.text_of))
         self._requests[request.request_id] = states
@@ -254,7 +257,7 @@ class Engine:
                     break  # it ended while this step was in flight
                 self.counts.num_decoded += row < done.step.num_decoded
                 state.clock.first_token = state.clock.first_token or now
-                ending = state.append(token_id, logprobs) if token_id >= 0 else ("error", NOT_FINITE)
+                ending = state.append(token_id, logprobs, now) if token_id >= 0 else ("error", NOT_FINITE)
                 if ending is not None:
                     self._finish(state, *ending)
                 touched[state.request.request_id] = state.request
