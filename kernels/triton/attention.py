@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels import reference
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.attention_tile import (
     LOG2_E,
@@ -132,7 +133,17 @@ def _causal_attention_kernel(
     tl.store(o_tile, o, mask=(row < length)[:, None] & (column < HEAD_DIM)[None, :])
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> Tensor:
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Each token attends to itself and the earlier tokens of its own sequence.
 
     q `[num_tokens, num_heads, head_dim]`, k and v `[num_tokens, num_kv_heads, head_dim]`, float32, float16 or bfloat16,
@@ -140,6 +151,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
     from 0; max_seqlen bounds the longest sequence; scale > 0. Returns o shaped as q, contiguous, zeros in rows beyond
     the last sequence. ValueError on a wrong rank, shape, dtype, device, stride or bound.
     """
+    if window or softcap or sinks is not None:
+        return reference.causal_attention(q, k, v, cu_seqlens, max_seqlen, scale, window, softcap, sinks)
     if k.ndim != 3 or len(k) != len(q):
         raise ValueError(f"k must be [{len(q)}, num_kv_heads, head_dim], not {tuple(k.shape)}")
     check_heads(q, k, v, ("k", "v"), scale)

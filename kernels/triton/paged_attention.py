@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels import reference
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.attention_tile import (
     LOG2_E,
@@ -100,6 +101,9 @@ def paged_attention(
     cu_seqlens_q: Tensor,
     max_seqlen_q: int,
     scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Each sequence's newest tokens attend to its cached context, causal from the bottom right.
 
@@ -110,6 +114,11 @@ def paged_attention(
     empty view yields zeros. ValueError on a wrong rank, shape, dtype, device, stride, head_dim or block size; the
     contents of index tensors are checked on a CPU, or under TRITON_DEBUG=1.
     """
+    if window or softcap or sinks is not None:
+        lengths = cu_seqlens_q, max_seqlen_q, scale
+        return reference.paged_attention(
+            q, k_cache, v_cache, block_table, context_lens, *lengths, window, softcap, sinks
+        )
     _check(q, k_cache, v_cache, block_table, context_lens, cu_seqlens_q, max_seqlen_q, scale)
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q) == 0:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels import reference
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.checks import FLOATS, check_alike, check_tensor
 
@@ -81,6 +82,8 @@ def rope(
     `[context_size, head_dim / 2]`. Pairs are `(i, i + head_dim / 2)`, or `(2i, 2i + 1)` when interleaved. ValueError
     on anything else.
     """
+    if 2 * cos.shape[-1] < q.shape[-1]:
+        return reference.rope(q, k, positions, cos, sin, interleaved)
     _check(q, k, positions, cos, sin)
     (num_tokens, num_heads, head_dim), num_kv_heads = q.shape, k.shape[1]
     q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
