@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from octavo.gpt.loading.files import read_whole
 from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.pretokenizer import DIGIT, GPT2, LLAMA3, QWEN2, TEKKEN, AddedToken
+from octavo.gpt.tokenizer.template_files import gguf_templates
 from octavo.gpt.tokenizer.tokenizer import Tokenizer, Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
@@ -58,9 +59,6 @@ def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tok
         raise ValueError(f"{source}: tokenizer.ggml.pre {quoted(name)} is not supported, only {', '.join(PRE)}")
     if metadata.get("tokenizer.ggml.add_eos_token"):
         raise ValueError(f"{source}: tokenizer.ggml.add_eos_token is not supported")
-    chat_template = metadata.get("tokenizer.chat_template")
-    if chat_template is not None and not isinstance(chat_template, str):
-        raise ValueError(f"{source}: tokenizer.chat_template must be text, not {type(chat_template).__name__}")
     tokens = _gguf_list(metadata, "tokens", str, source)
     types = _gguf_list(metadata, "token_type", int, source) if "tokenizer.ggml.token_type" in metadata else []
     if types and len(types) != len(tokens):
@@ -85,7 +83,7 @@ def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tok
         bos_id=bos_id,
         eos_ids=tuple(dict.fromkeys(id for id in eos_ids if id is not None)),
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", PRE[name].add_bos)) and bos_id is not None,
-        chat_template=chat_template,
+        chat_template=gguf_templates(metadata, source),
     )
 
 

@@ -1,8 +1,8 @@
 """The tokenizer of a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, and their companions.
 
 `tokenizer_config.json` and `special_tokens_map.json` name the BOS and EOS tokens, `config.json` numbers them where no
-name is given; chat templates are in `chat_template.jinja` or the tokenizer's configuration. Whatever would make ids
-other than byte-level BPE's is refused by name. https://huggingface.co/docs/tokenizers/components
+name is given; `template_files` finds the chat templates. Whatever would make ids other than byte-level BPE's is refused
+by name. https://huggingface.co/docs/tokenizers/components
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from octavo.gpt.models.config_reader import as_list
 from octavo.gpt.quoting import one_line, quoted
 from octavo.gpt.tokenizer.gguf import END_OF_TEXT, make_tokenizer, split_merge
 from octavo.gpt.tokenizer.pretokenizer import DIGIT, DIGITS, GPT2, AddedToken
+from octavo.gpt.tokenizer.template_files import folder_templates
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 # Fields of tokenizer.json's "model" and the values that leave byte-level BPE as it is.
@@ -209,7 +210,7 @@ def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokeniz
         bos_id=bos_ids[0] if bos_ids else None,
         eos_ids=eos_ids,
         add_bos=bool(bos_ids) and (parts.prompt_start is not None or parts.adds_bos),
-        chat_template=_chat_template(folder, config),
+        chat_template=folder_templates(folder, config),
         **parts.options,
     )
 
@@ -225,17 +226,3 @@ def _named(folder: Path, config: dict[str, Any], key: str, texts: dict[int, str]
         raise ValueError(f"{folder / 'tokenizer_config.json'}: {key} {quoted(text)} is not in the vocabulary")
     value = read_json(folder / "config.json").get(f"{key}_id")
     return tuple(id for id in as_list(value) if id in texts)
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if is_there(path):
-        return read_text(path)
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if template is not None and not isinstance(template, str):
-        raise ValueError(
-            f"{folder / 'tokenizer_config.json'}: chat_template must be text, not {type(template).__name__}"
-        )
-    return template

@@ -12,13 +12,13 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Unpack
 
 import tiktoken
 
 from octavo.gpt.quoting import quoted
-from octavo.gpt.tokenizer.chat_template import plain_messages, render
-from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
+from octavo.gpt.tokenizer.chat_template import RenderOptions, choose_template, render_hidden
 from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, AddedTokenSplitter, split
 
 MOST_COMPOSED = 4  # characters that NFC makes one of: a Greek letter with three marks
@@ -42,7 +42,7 @@ class Vocabulary:
     fuse_unk: bool = False
     add_bos: bool = False
     normal_form: Literal["NFC"] | None = None
-    chat_template: str | None = None
+    chat_template: str | Mapping[str, str] | None = None  # several by their names
 
 
 class Tokenizer:
@@ -51,7 +51,7 @@ class Tokenizer:
     bos_id, eos_id, eos_ids   token ids; None, None and () where the files name none
     add_bos                   whether a prompt of this model starts with bos_id; `encode` itself never adds it
     specials                  text -> id of the control tokens
-    chat_template             the jinja2 template of the files, or None
+    chat_template             the jinja2 template of the files, several by their names, or None
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -112,19 +112,23 @@ class Tokenizer:
             raise ValueError(f"the prompt has {least:,} tokens or more, max_model_len is {limit:,}")
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, limit: int | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        limit: int | None = None,
+        chat_template: str | Path | None = None,
+        **options: Unpack[RenderOptions],
     ) -> list[int]:
         """Return the ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.
 
-        The template's control tokens become special; the same text inside a message stays text, though the template
-        may look for it there. A conversation that surely has more than `limit` tokens is a ValueError, soon.
+        The template's control tokens become special; the same text inside a message, a tool or a document stays text,
+        though the template may look for it there. chat_template: another one, or the name of one of the model's. A
+        conversation that surely has more than `limit` tokens is a ValueError, soon.
         """
-        if self.chat_template is None:
-            raise ValueError("this model's files hold no chat template")
-        plain = plain_messages(messages)
-        escaper = SpecialTokenEscaper(self.specials, self.chat_template, plain)
+        template = choose_template(self.chat_template, chat_template, options.get("tools") is not None)
         bos, eos = (self.token_bytes(id).decode() if id is not None else None for id in (self.bos_id, self.eos_id))
-        text = render(self.chat_template, plain, add_generation_prompt, bos, eos, escaper)
+        named = {"bos_token": bos, "eos_token": eos}
+        text, escaper = render_hidden(template, messages, self.specials, named, **options)
         self._check(text)
         self.check_length(text, limit)
         ids: list[int] = []
