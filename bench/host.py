@@ -26,7 +26,7 @@ from octavo.gpt.engine import Engine
 from octavo.gpt.loading.loader import load_tokenizer
 from octavo.gpt.models.base import LayerCache, Model
 from octavo.gpt.models.batch import Batch
-from octavo.gpt.models.gpt2 import GPT2Config
+from octavo.gpt.models.families.gpt2 import GPT2Config
 from octavo.gpt.runner.kv_cache import PagedCache
 from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.scheduler.config import EngineConfig

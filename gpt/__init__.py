@@ -16,8 +16,8 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.engine_thread import EngineClosedError
     from octavo.gpt.llm import LLM
     from octavo.gpt.loading.loader import load_model
-    from octavo.gpt.models.gpt2 import GPT2
-    from octavo.gpt.models.llama import Llama
+    from octavo.gpt.models.families.gpt2 import GPT2
+    from octavo.gpt.models.families.llama import Llama
     from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
@@ -46,8 +46,8 @@ _HOMES = {
     "engine_thread": "EngineClosedError",
     "llm": "LLM",
     "loading.loader": "load_model",
-    "models.gpt2": "GPT2",
-    "models.llama": "Llama",
+    "models.families.gpt2": "GPT2",
+    "models.families.llama": "Llama",
     "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
     "sampling_params": "SamplingParams",
     "scoring": "Score",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from octavo.gpt.loading.tensor_file import TensorFile
-from octavo.gpt.models.base import Model
+from octavo.gpt.models.base import LayerNorm, Model, RMSNorm
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.family import Names
 from octavo.gpt.quoting import one_line
@@ -24,6 +24,7 @@ class Slice(NamedTuple):
     first_row: int
     num_rows: int
     transposed: bool
+    offset: float = 0.0  # what is added to the stored values
 
 
 class Part(NamedTuple):
@@ -61,6 +62,7 @@ class Checkpoint:
     names: Names
     transposed: tuple[str, ...] = ()  # modules whose weight lies [in_features, out_features]
     quantised: str | None = None  # what the weights are on disk, where they are widened
+    norm_offset: float = 0.0  # what is added to the stored weights of norms
 
     def match(self, model: Model) -> dict[str, list[Slice]]:
         """The slices of every parameter of an empty model; ValueError names a tensor that is missing, odd or extra."""
@@ -70,7 +72,9 @@ class Checkpoint:
             module, _, leaf = parameter.rpartition(".")
             transposed = pattern_of(module) in self.transposed and leaf == "weight"
             parts = list(stored_parts(model, parameter, self.names))
-            plan[parameter] = [self._slice(part, weight, transposed) for part in parts]
+            is_norm = leaf == "weight" and isinstance(model.get_submodule(module), (RMSNorm, LayerNorm))
+            offset = self.norm_offset if is_norm else 0.0
+            plan[parameter] = [self._slice(part, weight, transposed)._replace(offset=offset) for part in parts]
             for part in parts:
                 unused.pop(part.name)
         for file, name in unused.values():

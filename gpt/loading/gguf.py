@@ -1,5 +1,6 @@
 """A GGUF file as a Checkpoint: metadata becomes the configuration, tensors keep the file's names and row order."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,8 @@ from typing import Any
 from octavo.gpt.loading.checkpoint import Checkpoint
 from octavo.gpt.loading.gguf_file import GGUFFile, open_gguf
 from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.models.config_reader import ConfigReader
-from octavo.gpt.models.family import Family
-from octavo.gpt.models.registry import FAMILIES
+from octavo.gpt.models.config_reader import ConfigReader, TensorSource
+from octavo.gpt.models.registry import FAMILIES, by_gguf_architecture
 from octavo.gpt.quoting import one_line
 
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -19,18 +19,19 @@ def open_gguf_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint and the file's metadata. ValueError names the file, and the key or tensor at fault."""
     file = open_gguf(path)
     name = file.metadata.get("general.architecture")
-    if name not in tuple(FAMILIES):
-        raise ValueError(
-            f"{path}: architecture {one_line(str(name), 80)} is not supported (only {', '.join(FAMILIES)})"
-        )
-    family = FAMILIES[name]
+    family = by_gguf_architecture(name) if isinstance(name, str) else None
+    if family is None or family.from_gguf is None:
+        known = ", ".join(each for family in FAMILIES.values() for each in family.gguf_types)
+        raise ValueError(f"{path}: architecture {one_line(str(name), 80)} is not supported (only {known})")
     tensors = {tensor: (file, tensor) for tensor in file.tensors if tensor not in family.gguf_constants}
-    return Checkpoint(path, _config(file, family), tensors, family.gguf_names), file.metadata
+    return Checkpoint(path, _config(file, family.from_gguf, f"{name}."), tensors, family.gguf_names), file.metadata
 
 
-def _config(file: GGUFFile, family: Family) -> ModelConfig:
+def _config(
+    file: GGUFFile, from_gguf: Callable[[ConfigReader, TensorSource], ModelConfig], prefix: str
+) -> ModelConfig:
     """The network that the metadata and the presence of optional tensors describe."""
-    config = family.from_gguf(ConfigReader(file.path, file.metadata, f"{family.name}."), file)
+    config = from_gguf(ConfigReader(file.path, file.metadata, prefix), file)
     vocabulary = ConfigReader(file.path, file.metadata, "tokenizer.ggml.")
     bos = vocabulary.ids("bos_token_id", config.vocab_size)
     ends = [token_id for key in END_KEYS for token_id in vocabulary.ids(key, config.vocab_size)]

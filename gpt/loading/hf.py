@@ -14,7 +14,7 @@ from octavo.gpt.loading.tensor_file import TensorFile
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.config_reader import ConfigReader, as_list
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.registry import FAMILIES, by_architecture, family_of
+from octavo.gpt.models.registry import FAMILIES, by_architecture, by_model_type, family_of
 from octavo.gpt.quoting import one_line, quoted
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -32,7 +32,10 @@ def open_folder(folder: Path) -> Checkpoint:
             raise ValueError(f"{index_file}: {scheme.label} weights are not supported in a {family.name}")
         stored = widened(index_file, scheme, stored)
     tensors = _canonical(index_file, config, family, stored)
-    return Checkpoint(index_file, config, tensors, family.hf_names, family.hf_transposed, scheme and scheme.label)
+    return Checkpoint(
+        index_file, config, tensors, family.hf_names, family.hf_transposed,
+        quantised=scheme and scheme.label, norm_offset=family.hf_norm_offset,
+    )  # fmt: skip
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -67,11 +70,12 @@ def _family(path: Path, table: dict[str, Any]) -> Family:
             known = ", ".join(name for each in FAMILIES.values() for name in each.architectures)
             raise ValueError(f"{path}: architecture {one_line(str(architecture), 80)} is not supported (only {known})")
         named.append(family.name)
-    named += as_list(table.get("model_type"))
-    if not named or named[0] not in tuple(FAMILIES) or any(name != named[0] for name in named):
-        raise ValueError(
-            f"{path}: model_type {quoted(table.get('model_type'))} is not supported (only {', '.join(FAMILIES)})"
-        )
+    for model_type in as_list(table.get("model_type")):
+        family = by_model_type(model_type)
+        named.append(family and family.name)
+    if not named or named[0] is None or any(name != named[0] for name in named):
+        known = ", ".join(name for each in FAMILIES.values() for name in each.hf_types)
+        raise ValueError(f"{path}: model_type {quoted(table.get('model_type'))} is not supported (only {known})")
     return FAMILIES[named[0]]
 
 

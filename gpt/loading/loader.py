@@ -163,7 +163,8 @@ def _fill(parameter: Tensor, part: Slice) -> None:
     """Copy a checkpoint's tensor into its rows of the parameter, some rows at a time."""
     target = parameter.narrow(0, part.first_row, part.num_rows)
     if parameter.dim() == 1:
-        target.copy_(part.file.read(part.name))
+        values = part.file.read(part.name)
+        target.copy_(values.float() + part.offset if part.offset else values)
         return
     target = target.T if part.transposed else target
     step = max(1, CHUNK // target.shape[1])

@@ -55,10 +55,10 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(unset(dim))
-        self.bias = nn.Parameter(unset(dim))
+        self.bias = nn.Parameter(unset(dim)) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor, ops: Ops) -> Tensor:
@@ -81,13 +81,24 @@ class RMSNorm(nn.Module):
         return ops.add_rms_norm(x, residual, self.weight, self.eps)
 
 
-def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, batch: Batch, cache: LayerCache | None, scale: float) -> Tensor:
+def attend(
+    ops: Ops,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: Batch,
+    cache: LayerCache | None,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Tensor:
     """Attention of this step's tokens, over themselves alone or over the paged cache they are first written to."""
-    if cache is None:
-        return ops.causal_attention(q, k, v, batch.cu_seqlens_q, batch.max_seqlen_q, scale)
-    ops.write_kv(k, v, *cache, batch.slot_mapping)
+    kind = (window, softcap) if window or softcap else ()  # an op of someone's own may know neither
     bounds = batch.cu_seqlens_q, batch.max_seqlen_q
-    return ops.paged_attention(q, *cache, batch.block_table, batch.context_lens, *bounds, scale)
+    if cache is None:
+        return ops.causal_attention(q, k, v, *bounds, scale, *kind)
+    ops.write_kv(k, v, *cache, batch.slot_mapping)
+    return ops.paged_attention(q, *cache, batch.block_table, batch.context_lens, *bounds, scale, *kind)
 
 
 class Model(nn.Module):
@@ -118,11 +129,24 @@ class Model(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: `[n, dim]` -> `[n, vocab_size]`."""
-        return self.ops.linear(hidden, self.head)
+        bias = None if self.lm_head is None else self.lm_head.bias
+        return self.finish_logits(self.ops.linear(hidden, self.head, bias))
+
+    def finish_logits(self, scores: Tensor) -> Tensor:
+        """What a family does to the head's product, for each score by itself."""
+        return scores
+
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether the logits are the head's product and nothing else, as the fused draw takes them to be."""
+        return True
 
     def sample(self, hidden: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
         """The next token sampled from all of the vocabulary: `[n, dim]` -> ids `[n]` int32."""
-        return self.ops.lm_head_sample(hidden, self.head, temperature, seeds, positions)
+        if self.has_plain_head:
+            return self.ops.lm_head_sample(hidden, self.head, temperature, seeds, positions)
+        off = torch.zeros_like(temperature)
+        return self.ops.sample(self.logits(hidden), temperature, off.int(), 1 + off, off, seeds, positions)[0]
 
     def loss(self, token_ids: Tensor, targets: Tensor | None = None) -> ModelOutput:
         """Logits at every position of `[batch, seq]` ids, and the loss; differentiable on the reference backend.
@@ -137,8 +161,11 @@ class Model(nn.Module):
             return ModelOutput(logits, None)
         return ModelOutput(logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long()))
 
-    def make_buffers(self) -> None:
-        """Tensors that follow from the configuration, made on the weights' device once these have memory."""
+    def make_buffers(self, length: int | None = None) -> None:
+        """Tensors that follow from the configuration, made on the weights' device once these have memory.
+
+        length, where it is known, is the most tokens that a sequence will have.
+        """
 
     def pack(self, format: str | None = None) -> None:
         """Replace the weights of all products by what the backend takes, in that format; training ends here."""

@@ -1,10 +1,10 @@
-"""Which model families there are. A new one is a file beside this and a word in `FAMILIES`, or a call of `register`."""
+"""Which model families there are. A new one is a file in families/ and a word in `FAMILIES`, or `register`."""
 
 from functools import lru_cache
 
-from octavo.gpt.models import gpt2, llama
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.models.families import gpt2, llama
 from octavo.gpt.models.family import Family
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
@@ -30,6 +30,16 @@ def family_of(config: ModelConfig) -> Family:
 def by_architecture(architecture: str) -> Family | None:
     """The family that claims an entry of config.json's `architectures`."""
     return next((family for family in FAMILIES.values() if architecture in family.architectures), None)
+
+
+def by_model_type(model_type: str) -> Family | None:
+    """The family that reads a `model_type` of config.json."""
+    return next((family for family in FAMILIES.values() if model_type in family.hf_types), None)
+
+
+def by_gguf_architecture(architecture: str) -> Family | None:
+    """The family that reads a `general.architecture` of GGUF files."""
+    return next((family for family in FAMILIES.values() if architecture in family.gguf_types), None)
 
 
 @lru_cache(maxsize=64)

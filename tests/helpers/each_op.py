@@ -15,8 +15,8 @@ if not torch.cuda.is_available():
 
 from octavo.bench.measuring.accuracy import verdict
 from octavo.bench.measuring.op_cases import Shapes, cases
-from octavo.gpt.models.gpt2 import GPT2Config
-from octavo.gpt.models.llama import LlamaConfig
+from octavo.gpt.models.families.gpt2 import GPT2Config
+from octavo.gpt.models.families.llama import LlamaConfig
 from octavo.kernels.backends import load
 from octavo.kernels.ops import REFERENCE
 

@@ -7,8 +7,8 @@ import torch
 from octavo.gpt.engine import Engine
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.models.gpt2 import GPT2Config
-from octavo.gpt.models.llama import LlamaConfig
+from octavo.gpt.models.families.gpt2 import GPT2Config
+from octavo.gpt.models.families.llama import LlamaConfig
 from octavo.gpt.models.registry import family_of
 from octavo.gpt.runner.decode_graph import Capture
 from octavo.gpt.runner.kv_cache import PagedCache

@@ -11,8 +11,8 @@ from tiny_folder import save_tiny
 from torch import Tensor
 
 from octavo.gpt.loading.loader import LoadedModel, load_model, load_tokenizer, resolve_device, resolve_dtype
-from octavo.gpt.models.gpt2 import GPT2Config
-from octavo.gpt.models.llama import LlamaConfig
+from octavo.gpt.models.families.gpt2 import GPT2Config
+from octavo.gpt.models.families.llama import LlamaConfig
 from octavo.gpt.models.registry import KNOWN_SHAPES
 from octavo.kernels.ops import REFERENCE
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
 from octavo.gpt.loading.hf import read_config
 from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.models.llama import LlamaConfig
+from octavo.gpt.models.families.llama import LlamaConfig
 from octavo.gpt.models.rope import RopeScaling
 
 from checkpoints import GPT2, LLAMA, LLAMA_GGUF, llama_gguf_tensors, llama_tensors, save_gguf

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from octavo.gpt.loading.loader import load_model
 from octavo.gpt.models.batch import dense_batch
-from octavo.gpt.models.gpt2 import GPT2, GPT2Config
-from octavo.gpt.models.llama import Llama, LlamaConfig
+from octavo.gpt.models.families.gpt2 import GPT2, GPT2Config
+from octavo.gpt.models.families.llama import Llama, LlamaConfig
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.ops import REFERENCE
 
