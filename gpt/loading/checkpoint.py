@@ -25,6 +25,7 @@ class Slice(NamedTuple):
     num_rows: int
     transposed: bool
     offset: float = 0.0  # what is added to the stored values
+    group: int = 0  # rows of q, k and v lie together for each head of so many values; 0: all of q, then k, then v
 
 
 class Part(NamedTuple):
@@ -63,6 +64,7 @@ class Checkpoint:
     transposed: tuple[str, ...] = ()  # modules whose weight lies [in_features, out_features]
     quantised: str | None = None  # what the weights are on disk, where they are widened
     norm_offset: float = 0.0  # what is added to the stored weights of norms
+    grouped: tuple[str, ...] = ()  # modules whose rows of q, k and v are grouped by head
 
     def match(self, model: Model) -> dict[str, list[Slice]]:
         """The slices of every parameter of an empty model; ValueError names a tensor that is missing, odd or extra."""
@@ -74,7 +76,8 @@ class Checkpoint:
             parts = list(stored_parts(model, parameter, self.names))
             is_norm = leaf == "weight" and isinstance(model.get_submodule(module), (RMSNorm, LayerNorm))
             offset = self.norm_offset if is_norm else 0.0
-            plan[parameter] = [self._slice(part, weight, transposed)._replace(offset=offset) for part in parts]
+            more = {"offset": offset, "group": self.config.head_dim if pattern_of(module) in self.grouped else 0}
+            plan[parameter] = [self._slice(part, weight, transposed)._replace(**more) for part in parts]
             for part in parts:
                 unused.pop(part.name)
         for file, name in unused.values():

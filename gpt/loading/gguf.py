@@ -27,9 +27,7 @@ def open_gguf_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
     return Checkpoint(path, _config(file, family.from_gguf, f"{name}."), tensors, family.gguf_names), file.metadata
 
 
-def _config(
-    file: GGUFFile, from_gguf: Callable[[ConfigReader, TensorSource], ModelConfig], prefix: str
-) -> ModelConfig:
+def _config(file: GGUFFile, from_gguf: Callable[[ConfigReader, TensorSource], ModelConfig], prefix: str) -> ModelConfig:
     """The network that the metadata and the presence of optional tensors describe."""
     config = from_gguf(ConfigReader(file.path, file.metadata, prefix), file)
     vocabulary = ConfigReader(file.path, file.metadata, "tokenizer.ggml.")

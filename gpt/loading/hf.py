@@ -34,7 +34,7 @@ def open_folder(folder: Path) -> Checkpoint:
     tensors = _canonical(index_file, config, family, stored)
     return Checkpoint(
         index_file, config, tensors, family.hf_names, family.hf_transposed,
-        quantised=scheme and scheme.label, norm_offset=family.hf_norm_offset,
+        quantised=scheme and scheme.label, norm_offset=family.hf_norm_offset, grouped=family.hf_grouped,
     )  # fmt: skip
 
 

@@ -162,6 +162,11 @@ def _read(checkpoint: Checkpoint, ops: Ops, dtype: torch.dtype, device: torch.de
 def _fill(parameter: Tensor, part: Slice) -> None:
     """Copy a checkpoint's tensor into its rows of the parameter, some rows at a time."""
     target = parameter.narrow(0, part.first_row, part.num_rows)
+    if part.group:
+        target.unflatten(0, (3, -1, part.group)).copy_(
+            part.file.read(part.name).unflatten(0, (-1, 3, part.group)).transpose(0, 1)
+        )
+        return
     if parameter.dim() == 1:
         values = part.file.read(part.name)
         target.copy_(values.float() + part.offset if part.offset else values)

@@ -37,6 +37,7 @@ class Family:
     hf_names: Names = field(default_factory=dict)
     hf_prefix: str = "model."  # of every tensor but the head's
     hf_transposed: tuple[str, ...] = ()  # modules whose weight lies [in_features, out_features], as GPT-2's Conv1D
+    hf_grouped: tuple[str, ...] = ()  # our modules of q, k and v whose rows the file groups by head
     hf_norm_offset: float = 0.0  # what is added to the stored weights of norms: 1, where they are kept as differences
     hf_buffers: str = ""  # regular expression: tensors that old checkpoints carry and no network needs
     gguf_constants: tuple[str, ...] = ()  # tensors that `from_gguf` reads into the configuration

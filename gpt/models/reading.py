@@ -7,7 +7,7 @@ facts of the rotary positions (`rope_theta`, `partial_rotary`) are only defaults
 from typing import Any, TypeVar
 
 from octavo.gpt.models.config_reader import ConfigReader, TensorSource, gguf_shape
-from octavo.gpt.models.decoder_config import DecoderConfig
+from octavo.gpt.models.decoder_config import DecoderConfig, LayerType
 from octavo.gpt.models.rope_reader import rope_from_gguf, rope_from_hf
 from octavo.gpt.quoting import quoted
 
@@ -35,7 +35,7 @@ def decoder_from_hf(
     option are as they are.
     """
     names = HF_OPTIONS | (options or {})
-    dim, num_heads = reader.count("hidden_size"), reader.count("num_attention_heads")
+    dim, num_heads = reader.count(names["dim"]), reader.count(names["num_heads"])
     defaults = {
         "num_kv_heads": num_heads, "head_dim": max(1, dim // num_heads), "norm_eps": 1e-6, "tied_embeddings": False,
         "qkv_bias": False, "mlp_bias": False,
@@ -46,9 +46,7 @@ def decoder_from_hf(
         theta, share = facts.pop("rope_theta", 10000.0), facts.pop("partial_rotary", 1.0)
         rope = rope_from_hf(reader, fields["head_dim"], theta, share, facts.pop("rope_layer_type", ""))
     activation = _activation(reader, facts.get("activation", "silu"), facts.get("gated", True))
-    return reader.make(
-        kind, **{"o_bias": fields["qkv_bias"], **rope, **facts, **fields, "activation": activation}
-    )
+    return reader.make(kind, **{"o_bias": fields["qkv_bias"], **rope, **facts, **fields, "activation": activation})
 
 
 def _activation(reader: ConfigReader, default: str, gated: bool) -> str:
@@ -69,15 +67,32 @@ def whole_or_window(reader: ConfigReader) -> dict[str, Any]:
 
 
 def sliding_layers(reader: ConfigReader, period: int) -> list[bool]:
-    """Which layers slide: as `layer_types` says, else all but every period-th."""
-    num_layers = reader.count("num_hidden_layers")
-    words = reader.get("layer_types")
+    """Which layers slide: as `layer_types` says, else all but every so many as `sliding_window_pattern` or period say."""
+    period = reader.count("sliding_window_pattern", reader.count("_sliding_window_pattern", period))
+    return layer_words(reader) or [(i + 1) % period != 0 for i in range(reader.count("num_hidden_layers"))]
+
+
+def layer_words(reader: ConfigReader) -> list[bool] | None:
+    """Which layers slide, as `layer_types` says; None where config.json has none."""
+    num_layers, words = reader.count("num_hidden_layers"), reader.get("layer_types")
     if words is None:
-        return [(i + 1) % period != 0 for i in range(num_layers)]
+        return None
     known = ("sliding_attention", "full_attention")
     if not isinstance(words, list) or len(words) != num_layers or any(word not in known for word in words):
         raise ValueError(f"{reader.path}: layer_types must be {num_layers} of {known}, not {quoted(words)}")
     return [word == known[0] for word in words]
+
+
+def local_and_global(slides: list[bool], has_window: bool) -> tuple[LayerType, ...]:
+    """Sliding layers with a rotary table of their own; a window as long as the context changes only the table."""
+    return tuple(LayerType(flag and has_window, "local" if flag else "global") for flag in slides)
+
+
+def local_theta(reader: ConfigReader, default: float) -> float:
+    """The rotary base of sliding layers: `rope_parameters` has one for each kind of layer since transformers 5."""
+    parts = reader.get("rope_parameters", {})
+    local = parts.get("sliding_attention") if isinstance(parts, dict) else None
+    return ConfigReader(reader.path, local if isinstance(local, dict) else {}).number("rope_theta", default)
 
 
 def decoder_from_gguf(kind: type[Kind], reader: ConfigReader, file: TensorSource, **facts: Any) -> Kind:

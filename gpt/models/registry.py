@@ -4,10 +4,47 @@ from functools import lru_cache
 
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.config import ModelConfig
-from octavo.gpt.models.families import gpt2, llama
+from octavo.gpt.models.families import (
+    cohere,
+    gemma,
+    glm,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    nemotron,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    stablelm,
+    starcoder,
+)
 from octavo.gpt.models.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        gpt2.FAMILY,
+        llama.FAMILY,
+        qwen.FAMILY,
+        granite.FAMILY,
+        olmo.FAMILY,
+        phi.PHI2_FAMILY,
+        phi.PHI3_FAMILY,
+        gemma.GEMMA1_FAMILY,
+        gemma.GEMMA_FAMILY,
+        nemotron.FAMILY,
+        starcoder.BIGCODE_FAMILY,
+        starcoder.STARCODER2_FAMILY,
+        gpt_neox.FAMILY,
+        stablelm.FAMILY,
+        glm.GLM_FAMILY,
+        glm.GLM4_FAMILY,
+        cohere.FAMILY,
+        opt.FAMILY,
+    )
+}
 
 KNOWN_SHAPES: dict[str, ModelConfig] = {  # by name, for networks with random weights
     name: config for family in FAMILIES.values() for name, config in family.known_shapes.items()

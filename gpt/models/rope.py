@@ -13,6 +13,7 @@ from torch import Tensor
 
 RopeTables = tuple[Tensor, Tensor]  # cos, sin: [context_size, rotary_dim / 2] float32
 
+
 @dataclass(frozen=True)
 class RopeScaling:
     """How the rotary frequencies of a longer context differ from the plain ones; `kind` is a key of `STRETCHES`."""

@@ -16,8 +16,9 @@ from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import open_source, plain_model
 from octavo.bench.reporting import records
 from octavo.gpt import LLM, SamplingParams
-from octavo.gpt.models import llama, registry
+from octavo.gpt.models import registry
 from octavo.gpt.models.config_reader import ConfigReader, TensorSource
+from octavo.gpt.models.families import llama
 from octavo.gpt.models.family import Family
 
 from bench_tiny import bench
