@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-kernels fuzz check codegen gpu bench bench-ops results clean
+.PHONY: help demo test test-kernels families fuzz check codegen gpu bench bench-ops results clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -14,11 +14,14 @@ demo: $(READY)  ## ask SmolLM2 a question (fetches the model once, 94 MB)
 
 test: $(READY)  ## the whole test suite, on the CPU
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 \
-	  --dist loadfile -m "not codegen and not gpu"
+	  --dist loadfile -m "not codegen and not gpu and not families"
 
 test-kernels: $(READY)  ## the kernels alone, in Triton's interpreter, or on the GPU at hand
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
 	  -m "not codegen" tests/ops tests/backends tests/sampling tests/models/test_exactness.py tests/models/test_triton_model.py
+
+families: $(READY)  ## every model family on every backend, against transformers
+	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 tests/models/test_families.py
 
 fuzz: $(READY)  ## hostile input at every door; FUZZ_SECONDS=600 FUZZ_SEED=0
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py

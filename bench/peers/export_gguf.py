@@ -19,6 +19,8 @@ FORMATS = {"float32": Format.F32, "float16": Format.F16, "bfloat16": Format.BF16
 def write_gguf(model: Model, path: Path, format: str) -> None:
     """Matrices in the format, vectors and positions in float32; ValueError for what the file cannot say."""
     family = family_of(model.config)
+    if family.to_gguf is None:
+        raise ValueError(f"models of the family {family.name} are not written to GGUF files")
     metadata = {**_shape(model.config), **family.to_gguf(model.config)}
     writer = gguf.GGUFWriter(path, family.name)
     writer.add_tokenizer_model("none")

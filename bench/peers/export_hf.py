@@ -26,7 +26,10 @@ def network(model: Model) -> Any:
 
 def configuration(config: ModelConfig) -> Any:
     """transformers' configuration of the same network; no end token, since a benchmark ignores them."""
-    fields = family_of(config).to_hf(config)
+    family = family_of(config)
+    if family.to_hf is None:
+        raise ValueError(f"models of the family {family.name} are not exported to transformers")
+    fields = family.to_hf(config)
     kind = transformers.AutoConfig.for_model(fields["model_type"])
     return type(kind)(**fields, bos_token_id=config.bos_id, eos_token_id=None)
 

@@ -173,7 +173,7 @@ class Scaled:
     def rows(self, tensors: Tensors, start: int, stop: int) -> Tensor:
         numbers = tensors["weight"][start:stop]
         per_row, per_column = self._block(tensors)
-        row = torch.arange(start, stop) // per_row
+        row = torch.arange(start, stop, dtype=torch.int64, device="cpu") // per_row
         scales, zeros = _grid(tensors[self.scale])[row], None
         if "weight_zero_point" in tensors:
             zeros = _grid(tensors["weight_zero_point"])[row]
@@ -193,7 +193,7 @@ class Scaled:
 def unpack(words: Tensor, shifts: Sequence[int]) -> Tensor:
     """The numbers in int32 words `[rows, words]`, one a shift: int32 `[rows, words * len(shifts)]`."""
     mask = 2 ** (32 // len(shifts)) - 1
-    return ((words.unsqueeze(-1) >> torch.tensor(shifts, dtype=torch.int32)) & mask).flatten(-2)
+    return ((words.unsqueeze(-1) >> torch.tensor(shifts, dtype=torch.int32, device="cpu")) & mask).flatten(-2)
 
 
 def _columns(words: Tensor, shifts: Sequence[int], start: int, stop: int) -> Tensor:
@@ -214,7 +214,7 @@ def _affine(numbers: Tensor, scales: Tensor, zeros: Tensor | None, group: Tensor
 
 
 def _groups(in_features: int, group_size: int) -> Tensor:
-    return torch.arange(in_features) // (group_size or in_features)
+    return torch.arange(in_features, dtype=torch.int64, device="cpu") // (group_size or in_features)
 
 
 def _grid(scales: Tensor) -> Tensor:

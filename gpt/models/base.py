@@ -167,6 +167,9 @@ class Model(nn.Module):
         length, where it is known, is the most tokens that a sequence will have.
         """
 
+    def set_length(self, length: int) -> None:
+        """Say how many tokens a sequence has at most, where the network depends on it, before the first step."""
+
     def pack(self, format: str | None = None) -> None:
         """Replace the weights of all products by what the backend takes, in that format; training ends here."""
         for module in self.modules():

@@ -43,6 +43,10 @@ class Decoder(Model):
             tables = rope_tables(c.rotary_width, c.context_size, c.local_rope_theta, None)
             self.local_cos, self.local_sin = (table.to(weight.device) for table in tables)
 
+    def set_length(self, length: int) -> None:
+        if self.config.rope_scaling is not None and self.config.rope_scaling.follows_length:
+            self.make_buffers(length)
+
     @property
     def embedding(self) -> nn.Embedding:
         return self.embed_tokens
@@ -53,7 +57,8 @@ class Decoder(Model):
         x = blocks[0].attn_norm(residual, self.ops)
         norms: list[Norm] = [*(block.attn_norm for block in blocks[1:]), self.norm]
         for i, (block, next_norm) in enumerate(zip(blocks, norms, strict=True)):
-            x, residual = block(x, residual, next_norm, Step(batch, cache and cache[i], self._tables(i), self.ops))
+            step = Step(batch, None if cache is None else cache[i], self._tables(i), self.ops)
+            x, residual = block(x, residual, next_norm, step)
         return x
 
     def finish_logits(self, scores: Tensor) -> Tensor:

@@ -78,9 +78,10 @@ class DecoderConfig(ModelConfig):
             self._check_rotary()
 
     def _check_rotary(self) -> None:
-        if self.rotary_width % 2 or self.rotary_width > self.head_dim:
-            name = "rotary_dim" if self.rotary_dim else "head_dim"
-            raise ValueError(f"{name} must be even for rotary positions, not {self.rotary_width}")
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise ValueError(f"rotary_dim must be even and at most head_dim ({self.head_dim}), not {self.rotary_dim}")
+        if self.rotary_width % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, not {self.head_dim}")
         if self.context_size * self.rotary_width > MAX_ANGLES:
             claim = f"context_size ({self.context_size}) x head_dim ({self.rotary_width})"
             raise ValueError(f"{claim} must be at most {MAX_ANGLES} for rotary positions")

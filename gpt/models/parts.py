@@ -75,9 +75,14 @@ class Attention(nn.Module):
 
     def _normalised(self, q: Tensor, k: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
         """Each of both normalised by groups of values, a head or all heads of a token."""
-        wide = (x.flatten(1).unflatten(1, (-1, width)) for x, width in zip((q, k), self.norm_widths, strict=True))
-        normed = (norm(x, ops) for x, norm in zip(wide, (self.q_norm, self.k_norm), strict=True))
-        return tuple(x.flatten(1).unflatten(1, (-1, self.config.head_dim)) for x in normed)  # type: ignore[return-value]
+        q_width, k_width = self.norm_widths
+        q, k = self.q_norm(_grouped(q, q_width), ops), self.k_norm(_grouped(k, k_width), ops)
+        return _grouped(q, self.config.head_dim), _grouped(k, self.config.head_dim)
+
+
+def _grouped(x: Tensor, width: int) -> Tensor:
+    """The values of each token, `[num_tokens, ...]`, in groups: `[num_tokens, groups, width]`."""
+    return x.flatten(1).unflatten(1, (-1, width))
 
 
 class GatedMLP(nn.Module):

@@ -67,7 +67,7 @@ def whole_or_window(reader: ConfigReader) -> dict[str, Any]:
 
 
 def sliding_layers(reader: ConfigReader, period: int) -> list[bool]:
-    """Which layers slide: as `layer_types` says, else all but every so many as `sliding_window_pattern` or period say."""
+    """Which layers slide: as `layer_types` says, else all but the last of each `sliding_window_pattern` (or period)."""
     period = reader.count("sliding_window_pattern", reader.count("_sliding_window_pattern", period))
     return layer_words(reader) or [(i + 1) % period != 0 for i in range(reader.count("num_hidden_layers"))]
 

@@ -89,6 +89,7 @@ class Runner:
         device: torch.device,
         capture: Capture | None = None,
     ) -> None:
+        model.set_length(config.max_model_len)
         self.model = model
         self.cache = cache
         self.device = device

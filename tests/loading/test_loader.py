@@ -49,8 +49,12 @@ def weights(path: Path | str, dtype: str = "float32") -> dict[str, Tensor]:
 
 
 def expected_llama(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint's tensors under our names: q, k, v and gate, up are stacked."""
-    plain = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    """The checkpoint's tensors under our names: q, k, v and gate, up are stacked, norms say what they are before."""
+    norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}
+    plain = {
+        re.sub("|".join(norms), lambda found: norms[found[0]], name.removeprefix("model.")): tensor
+        for name, tensor in tensors.items()
+    }
     result = {name: tensor for name, tensor in plain.items() if not re.search(r"[qkv]_proj|gate_proj|up_proj", name)}
     for i in range(LLAMA["num_hidden_layers"]):
         attention, mlp = f"layers.{i}.self_attn.", f"layers.{i}.mlp."

@@ -1,7 +1,7 @@
-"""A model family is one file: this one adds Mistral, without its sliding window, and touches nothing else.
+"""A model family is one file: this one adds Ministral, with a window as long as its context, and touches nothing else.
 
 Everything that asks a family something is asked here: loading, generating, scoring, both exports and the benchmarks.
-transformers' own Mistral is the oracle.
+transformers' own Ministral is the oracle.
 """
 
 from dataclasses import dataclass
@@ -29,15 +29,17 @@ GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig(llama.LlamaConfig):
-    family = "mistral"
+    family = "ministral"
 
 
 class Toy(llama.Llama):
-    """Llama's layers under Mistral's name."""
+    """Llama's layers under Ministral's name."""
 
 
 def from_hf(reader: ConfigReader) -> ToyConfig:
-    return ToyConfig(**vars(llama.from_hf(reader)))
+    return ToyConfig(
+        **vars(llama.from_hf(ConfigReader(reader.path, reader.table | {"model_type": "llama", "sliding_window": None})))
+    )
 
 
 def from_gguf(reader: ConfigReader, file: TensorSource) -> ToyConfig:
@@ -45,12 +47,13 @@ def from_gguf(reader: ConfigReader, file: TensorSource) -> ToyConfig:
 
 
 def to_hf(config: ToyConfig) -> dict:
-    return llama.to_hf(config) | {"model_type": "mistral", "sliding_window": None}
+    layers = {"sliding_window": config.context_size, "layer_types": ["full_attention"] * config.num_layers}
+    return llama.to_hf(config) | {"model_type": "ministral"} | layers
 
 
 TOY = Family(
-    name="mistral",
-    architectures=("MistralForCausalLM",),
+    name="ministral",
+    architectures=("MinistralForCausalLM",),
     network=Toy,
     from_hf=from_hf,
     from_gguf=from_gguf,
@@ -72,19 +75,20 @@ def _registered():
 
 @pytest.fixture(scope="module")
 def oracle():
-    """A tiny Mistral of transformers, random, in float32."""
-    config = transformers.MistralConfig(
+    """A tiny Ministral of transformers, random, in float32."""
+    config = transformers.MinistralConfig(
         vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, sliding_window=None, tie_word_embeddings=False,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, sliding_window=64, tie_word_embeddings=False,
+        layer_types=["full_attention"] * 2, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         bos_token_id=1, eos_token_id=2, initializer_range=0.3,
     )  # fmt: skip
     torch.manual_seed(0)
-    return transformers.MistralForCausalLM(config).eval()
+    return transformers.MinistralForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
 def folder(oracle, tmp_path_factory):
-    path = tmp_path_factory.mktemp("mistral")
+    path = tmp_path_factory.mktemp("ministral")
     oracle.save_pretrained(path)
     return path
 
@@ -105,7 +109,7 @@ def expected(oracle) -> list[list[int]]:
 
 def test_without_its_file_the_family_is_refused_by_name(folder):
     registry.FAMILIES.pop(TOY.name)
-    with pytest.raises(ValueError, match="architecture MistralForCausalLM is not supported"):
+    with pytest.raises(ValueError, match="architecture MinistralForCausalLM is not supported"):
         LLM(folder)
 
 

@@ -38,7 +38,7 @@ def from_hf(reader: ConfigReader) -> LlamaConfig:
     if kind == "smollm3":
         reader.require_one_of("use_sliding_window", False)
         facts |= {"layer_types": _smollm3_layers(reader), "rope_theta": 2000000.0}
-    elif kind != "mistral":
+    elif kind != "mistral" and whole_or_window(reader):
         reader.require_one_of("sliding_window", None)
     return decoder_from_hf(LlamaConfig, reader, **facts)
 
