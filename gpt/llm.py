@@ -210,9 +210,14 @@ class LLM:
             self._forget(listener)
 
     def _forget(self, listener: Listener) -> None:
-        """End the listener's requests. Once asked, the engine does it, even if the wait is interrupted."""
+        """End the listener's requests. Once asked, the engine does it, even if the wait is interrupted.
+
+        Garbage collection may close a stream on any thread, the engine's too, which does not wait for itself.
+        """
         with suppress(EngineClosedError):
-            self.thread.call(self.engine.forget, listener)
+            forgotten = self.thread.submit(self.engine.forget, listener)
+            if not self.thread.is_current:
+                forgotten.result()
 
     def chat(
         self,
