@@ -227,4 +227,5 @@ def _cut(text: str, mark: str, last: str, escaper: SpecialTokenEscaper) -> str:
     if mark not in text or last.strip() not in escaper.reveal(text):
         raise ValueError("continue_final_message: this chat template does not show the last message as it was written")
     before, _, after = text.rpartition(mark)
+    before = before.replace(mark + " ", "").replace(mark, "")  # a template may show the message twice
     return before if after.startswith(" ") else before.rstrip()
