@@ -201,7 +201,7 @@ def _option(name: str, hint: Any, option: Field) -> dict[str, Any]:
     text, default = option.metadata["help"], DEFAULTS.get(name, option.default)
     if hint is bool:
         return {"action": "store_true", "default": None, "help": text}
-    if name == "stop":
+    if name in ("stop", "bad_words"):
         return {"action": "append", "metavar": "TEXT", "help": text}
     if name == "stop_token_ids":
         return {"type": int, "nargs": "+", "metavar": "ID", "help": text}
