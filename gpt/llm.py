@@ -4,6 +4,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -285,7 +286,8 @@ class LLM:
             room = min(max_tokens, self.config.max_model_len + 1 - len(ids))
             searches.append(BeamSearch(ids, beam_width, max(room, 1), length_penalty, early_stopping, eos_ids))
         run_searches(searches, self._likeliest)
-        return [search.finished for search in searches]
+        decode = None if self.tokenizer is None else partial(self.tokenizer.decode, skip_special_tokens=True)
+        return [search.results(decode) for search in searches]
 
     def _likeliest(self, texts: list[list[int]], number: int) -> list[Continuations]:
         """Return the most likely next tokens of each text, with their log-probabilities, best first."""

@@ -9,6 +9,7 @@ import torch
 from tiny_folder import GREEDY, LIMITS, load_tiny, save_tiny
 
 from octavo.gpt import LLM, AsyncLLM, SamplingParams
+from octavo.gpt.cli import main
 from octavo.gpt.options.generation_config import sampling_defaults
 
 # What a program for vLLM 0.11 to 0.30 may name.
@@ -166,3 +167,30 @@ def test_a_draw_shows_what_each_step_leaves(llm):
 
 def test_a_model_says_what_it_is(llm):
     assert "backend reference, device cpu, torch.float32" in repr(llm)
+
+
+def test_the_command_line_follows_the_file_and_says_so(folder, capsys):
+    model = ["--model", str(folder), "--backend", "reference", "--dtype", "float32", "--json"]
+    assert main(["generate", "the quick", "--top-p", "0.5", *model]) == 0
+    captured = capsys.readouterr()
+    assert "octavo: as the model's generation_config.json says: temperature 0.6, top_k 20, max_tokens 7" in captured.err
+    assert len(json.loads(captured.out)["outputs"][0]["token_ids"]) <= 7
+    assert main(["generate", "the quick", "--generation-config", "octavo", "--max-tokens", "3", *model]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_command_line_shows_draws_beams_and_log_probabilities(folder, capsys):
+    model = ["--model", str(folder), "--backend", "reference", "--dtype", "float32"]
+    assert main(["step", "the quick", "--temperature", "0.7", "--top-k", "3", "--seed", "1", *model]) == 0
+    shown = capsys.readouterr().out
+    assert "<- drawn" in shown
+    assert "the filters kept 3 tokens" in shown
+    assert main(["step", "the quick", "--temperature", "0", "--json", *model]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["won"]["token_id"] == document["candidates"][0]["token_id"]
+    assert main(["next", "the quick", "--top-k", "2", "--json", *model]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert main(["beam", "the quick", "--beams", "2", "--max-tokens", "3", "--json", *model]) == 0
+    assert [isinstance(each["text"], str) for each in json.loads(capsys.readouterr().out)] == [True, True]
+    assert main(["generate", "the quick", "--logprobs", "2", "--temperature", "0", "--max-tokens", "2", *model]) == 0
+    assert "probability" in capsys.readouterr().err
