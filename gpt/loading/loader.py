@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from octavo.gpt.loading import hub
 from octavo.gpt.loading.checkpoint import Checkpoint, Slice
+from octavo.gpt.loading.files import is_folder, is_there
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
+from octavo.gpt.loading.gguf_file import open_gguf
 from octavo.gpt.loading.hf import open_folder
 from octavo.gpt.models.base import Model, initialise
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import KNOWN_SHAPES, family_of
 from octavo.gpt.quoting import one_line, quoted
-from octavo.gpt.tokenizer.gguf import from_gguf_metadata, gpt2
-from octavo.gpt.tokenizer.hf import from_folder
+from octavo.gpt.tokenizer import hf
+from octavo.gpt.tokenizer.gguf import from_gguf_metadata
+from octavo.gpt.tokenizer.ranks import gpt2
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels.ops import Ops
 from octavo.kernels.weights import FORMATS
@@ -83,17 +86,30 @@ def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
-    """The tokenizer of a model, without its weights; ValueError where the model has none."""
+    """The tokenizer of a model, without its weights or configuration; ValueError where the model has none.
+
+    Beside a model's name it takes a tokenizer's file alone: tokenizer.json, tekken.json, or a SentencePiece model.
+    """
     if str(name).removeprefix(DUMMY) in hub.HUB_NAMES and not Path(name).exists():
         return gpt2(hub.gpt2_vocabulary())
     if str(name).startswith(DUMMY):
         known_shape(str(name))
         tokenizer = None
     else:
-        tokenizer = _open(hub.resolve(str(name)))[1]
+        tokenizer = _tokenizer_of(str(name))
     if tokenizer is None:
         raise ValueError(f"{one_line(str(name), 80)} comes without a tokenizer")
     return tokenizer
+
+
+def _tokenizer_of(name: str) -> Tokenizer | None:
+    path = Path(name).expanduser()
+    if hf.is_tokenizer_file(path) and is_there(path) and not is_folder(path):
+        return hf.from_file(path)
+    source = hub.resolve(name)
+    if source.is_dir():
+        return hf.from_folder(source)
+    return from_gguf_metadata(open_gguf(source).metadata, str(source))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -119,7 +135,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _open(source: Path) -> tuple[Checkpoint, Tokenizer | None]:
     if source.is_dir():
-        return _joined(open_folder(source), from_folder(source))
+        return _joined(open_folder(source), hf.from_folder(source))
     checkpoint, metadata = open_gguf_checkpoint(source)
     return _joined(checkpoint, from_gguf_metadata(metadata, str(source)))
 
