@@ -5,16 +5,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.outputs import RequestOutput
-from octavo.gpt.request_state import RequestState, new_state
+from octavo.gpt.request_state import RequestState, new_state, word_tokens
 from octavo.gpt.runner.model_runner import PendingStep, Runner
-from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.sampling_params import SamplingParams, as_texts
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
@@ -29,6 +28,23 @@ Listener = Callable[[RequestOutput], None]
 
 class QueueFullError(RuntimeError):
     """The engine holds as many waiting requests as it may."""
+
+
+class _AllOrNothing:
+    """Start an engine's books anew if the change of them that runs inside is cut off anywhere.
+
+    A generator would not do: interrupted between its two halves it is thrown away with an error of its own.
+    """
+
+    def __init__(self, engine: "Engine") -> None:
+        self.engine = engine
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is not None:
+            self.engine.recover(str(error) or type(error).__name__, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +125,14 @@ class Engine:
         prompt_ids = self.check(prompt_token_ids, params)
         if self.is_full:
             raise QueueFullError(f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)")
-        with self._all_or_nothing():
+        with _AllOrNothing(self):
             return self._take(prompt_ids, params, prompt, listener)
 
     def add_all(
         self, requests: Seq[tuple[list[int], SamplingParams, str | None]], listener: Listener
     ) -> list[RequestOutput]:
         """Take any number of requests that were checked: (ids, params, prompt). They are queued as room comes."""
-        with self._all_or_nothing():
+        with _AllOrNothing(self):
             return [self._take(*request, listener) for request in requests]
 
     def step(self) -> list[RequestOutput]:
@@ -124,7 +140,7 @@ class Engine:
 
         A step that raises ends every request with an error, so no request goes on from a step half done.
         """
-        with self._all_or_nothing():
+        with _AllOrNothing(self):
             touched = self._step()
             for request in touched:
                 self._notify(request.request_id)
@@ -143,15 +159,6 @@ class Engine:
         if not self._states:
             self.scheduler.pool.check([])
         return list(touched.values())
-
-    @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """Start the books anew if the change of them that runs inside is cut off anywhere."""
-        try:
-            yield
-        except BaseException as error:
-            self.recover(str(error) or type(error).__name__, error)
-            raise
 
     def recover(self, message: str, error: BaseException | None = None) -> None:
         """End every request with an error, and start with fresh books: the old ones may be those of half a step."""
@@ -173,6 +180,8 @@ class Engine:
     ) -> RequestOutput:
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
+        params = params.for_vocabulary(self.model_config.vocab_size)
+        bad_words = word_tokens(as_texts(params.bad_words), self.tokenizer) if self.tokenizer is not None else ()
         states: list[RequestState] = []
         for index in range(params.n):
             sequence = Sequence(
@@ -182,6 +191,7 @@ class Engine:
                 seed=(seed + index + 2**63) % 2**64 - 2**63,
                 max_len=self.config.max_model_len,
                 eos_ids=self.model_config.eos_ids,
+                bad_words=bad_words,
             )
             states.append(new_state(sequence, request, index, self.tokenizer, self.text_of))
         self._requests[request.request_id] = states
@@ -247,7 +257,7 @@ class Engine:
                     break  # it ended while this step was in flight
                 self.counts.num_decoded += row < done.step.num_decoded
                 state.clock.first_token = state.clock.first_token or now
-                ending = state.append(token_id, logprobs) if token_id >= 0 else ("error", NOT_FINITE)
+                ending = state.append(token_id, logprobs, now) if token_id >= 0 else ("error", NOT_FINITE)
                 if ending is not None:
                     self._finish(state, *ending)
                 touched[state.request.request_id] = state.request
@@ -261,7 +271,7 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """End a request in whatever state it is; one that ended already, or is unknown, is left alone."""
-        with self._all_or_nothing():
+        with _AllOrNothing(self):
             for state in self._requests.get(request_id, []):
                 if not state.output.finished:
                     self._finish(state, "abort")
@@ -277,7 +287,7 @@ class Engine:
 
     def forget(self, listener: Listener) -> None:
         """End every request of a listener, without telling it."""
-        with self._all_or_nothing():
+        with _AllOrNothing(self):
             for request_id in [number for number, (_, other) in self._listening.items() if other is listener]:
                 del self._listening[request_id]
                 self.abort(request_id)

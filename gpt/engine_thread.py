@@ -82,21 +82,27 @@ class EngineThread:
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run it on the engine's thread and return its result, or raise what it raised."""
+        if self.is_current:
+            raise RuntimeError("the engine cannot be asked from within its own step, by an op or a hook of the model")
         return self.submit(function, *args, **kwargs).result()
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
         """Have it run on the engine's thread; what was submitted first runs first."""
-        if threading.current_thread() is self._thread:
-            raise RuntimeError("the engine cannot be asked from within its own step, by an op or a hook of the model")
         if self._reason is not None:
             raise EngineClosedError(self._reason)
-        release_team()
+        if not self.is_current:
+            release_team()
         command = _Command(partial(function, *args, **kwargs))
         self._inbox.append(command)
         self._bell.put(None)
         if self._reason is not None:
             self._refuse_all()  # the thread may have ended before the command was there
         return command.future
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is on the engine's thread, which cannot wait for itself."""
+        return threading.current_thread() is self._thread
 
     def settle(self) -> None:
         """Wait until what was asked before is done."""

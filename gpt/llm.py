@@ -2,11 +2,11 @@
 
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from rich.console import Console
@@ -26,10 +26,11 @@ from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scoring import Score, score
+from octavo.gpt.tokenizer.chat_template import ChatOptions
 from octavo.kernels import backends
 from octavo.kernels.ops import Ops
 
-Message = dict[str, str]
+Message = Mapping[str, Any]
 
 CUDA_GRAPHS = ("startup", "lazy", "off")
 
@@ -209,25 +210,35 @@ class LLM:
             self._forget(listener)
 
     def _forget(self, listener: Listener) -> None:
-        """End the listener's requests. Once asked, the engine does it, even if the wait is interrupted."""
+        """End the listener's requests. Once asked, the engine does it, even if the wait is interrupted.
+
+        Garbage collection may close a stream on any thread, the engine's too, which does not wait for itself.
+        """
         with suppress(EngineClosedError):
-            self.thread.call(self.engine.forget, listener)
+            forgotten = self.thread.submit(self.engine.forget, listener)
+            if not self.thread.is_current:
+                forgotten.result()
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         params: SamplingParams | None = None,
         use_tqdm: bool = True,
+        **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
-        """The assistant's answer to one conversation, or to each of several."""
-        conversations: Any = [messages] if messages and isinstance(messages[0], dict) else messages
-        return self.generate([self.encode_chat(conversation) for conversation in conversations], params, use_tqdm)
+        """The assistant's answer to one conversation, or to each of several; options are those of `ChatOptions`."""
+        is_one = not messages or not isinstance(messages[0], list | tuple)
+        conversations: Any = [messages] if is_one else messages
+        prompts = [self.encode_chat(conversation, **options) for conversation in conversations]
+        return self.generate(prompts, params, use_tqdm)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> list[int]:
         """Return the token ids of a conversation in the model's own template, ready for the assistant's answer."""
-        if self.tokenizer is None or self.tokenizer.chat_template is None:
+        if self.tokenizer is None:
+            raise ValueError(f"chat needs a tokenizer, and the model {self.name} has none")
+        if self.tokenizer.chat_template is None and options.get("chat_template") is None:
             raise ValueError(f"the model {self.name} has no chat template")
-        return self.tokenizer.encode_chat(list(messages), limit=self.config.max_model_len)
+        return self.tokenizer.encode_chat(list(messages), limit=self.config.max_model_len, **options)
 
     def beam_search(
         self,

@@ -1,9 +1,13 @@
 """Outputs of a request, with vLLM's field names. The objects are live: each step updates them in place."""
 
+import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.detokenizer import TextStream
+
+SHOWN_TEXT = 200  # characters of a text in a repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +23,25 @@ class TokenProbability(NamedTuple):
     probability: float
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(slots=True)
+class RequestMetrics:
+    """When things happened to a request, in seconds: `arrival_time` since 1970, the others of `time.perf_counter`.
+
+    They are 0 before they have come; scheduled and first token are those of the first completion to get one.
+    """
+
+    arrival_time: float = field(default_factory=time.time)
+    queued_ts: float = 0.0
+    scheduled_ts: float = 0.0
+    first_token_ts: float = 0.0
+    last_token_ts: float = 0.0
+    first_token_latency: float = 0.0  # from queued_ts on
+    num_generation_tokens: int = 0  # of all completions
+
+
+@dataclass(eq=False, slots=True, repr=False)
 class CompletionOutput:
-    """One completion. Its text is decoded when it is read.
+    """One completion. Its text is decoded when it is read; it is empty without a tokenizer.
 
     If the request asked for them, `logprobs` holds a dict for each token, id -> Logprob, and `cumulative_logprob` the
     sum over the chosen ids.
@@ -33,9 +53,9 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
     stop_reason: int | str | None = None  # the stop id or string that ended it; None for end-of-text
-    stream: TextStream | None = field(default=None, repr=False)
-    _pieces: list[str] = field(default_factory=list, repr=False)
-    _num_read: int = field(default=0, repr=False)
+    stream: TextStream | None = None
+    _pieces: list[str] = field(default_factory=list)
+    _num_read: int = 0
 
     @property
     def text(self) -> str:
@@ -59,19 +79,38 @@ class CompletionOutput:
             self._num_read = -1
         return self._pieces
 
+    def __repr__(self) -> str:
+        """Show the text first; of a completion that goes on, what was read of it, since another thread may be at it."""
+        text = self.text if self.finished else "".join(self._pieces)
+        names = ("cumulative_logprob", "finish_reason", "stop_reason")
+        facts = [f"{name}={value!r}" for name in names if (value := getattr(self, name)) is not None]
+        parts = [
+            f"index={self.index}",
+            f"text={quoted(text, SHOWN_TEXT)}",
+            f"token_ids={quoted(self.token_ids)}",
+            *facts,
+        ]
+        return f"CompletionOutput({', '.join(parts)})"
 
-@dataclass(eq=False, slots=True)
+
+@dataclass(eq=False, slots=True, repr=False)
 class RequestOutput:
     request_id: int
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # one a prompt token, None for the first
-    error: BaseException | None = field(default=None, repr=False)  # what a step raised that ended the request
+    error: BaseException | None = None  # what a step raised that ended the request
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    num_cached_tokens: int | None = None  # prompt tokens that came from the prefix cache; None before the first token
 
     @property
     def finished(self) -> bool:
         return all(output.finished for output in self.outputs)
+
+    def __repr__(self) -> str:
+        prompt = quoted(self.prompt, SHOWN_TEXT) if self.prompt is not None else f"{len(self.prompt_token_ids)} tokens"
+        return f"RequestOutput(request_id={self.request_id}, prompt={prompt}, outputs={self.outputs!r})"
 
 
 def raise_if_failed(request: RequestOutput) -> None:

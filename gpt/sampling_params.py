@@ -1,17 +1,39 @@
 """SamplingParams: how one request is decoded, in vLLM's words and meanings. Bad values are refused when it is made."""
 
 import math
-import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
 from typing import Any
 
+from octavo.gpt.options import checks
 from octavo.gpt.quoting import quoted
 
 MAX_LOGPROBS = 1000
+MAX_LOGPROB_TOKEN_IDS = 128
 MAX_N = 1024
 MAX_STOP_STRINGS = 1000  # each is looked for after every token
+MAX_BAD_WORDS = 1000  # each is compared with the newest tokens at every step
+MAX_BIAS = 1e30  # what is added to a logit leaves it a float32
+
+
+class RequestOutputKind(IntEnum):
+    """What `AsyncLLM.generate` yields: the output so far, or only the last; vLLM's DELTA is refused."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+def as_ids(checked: int | Iterable[int] | None) -> tuple[int, ...]:
+    """A field of token ids as a SamplingParams holds it, for type checkers too: a tuple, empty for None."""
+    return checked or ()  # type: ignore[return-value]
+
+
+def as_texts(checked: str | Iterable[str] | None) -> tuple[str, ...]:
+    """A field of texts as a SamplingParams holds it."""
+    return checked or ()  # type: ignore[return-value]
 
 
 def _option(default: Any, help: str) -> Any:
@@ -19,9 +41,13 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SamplingParams:
-    """Per-request decoding options; every field is checked, and a bad one is a ValueError that names it."""
+    """Per-request decoding options; every field is checked, and a bad one is a ValueError that names it.
+
+    None means a field's default where vLLM's default is None. Lists become tuples, so that equal params hash alike;
+    the object never changes, `replace` returns another.
+    """
 
     n: int = _option(1, "completions of the same prompt")
     temperature: float = _option(1.0, "0 takes the most likely token, always")
@@ -31,35 +57,49 @@ class SamplingParams:
     repetition_penalty: float = _option(1.0, "above 1 discourages tokens of prompt and output")
     presence_penalty: float = _option(0.0, "subtracted once from the logits of tokens already generated")
     frequency_penalty: float = _option(0.0, "subtracted each time that a token was generated")
-    logit_bias: Mapping[int, float] | None = None  # added to the logits of these ids
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)  # added to the logits of these ids
     seed: int | None = _option(None, "the same seed gives the same text; left out, the engine's own seed chooses one")
     max_tokens: int | None = _option(16, "most tokens to generate")  # None: as many as the context holds
     min_tokens: int = _option(0, "before these, no end-of-text and no stop id can be sampled")
-    stop: str | Sequence[str] = _option((), "end before this text; repeatable")
-    stop_token_ids: Sequence[int] = _option((), "end at these token ids")
+    stop: str | Iterable[str] | None = _option((), "end before this text; repeatable")
+    stop_token_ids: int | Iterable[int] | None = _option((), "end at these token ids")
     ignore_eos: bool = _option(False, "go on past the end-of-text token")
-    logprobs: int | None = _option(None, "also report this many most likely tokens of each step")
+    logprobs: int | None = _option(None, "also report this many most likely tokens of each step")  # -1: all
     prompt_logprobs: int | None = None  # the same for every prompt position
     skip_special_tokens: bool = True  # leave control tokens out of the text
     overflow: str = _option("stop", "when the context is full: stop, or shift it and forget the oldest tokens")
     cache_salt: str = ""  # requests share cached prefixes only with requests of the same salt (one per tenant)
-    stop_strings: tuple[str, ...] = field(init=False, repr=False, default=())
-    has_penalties: bool = field(init=False, repr=False, default=False)  # the logits depend on earlier tokens
+    allowed_token_ids: Iterable[int] | None = None  # no other id is sampled
+    bad_words: str | Iterable[str] | None = _option((), "never complete this text, as its own tokens; repeatable")
+    logprob_token_ids: Iterable[int] | None = None  # report these ids of each step, in place of the most likely
+    include_stop_str_in_output: bool = False  # whether the text has the stop string, or the stop id's text, at its end
+    detokenize: bool = True  # whether the output has text
+    truncate_prompt_tokens: int | None = (
+        None  # keep only so many tokens at the prompt's end; -1: what the context holds
+    )
+    output_kind: int = RequestOutputKind.CUMULATIVE
+    spaces_between_special_tokens: bool = True  # changes nothing, as in every tokenizer but vLLM's slow ones
+    skip_clone: bool = False  # changes nothing, since params never change
+    skip_reading_prefix_cache: bool | None = None  # changes nothing but time: what is cached is exact
+    best_of: int | None = None
+    structured_outputs: Any = None
+    guided_decoding: Any = None
+    logits_processors: Any = None
+    extra_args: Any = None
+    flat_logprobs: bool = False
+    stream_interval: int | None = None
+    thinking_token_budget: int | None = None
+    repetition_detection: Any = None
+    routed_experts_prompt_start: int = 0
 
     def __post_init__(self) -> None:
-        _integer("n", self.n, 1, MAX_N)
-        _number("temperature", self.temperature, 0.0, math.inf)
-        _integer("top_k", self.top_k, -1, 2**31 - 1)
-        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _optional_integer("seed", self.seed, -(2**63), 2**63 - 1)
-        _optional_integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
-        _optional_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _optional_integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        for name, kind, *limits in _CHECKS:
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                object.__setattr__(self, name, kind(name, value, *limits))
+        for name in _NEUTRAL:
+            if getattr(self, name) != (neutral := getattr(type(self), name)):
+                raise ValueError(f"{name} is not supported: leave it out, or {neutral}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
         if self.overflow == "slide":
@@ -67,57 +107,119 @@ class SamplingParams:
             object.__setattr__(self, "overflow", "shift")
         if self.overflow not in ("stop", "shift"):
             raise ValueError(f"overflow must be 'stop' or 'shift', not {quoted(self.overflow)}")
-        for name in ("ignore_eos", "skip_special_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, not {quoted(getattr(self, name))}")
         if not isinstance(self.cache_salt, str):
             raise ValueError(f"cache_salt must be a string, not {quoted(self.cache_salt)}")
-        for token_id in _sequence("stop_token_ids", self.stop_token_ids):
-            _integer("stop_token_ids", token_id, 0, 2**31 - 1)
+        self._check_combinations()
         self._check_logit_bias()
-        self._collect_stop_strings()
-        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        object.__setattr__(self, "has_penalties", penalties != (1.0, 0.0, 0.0))
+
+    def _check_combinations(self) -> None:
+        if self.allowed_token_ids == ():
+            raise ValueError("allowed_token_ids is empty: no token could be sampled")
+        if len(as_ids(self.logprob_token_ids)) > MAX_LOGPROB_TOKEN_IDS:
+            raise ValueError(f"logprob_token_ids has more than {MAX_LOGPROB_TOKEN_IDS} ids")
+        if self.stop and not self.detokenize:
+            raise ValueError("stop strings need detokenize=True: without text they cannot be found")
+        if self.truncate_prompt_tokens == 0:
+            raise ValueError("truncate_prompt_tokens must be -1 or at least 1, not 0")
+        if self.output_kind == RequestOutputKind.DELTA:
+            raise ValueError("output_kind DELTA is not supported: take CUMULATIVE, or LLM.stream for pieces of text")
 
     def _check_logit_bias(self) -> None:
         if self.logit_bias is None:
             return
         if not isinstance(self.logit_bias, Mapping):
             raise ValueError(f"logit_bias must map token ids to numbers, not {quoted(self.logit_bias)}")
-        for token_id, bias in self.logit_bias.items():
-            _integer("logit_bias", token_id, 0, 2**31 - 1)
-            _number("logit_bias", bias, -100.0, 100.0)
+        biases = {
+            checks.integer("logit_bias", token_id, 0, checks.MAX_TOKEN_ID): checks.number(
+                "logit_bias", bias, -math.inf, MAX_BIAS
+            )
+            for token_id, bias in self.logit_bias.items()
+        }
+        object.__setattr__(self, "logit_bias", biases)
 
-    def _collect_stop_strings(self) -> None:
-        strings = (self.stop,) if isinstance(self.stop, str) else tuple(_sequence("stop", self.stop))
-        if len(strings) > MAX_STOP_STRINGS:
-            raise ValueError(f"stop has {len(strings)} strings, at most {MAX_STOP_STRINGS} are looked for")
-        for text in strings:
-            if not isinstance(text, str) or not text:
-                raise ValueError(f"stop must be non-empty strings, not {quoted(text)}")
-        object.__setattr__(self, "stop_strings", strings)
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return as_texts(self.stop)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the logits depend on earlier tokens by one of the three penalties."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+    @property
+    def reports_logprobs(self) -> bool:
+        return self.logprobs is not None or self.logprob_token_ids is not None
+
+    def for_vocabulary(self, vocab_size: int) -> "SamplingParams":
+        """Return the params with numbers in place of -1, which stands for all ids."""
+        names = [name for name in ("logprobs", "prompt_logprobs") if getattr(self, name) == -1]
+        if not names:
+            return self
+        whole = self.clone()
+        for name in names:
+            object.__setattr__(whole, name, vocab_size)  # more than a caller may name is refused by the engine
+        return whole
+
+    def replace(self, **changes: Any) -> "SamplingParams":
+        """Return the same params but for these fields."""
+        return replace(self, **changes)
+
+    def clone(self) -> "SamplingParams":
+        """Return equal params."""
+        return replace(self)
+
+    @classmethod
+    def from_optional(cls, **fields: Any) -> "SamplingParams":
+        """Return params where None stands for a field's default."""
+        return cls(**{name: value for name, value in fields.items() if value is not None})
+
+    def __repr__(self) -> str:
+        """Show what differs from the defaults."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        changed = (f"{name}={value!r}" for name, value in values.items() if value != getattr(_DEFAULT, name))
+        return f"SamplingParams({', '.join(changed)})"
 
 
-def _sequence(name: str, value: Any) -> Sequence[Any]:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise ValueError(f"{name} must be a sequence, not {quoted(value)}")
-    return value
+# Words of vLLM's for what Octavo does not do: only the default, which asks for nothing, is taken.
+_NEUTRAL = (
+    "best_of", "structured_outputs", "guided_decoding", "logits_processors", "extra_args", "flat_logprobs",
+    "stream_interval", "thinking_token_budget", "repetition_detection", "routed_experts_prompt_start",
+)  # fmt: skip
 
+_INT32, _INT64 = 2**31 - 1, 2**63 - 1
 
-def _integer(name: str, value: Any, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name} must be an integer in [{low}, {high}], not {quoted(value)}")
-
-
-def _optional_integer(name: str, value: Any, low: int, high: int) -> None:
-    if value is not None:
-        _integer(name, value, low, high)
-
-
-def _number(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
-    """Raise ValueError unless the value is a finite number in [low, high], or in (low, high]."""
-    real = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not real or not low <= value <= high or (open_low and value == low):
-        above = f"[{low:g}" if not open_low else f"({low:g}"
-        below = f"{high:g}]" if math.isfinite(high) else "inf)"
-        raise ValueError(f"{name} must be a number in {above}, {below}, not {quoted(value)}")
+# Field, check, its limits.
+_CHECKS: tuple[tuple[Any, ...], ...] = (
+    ("n", checks.integer, 1, MAX_N),
+    ("temperature", checks.number, 0.0, math.inf),
+    ("top_k", checks.integer, -1, _INT32),
+    ("top_p", checks.number, 0.0, 1.0, True),
+    ("min_p", checks.number, 0.0, 1.0),
+    ("repetition_penalty", checks.number, 0.0, math.inf, True),
+    ("presence_penalty", checks.number, -2.0, 2.0),
+    ("frequency_penalty", checks.number, -2.0, 2.0),
+    ("seed", checks.integer, -_INT64 - 1, _INT64),
+    ("max_tokens", checks.integer, 1, _INT32),
+    ("min_tokens", checks.integer, 0, _INT32),
+    ("logprobs", checks.integer, -1, MAX_LOGPROBS),
+    ("prompt_logprobs", checks.integer, -1, MAX_LOGPROBS),
+    ("truncate_prompt_tokens", checks.integer, -1, _INT32),
+    ("output_kind", checks.integer, 0, 2),
+    ("stop", checks.texts, MAX_STOP_STRINGS),
+    ("bad_words", checks.texts, MAX_BAD_WORDS),
+    ("stop_token_ids", checks.token_ids),
+    ("allowed_token_ids", checks.token_ids),
+    ("logprob_token_ids", checks.token_ids),
+    *[
+        (name, checks.boolean)
+        for name in (
+            "ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize",
+            "spaces_between_special_tokens", "skip_clone", "skip_reading_prefix_cache",
+        )
+    ],
+)  # fmt: skip
+_OPTIONAL = {
+    "seed", "max_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens", "allowed_token_ids",
+    "logprob_token_ids", "skip_reading_prefix_cache",
+}  # fmt: skip
+_DEFAULT = SamplingParams()

@@ -4,8 +4,9 @@ The three ways to get there are `SampleMode`'s. The first two run on the device 
 the host takes part between logits and sample, with penalties, biases, bans and log-probabilities.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from octavo.gpt.models.base import Model
+from octavo.gpt.runner.logit_masks import LogitMasks, has_masks
 from octavo.gpt.runner.transfer import to_device, to_host
-from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.sampling_params import SamplingParams, as_ids
 from octavo.gpt.scheduler.sequence import Sequence
 
 
@@ -29,12 +31,13 @@ class SampleMode(IntEnum):
 
 def changes_logits(params: SamplingParams, num_sampled: int) -> bool:
     """Whether the token after the first `num_sampled` is sampled from other logits than the model's."""
-    return params.has_penalties or bool(params.logit_bias) or num_sampled < params.min_tokens
+    has_bias = bool(params.logit_bias) or num_sampled < params.min_tokens
+    return params.has_penalties or has_bias or has_masks(params)
 
 
 def sample_mode(params: SamplingParams) -> SampleMode:
     """Return the lowest mode that serves every token of a request; filters never remove a greedy row's choice."""
-    if changes_logits(params, 0) or params.logprobs is not None:
+    if changes_logits(params, 0) or params.reports_logprobs:
         return SampleMode.LOGITS
     filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
     return SampleMode.FILTERED if filtered and params.temperature > 0 else SampleMode.FUSED
@@ -47,6 +50,7 @@ class TokenLogprobs:
     logprob: float
     rank: int
     entries: tuple[tuple[int, float], ...]  # id, log-probability
+    asked: tuple[tuple[int, float, int], ...] = ()  # id, log-probability, rank of ids that the request names
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,22 @@ class LogprobTensors:
         return [TokenLogprobs(x, rank, tuple(zip(i[:num], v[:num], strict=True))) for num, x, rank, i, v in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class AskedLogprobs:
+    """Log-probabilities and ranks of ids that a request names, in one row."""
+
+    ids: Seq[int]
+    logprobs: Tensor  # [num_ids] float32
+    ranks: Tensor  # [num_ids] int64
+
+    def to_host(self) -> "AskedLogprobs":
+        """Start the copy to the host."""
+        return AskedLogprobs(self.ids, to_host(self.logprobs), to_host(self.ranks))
+
+    def read(self) -> tuple[tuple[int, float, int], ...]:
+        return tuple(zip(self.ids, self.logprobs.tolist(), self.ranks.tolist(), strict=True))
+
+
 class SamplingColumns(NamedTuple):
     """What sampling reads and writes of some rows, each `[num_rows]`: the arguments of `ops.sample`, and its result."""
 
@@ -118,16 +138,19 @@ class SampledRows:
     token_ids: Tensor  # [num_rows] int32; -1 where the logits were not finite
     logprob_rows: Seq[int] = ()  # the rows that asked for log-probabilities
     logprobs: LogprobTensors | None = None  # the log-probabilities of those rows
+    asked: Mapping[int, AskedLogprobs] = field(default_factory=dict)  # by row, of those that name ids
 
     def to_host(self) -> "SampledRows":
         """Start the copy to the host; it may be read once the device has come that far."""
         logprobs = None if self.logprobs is None else self.logprobs.to_host()
-        return replace(self, token_ids=to_host(self.token_ids), logprobs=logprobs)
+        asked = {row: each.to_host() for row, each in self.asked.items()}
+        return replace(self, token_ids=to_host(self.token_ids), logprobs=logprobs, asked=asked)
 
     def read(self) -> list[SampledToken]:
         """Return each row's token."""
         logprobs = () if self.logprobs is None else self.logprobs.read()
         by_row = dict(zip(self.logprob_rows, logprobs, strict=True))
+        by_row.update((row, replace(by_row[row], asked=each.read())) for row, each in self.asked.items())
         return [(token_id, by_row.get(row)) for row, token_id in enumerate(self.token_ids.tolist())]
 
 
@@ -139,6 +162,7 @@ class Sampler:
         self.ops = model.ops
         self.device = device
         self._counts: dict[int, tuple[Tensor, Tensor]] = {}  # seq_id -> (counts int32, in_prompt bool), [vocab_size]
+        self._masks = LogitMasks(device)
         self._biases: dict[int, tuple[bool, Tensor, Tensor]] = {}  # seq_id -> (with bans, ids, values)
 
     def sample(self, hidden: Tensor, rows: SamplingRows) -> SampledRows:
@@ -160,12 +184,14 @@ class Sampler:
             return SampledRows(rows.sequences, started)
         token_ids = self._sample_logits(self._changed(started, rows.sequences), rows.columns)
         self._count(token_ids, rows.sequences)
-        wanted = {row: s.params.logprobs for row, s in enumerate(rows.sequences) if s.params.logprobs is not None}
+        wanted = {row: _number(s.params) for row, s in enumerate(rows.sequences) if s.params.reports_logprobs}
         if not wanted:
             return SampledRows(rows.sequences, token_ids)
         where = self._indices(list(wanted))
         logprobs = self.gather_logprobs(started[where], token_ids[where], list(wanted.values()))
-        return SampledRows(rows.sequences, token_ids, list(wanted), logprobs)
+        named = {row: as_ids(rows.sequences[row].params.logprob_token_ids) for row in wanted}
+        asked = {row: self._logprobs_of(started[row], ids) for row, ids in named.items() if ids}
+        return SampledRows(rows.sequences, token_ids, list(wanted), logprobs, asked)
 
     def gather_logprobs(self, logits: Tensor, token_ids: Tensor, numbers: list[int]) -> LogprobTensors:
         """Gather log-probability and rank of each row's token, and as many of the most likely ids as its number says.
@@ -178,15 +204,23 @@ class Sampler:
         top = self.ops.top_logprobs(logits, min(max(1, *numbers), logits.shape[1]))
         return LogprobTensors(numbers, logprobs, ranks, *top)
 
+    def _logprobs_of(self, logits: Tensor, ids: tuple[int, ...]) -> AskedLogprobs:
+        """Gather log-probabilities and ranks of some ids; logits `[vocab_size]` are the model's own."""
+        chosen = self._indices(list(ids))
+        ranks = (logits > logits[chosen].unsqueeze(1)).sum(-1) + 1
+        return AskedLogprobs(ids, torch.log_softmax(logits.float(), -1)[chosen], ranks)
+
     def free(self, seq_id: int) -> None:
         """Drop what is kept for a sequence, if there is anything."""
         self._counts.pop(seq_id, None)
         self._biases.pop(seq_id, None)
+        self._masks.free(seq_id)
 
     def reset(self) -> None:
         """Drop what is kept for every sequence."""
         self._counts.clear()
         self._biases.clear()
+        self._masks.reset()
 
     def _sample_logits(self, logits: Tensor, columns: SamplingColumns) -> Tensor:
         token_ids, _ = self.ops.sample(logits, *columns[:-1])
@@ -198,8 +232,9 @@ class Sampler:
         return token_ids
 
     def _count(self, token_ids: Tensor, sequences: list[Sequence]) -> None:
-        """Count the sampled tokens of sequences with penalties, on the device."""
+        """Count the sampled tokens of sequences with penalties, on the device, and show them to the masks."""
         for row, sequence in enumerate(sequences):
+            self._masks.note(token_ids[row : row + 1], sequence)
             if sequence.seq_id in self._counts:
                 token_id = token_ids[row : row + 1]
                 self._counts[sequence.seq_id][0].index_add_(0, token_id.clamp(min=0).long(), (token_id >= 0).int())
@@ -215,7 +250,7 @@ class Sampler:
         return logits.index_copy(0, where, changed)
 
     def _change(self, logits: Tensor, sequences: list[Sequence]) -> None:
-        """Apply penalties, biases and bans, in place."""
+        """Apply penalties, biases, bans and masks, in place."""
         counts, in_prompt = zip(*(self._history(sequence, logits.shape[1]) for sequence in sequences), strict=True)
         bias_ids, bias_values = map(list, zip(*map(self._bias_tensors, sequences), strict=True))
         params = [sequence.params for sequence in sequences]
@@ -229,6 +264,8 @@ class Sampler:
             pad_sequence(bias_ids, batch_first=True, padding_value=-1),
             pad_sequence(bias_values, batch_first=True),
         )
+        for row, sequence in enumerate(sequences):
+            self._masks.apply(logits[row], sequence)
 
     def _history(self, sequence: Sequence, vocab_size: int) -> tuple[Tensor, Tensor]:
         """Return how often each id was generated, int32, and which ids the prompt holds, bool: both `[vocab_size]`."""
@@ -257,6 +294,11 @@ class Sampler:
 
     def _indices(self, values: list[int]) -> Tensor:
         return to_device(values, torch.int64, self.device)
+
+
+def _number(params: SamplingParams) -> int:
+    """Return how many of the most likely ids are reported; none where the request names its ids."""
+    return 0 if params.logprob_token_ids is not None else params.logprobs or 0
 
 
 def _biases(sequence: Sequence) -> dict[int, float]:

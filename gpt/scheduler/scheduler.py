@@ -238,6 +238,7 @@ class Scheduler:
         if not sequence.arrival:  # a preempted sequence that rereads its own blocks does not count as a prefix hit
             self.num_prompt_tokens += sequence.num_prefill
             self.num_hit_tokens += sequence.num_computed
+            sequence.num_cached_tokens = sequence.num_computed
         return True
 
 

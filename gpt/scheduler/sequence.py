@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.sampling_params import SamplingParams, as_ids
 
 
 class State(Enum):
@@ -30,10 +30,12 @@ class Sequence:
     seed: int
     max_len: int  # most tokens that a step may see
     eos_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()  # as tokens: the last is banned where the others are the newest output
     output: list[int] = field(default_factory=list)  # `append` is the only writer
     context_start: int = 0
     num_computed: int = 0
     num_prefill: int = 0
+    num_cached_tokens: int = 0  # of its first prefill, tokens that other sequences had computed
     block_table: list[int] = field(default_factory=list)
     capacity: int = 0  # tokens that its blocks can hold
     arrival: int = 0  # when it was first admitted: the youngest gives way
@@ -85,7 +87,7 @@ class Sequence:
     @property
     def stop_ids(self) -> frozenset[int]:
         """The ids that end this sequence."""
-        return frozenset(self.params.stop_token_ids) | frozenset(() if self.params.ignore_eos else self.eos_ids)
+        return frozenset(as_ids(self.params.stop_token_ids)) | frozenset(() if self.params.ignore_eos else self.eos_ids)
 
     def shift(self) -> None:
         """See at most the last `max_len` tokens: their positions begin at 0 again, so the cache holds none of them."""

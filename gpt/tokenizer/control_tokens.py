@@ -33,10 +33,6 @@ class ControlTokens:
                 end = stop
         return [part for part in (*parts, text[end:]) if part != ""]
 
-    def found(self, text: str) -> list[int]:
-        """Return the ids of the control tokens in a text, in order."""
-        return [part for part in self.cut(text) if isinstance(part, int)]
-
 
 def _unnormalised(token: tokenizers.AddedToken) -> tokenizers.AddedToken:
     return tokenizers.AddedToken(

@@ -10,7 +10,7 @@ class TextStream:
     """Decodes one completion as it grows. Text that may yet become a stop string is held back in `_pending`.
 
     Ids in `silent_ids` (those that end the request) give no text. A stop string counts where the completion's
-    `min_tokens`-th token or a later one completes it.
+    `min_tokens`-th token or a later one completes it; the text ends before it, or with it where `includes_stop`.
     """
 
     def __init__(
@@ -20,12 +20,14 @@ class TextStream:
         skip_special_tokens: bool = True,
         silent_ids: Set[int] = frozenset(),
         min_tokens: int = 0,
+        includes_stop: bool = False,
     ) -> None:
         self._tokenizer, self._skips_special = tokenizer, skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = stop_strings
         self._silent_ids = silent_ids
         self._min_tokens = min_tokens
+        self._includes_stop = includes_stop
         self._pending = ""
         self._num_early = 0  # characters of it that came before `min_tokens`: no stop string may end among them
         self.stopped_by: str | None = None
@@ -54,6 +56,7 @@ class TextStream:
         starts = [(text.find(stop, max(self._num_early - len(stop) + 1, 0)), stop) for stop in self._stops]
         if found := [(start, stop) for start, stop in starts if start >= 0]:
             end, self.stopped_by = min(found, key=lambda pair: pair[0])
+            end += len(self.stopped_by) if self._includes_stop else 0
             self._pending = ""
             return text[:end]
         keep = self._possible_stop(text)

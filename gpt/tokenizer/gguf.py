@@ -14,6 +14,7 @@ from tokenizers import decoders, models, normalizers
 from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.build import all_merges, build, split_merge
 from octavo.gpt.tokenizer.pretokenizer import PRE, SPACES_AS_MARKS, byte_level, cutter
+from octavo.gpt.tokenizer.template_files import gguf_templates
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
@@ -30,9 +31,6 @@ def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tok
         raise ValueError(
             f"{source}: tokenizer.ggml.model {quoted(model)} is not supported, only {', '.join(MODELS)} (BPE)"
         )
-    chat_template = metadata.get("tokenizer.chat_template")
-    if chat_template is not None and not isinstance(chat_template, str):
-        raise ValueError(f"{source}: tokenizer.chat_template must be text, not {type(chat_template).__name__}")
     fields = _Fields(metadata, source)
     ids: dict[str, int] = {}
     for id, token in enumerate(fields.tokens):
@@ -51,7 +49,7 @@ def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tok
         eos_ids=eos_ids,
         before=(bos_id,) if starts and bos_id is not None else (),
         after=eos_ids[:1] if stops else (),
-        chat_template=chat_template,
+        chat_template=gguf_templates(metadata, source),
     )
 
 

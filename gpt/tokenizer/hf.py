@@ -1,8 +1,7 @@
 """The tokenizer of a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, and their companions.
 
 `tokenizer_config.json` and `special_tokens_map.json` name the BOS and EOS tokens, `config.json` numbers them where no
-name is given; chat templates are in `chat_template.jinja` or the tokenizer's configuration. A folder without these may
-hold Mistral's own files. https://huggingface.co/docs/tokenizers/components
+name is given; `template_files` finds the chat templates. A folder without these may hold Mistral's own files. https://huggingface.co/docs/tokenizers/components
 """
 
 import json
@@ -20,6 +19,7 @@ from octavo.gpt.quoting import one_line, quoted
 from octavo.gpt.tokenizer import mistral
 from octavo.gpt.tokenizer.build import build, split_merge
 from octavo.gpt.tokenizer.ranks import END_OF_TEXT
+from octavo.gpt.tokenizer.template_files import folder_templates
 from octavo.gpt.tokenizer.tokenizer import MAX_ID, Tokenizer
 
 _ADDED = re.compile(r'(?<!\\)"added_tokens"\s*:\s*(?=\[)')
@@ -135,7 +135,7 @@ def _with_config(folder: Path, config: dict[str, Any], parts: _Parts) -> Tokeniz
         eos_ids=eos_ids,
         before=before,
         after=after,
-        chat_template=_chat_template(folder, config),
+        chat_template=folder_templates(folder, config),
     )
 
 
@@ -162,17 +162,3 @@ def _named(folder: Path, config: dict[str, Any], key: str, parts: _Parts) -> tup
 
 def _is_token(engine: tokenizers.Tokenizer, id: Any) -> bool:
     return type(id) is int and 0 <= id <= MAX_ID and engine.id_to_token(id) is not None
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if is_there(path):
-        return read_text(path)
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if template is not None and not isinstance(template, str):
-        raise ValueError(
-            f"{folder / 'tokenizer_config.json'}: chat_template must be text, not {type(template).__name__}"
-        )
-    return template

@@ -1,9 +1,9 @@
 """Text of messages inside a chat template: it reads as it was written, yet can form no control token.
 
 Where a message holds the first character of some control token, a private character that occurs nowhere else stands in
-its place until the rendered text is cut at control tokens. So a control token in that text began in the template, and
-no cutting, trimming or joining of messages makes another. To the template the text is `MessageText`, which compares,
-searches and splits as the text that was written.
+its place until the rendered text is cut at control tokens; tools, documents and a template's variables are as messages
+here. So a control token in that text began in the template, and no cutting, trimming or joining of messages makes
+another. To the template the text is `MessageText`, which compares, searches and splits as the text that was written.
 """
 
 import json
@@ -15,10 +15,10 @@ from typing import Any
 class SpecialTokenEscaper:
     """Puts private characters for the characters that control tokens begin with, and back."""
 
-    def __init__(self, specials: Iterable[str], template: str, messages: list[dict[str, Any]]) -> None:
+    def __init__(self, specials: Iterable[str], template: str, given: Any) -> None:
         texts = [text for text in specials if text]
         first = sorted({text[0] for text in texts})
-        taken = {*"".join(texts), *template, *json.dumps(messages, ensure_ascii=False)}
+        taken = {*"".join(texts), *template, *json.dumps(given, ensure_ascii=False)}
         free = (code for code in range(0xF0000, 0x10FFFE) if chr(code) not in taken)
         self._private = list(map(chr, islice(free, len(first))))
         if len(self._private) < len(first):

@@ -20,6 +20,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup, escape
 
 from octavo.gpt.tokenizer.message_text import MessageText, SpecialTokenEscaper
 
@@ -42,9 +43,10 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(inside, lineno=line)  # names set inside end there, as transformers has it
 
 
 class _Guard(NodeTransformer):
@@ -116,6 +118,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         self.tick()
         _require_operands(operator, left, right)
+        if hasattr(left, "__html__") or hasattr(right, "__html__"):
+            left, right = self._as_html(left), self._as_html(right)
         return self._kept(self.binop_table[operator](left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
@@ -183,6 +187,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _as_text(self, value: Any) -> Any:
         return self._escaper.text(value) if self._escaper is not None and type(value) is str else value
+
+    def _as_html(self, value: Any) -> Any:
+        """Return a value with its texts of messages escaped: markup that they are added to sees no hidden character."""
+        if isinstance(value, MessageText) and self._escaper is not None:
+            return Markup(self._escaper.hide(str(escape(self._escaper.reveal(value)))))
+        return tuple(map(self._as_html, value)) if isinstance(value, tuple) else value
 
     def _searched(self, value: Any) -> Any:
         self.tick()
@@ -300,8 +310,14 @@ def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _strftime_now(format: str) -> str:

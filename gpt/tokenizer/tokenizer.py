@@ -7,15 +7,17 @@ control token is ordinary text, unless `parse_special` asks; else only chat temp
 import operator
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Unpack
 
 import tokenizers
 
 from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.build import guarded
-from octavo.gpt.tokenizer.chat_template import plain_messages, render
+from octavo.gpt.tokenizer.chat_template import RenderOptions, choose_template, render_hidden
 from octavo.gpt.tokenizer.control_tokens import ControlTokens
 from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
+from octavo.gpt.tokenizer.template_files import Templates
 from octavo.gpt.tokenizer.token_bytes import TokenBytes
 from octavo.gpt.tokenizer.token_length import most_characters
 
@@ -29,7 +31,7 @@ class Tokenizer:
     before, after             ids that a prompt of this model begins and ends with; `encode` itself never adds them
     add_bos                   whether `before` holds any
     specials                  text -> id of the control tokens
-    chat_template             the jinja2 template of the files, or None
+    chat_template             the jinja2 template of the files, several by their names, or None
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Tokenizer:
         eos_ids: Sequence[int] = (),
         before: Sequence[int] = (),
         after: Sequence[int] = (),
-        chat_template: str | None = None,
+        chat_template: Templates = None,
     ) -> None:
         self.bos_id, self.eos_ids, self.before, self.after = bos_id, tuple(eos_ids), tuple(before), tuple(after)
         self.eos_id = self.eos_ids[0] if self.eos_ids else None
@@ -106,19 +108,23 @@ class Tokenizer:
             raise ValueError(f"the prompt has {least:,} tokens or more, max_model_len is {limit:,}")
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, limit: int | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        limit: int | None = None,
+        chat_template: str | Path | None = None,
+        **options: Unpack[RenderOptions],
     ) -> list[int]:
         """Return the ids of a conversation in the model's own template: `[{"role": str, "content": str}, ...]`.
 
-        The template's control tokens become special; the same text inside a message stays text, though the template
-        may look for it there. A conversation that surely has more than `limit` tokens is a ValueError, soon.
+        The template's control tokens become special; the same text inside a message, a tool or a document stays text,
+        though the template may look for it there. chat_template: another one, or the name of one of the model's. A
+        conversation that surely has more than `limit` tokens is a ValueError, soon.
         """
-        if self.chat_template is None:
-            raise ValueError("this model's files hold no chat template")
-        plain = plain_messages(messages)
-        escaper = SpecialTokenEscaper(self.specials, self.chat_template, plain)
+        template = choose_template(self.chat_template, chat_template, options.get("tools") is not None)
         bos, eos = (self.token_text(id) if id is not None else None for id in (self.bos_id, self.eos_id))
-        text = render(self.chat_template, plain, add_generation_prompt, bos, eos, escaper)
+        named = {"bos_token": bos, "eos_token": eos}
+        text, escaper = render_hidden(template, messages, self.specials, named, **options)
         self._check(text)
         self.check_length(text, limit)
         return self.encode_rendered(text, escaper)
@@ -128,12 +134,13 @@ class Tokenizer:
 
         Where no message spells one, the text is encoded as a whole; else in the stretches between the template's.
         """
-        parts, revealed = self._control.cut(text), escaper.reveal(text)
-        if [part for part in parts if isinstance(part, int)] == self._control.found(revealed):
+        revealed = escaper.reveal(text)
+        parts = [part if isinstance(part, int) else escaper.reveal(part) for part in self._control.cut(text)]
+        if parts == self._control.cut(revealed):
             return self.encode(revealed, parse_special=True)
         ids: list[int] = []
         for part in parts:
-            ids += [part] if isinstance(part, int) else self.encode(escaper.reveal(part))
+            ids += [part] if isinstance(part, int) else self.encode(part)
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False, continues: bool = False) -> str:

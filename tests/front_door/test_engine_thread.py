@@ -90,6 +90,14 @@ def test_streams_read_in_turns_keep_their_text(llm: LLM) -> None:
     assert paused == whole[0]
 
 
+def test_a_stream_closed_on_the_engine_s_own_thread_ends_its_request(llm: LLM) -> None:
+    stream = llm.stream("the quick", SamplingParams(max_tokens=60, ignore_eos=True))
+    next(stream)
+    llm.thread.call(stream.close)  # type: ignore[attr-defined]  # as garbage collection may do
+    llm.thread.settle()
+    llm.thread.call(check_idle, llm.engine)
+
+
 def test_a_prompt_list_longer_than_the_queue_is_worked_off(folder: Path) -> None:
     with load_tiny(folder, max_num_waiting=2, max_num_seqs=2) as llm:
         prompts = [[i + 1, 2] for i in range(40)]

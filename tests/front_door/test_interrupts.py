@@ -1,6 +1,10 @@
-"""A step is all or nothing: interrupted at any line, in any thread, it leaves books that the next call can trust."""
+"""A step is all or nothing: interrupted at any line, in any thread, it leaves books that the next call can trust.
+
+OCTAVO_INTERRUPTS multiplies the number of interrupts, 1 unless set.
+"""
 
 import asyncio
+import os
 import random
 import signal
 import threading
@@ -27,7 +31,8 @@ PARAMS = [
     SamplingParams(seed=6, min_p=0.1, min_tokens=3, max_tokens=8),
 ]
 TIGHT = {"num_blocks": 24, "max_num_seqs": 5, "max_num_batched_tokens": 32}  # so that sequences are preempted
-LINES = 40  # interrupted in each case here; `make fuzz` walks over many more
+TIMES = int(os.environ.get("OCTAVO_INTERRUPTS", "1"))
+LINES, CTRL_CS, FAILURES = 40 * TIMES, 60 * TIMES, 12 * TIMES  # in each case here; `make fuzz` tries many more lines
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +111,7 @@ def test_ctrl_c_at_any_moment(folder: Path, request: pytest.FixtureRequest) -> N
     with load_tiny(folder, **TIGHT) as llm:
         want = ids_of(llm, PROMPTS)
         interrupted = 0
-        for turn in range(60):
+        for turn in range(CTRL_CS):
             main, action = threading.main_thread().ident, list(DOORS.values())[turn % 4]
             assert main is not None
             timer = threading.Timer(rng.random() * 0.03, signal.pthread_kill, (main, signal.SIGINT))
@@ -119,7 +124,7 @@ def test_ctrl_c_at_any_moment(folder: Path, request: pytest.FixtureRequest) -> N
                 interrupted += 1
             timer.join()
             recovered(llm, want)
-    assert interrupted == 60
+    assert interrupted == CTRL_CS
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -130,7 +135,7 @@ def test_an_exception_in_any_forward_pass(folder: Path, door: str) -> None:
     with load_tiny(folder, **TIGHT) as llm:
         want, forward = ids_of(llm, PROMPTS), llm.model.forward
         llm.engine.runner.step.capture_layers = None
-        for number in range(12):
+        for number in range(FAILURES):
             countdown = [number]
 
             def failing(*arguments: Any, countdown: list[int] = countdown) -> Any:

@@ -15,10 +15,10 @@ BAD = [
     ("top_p", 0.0), ("top_p", 1.5), ("min_p", 1.1), ("top_k", -2), ("n", 0), ("n", 10**9), ("repetition_penalty", 0.0),
     ("max_tokens", 0), ("max_tokens", -1), ("min_tokens", -1), ("min_tokens", 17), ("seed", 2**63),
     ("seed", -(2**63) - 1),
-    ("logprobs", -1), ("logprobs", 10**9), ("prompt_logprobs", -1), ("overflow", "wrap"), ("ignore_eos", 1),
-    ("stop", ""), ("stop", ["a", ""]), ("stop", [1]), ("stop", 3), ("stop_token_ids", 5), ("stop_token_ids", [-1]),
+    ("logprobs", -2), ("logprobs", 10**9), ("prompt_logprobs", -2), ("overflow", "wrap"), ("ignore_eos", 1),
+    ("stop", ""), ("stop", ["a", ""]), ("stop", [1]), ("stop", 3), ("stop_token_ids", [-1]),
     ("stop_token_ids", ["a"]), ("logit_bias", [1]), ("logit_bias", {1: math.nan}), ("logit_bias", {"1": 0.0}),
-    ("logit_bias", {1: 101.0}), ("logit_bias", {-1: 1.0}), ("skip_special_tokens", None),
+    ("logit_bias", {1: math.inf}), ("logit_bias", {-1: 1.0}), ("skip_special_tokens", None), ("stop_token_ids", 5.5),
     ("cache_salt", None), ("cache_salt", 7),
 ]  # fmt: skip
 

@@ -59,7 +59,7 @@ def test_same_as_transformers(tmp_path: Path, template: str, add_generation_prom
     text = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=add_generation_prompt)
     assert render(template, MESSAGES, add_generation_prompt, "<s>", "<|im_end|>") == text
     ids = theirs.apply_chat_template(MESSAGES, add_generation_prompt=add_generation_prompt, return_dict=False)
-    assert ours.encode_chat(MESSAGES, add_generation_prompt) == ids
+    assert ours.encode_chat(MESSAGES, add_generation_prompt=add_generation_prompt) == ids
 
 
 def test_a_token_that_the_model_lacks_is_no_text() -> None:
@@ -141,8 +141,15 @@ BAD_MESSAGES = {
     "empty": ([], "messages is empty"),
     "no dict": (["hello"], r"messages\[0\] must be a dict, not str"),
     "no role": ([{"content": "x"}], r"messages\[0\]\['role'\] must be a str, not None"),
-    "no content": ([MESSAGES[0], {"role": "user"}], r"messages\[1\]\['content'\] must be a str, not None"),
-    "content parts": ([{"role": "user", "content": [{"type": "text"}]}], r"\['content'\] must be a str"),
+    "no content": ([MESSAGES[0], {"role": "user"}], r"messages\[1\]\['content'\] must be a str or .* not None"),
+    "a picture": (
+        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}],
+        r"messages\[0\]\['content'\]\[1\]: 'image_url' is not supported, only text is",
+    ),
+    "keys": (
+        [{"role": "user", "content": "x", (1, 2): "x"}],
+        r"messages\[0\]: a key must be text or a number, not tuple",
+    ),
     "an object": (
         [{"role": "user", "content": "x", "extra": {"a": [object()]}}],
         r"messages\[0\]\['extra'\]\['a'\]\[0\]",

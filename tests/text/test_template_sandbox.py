@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from octavo.gpt.tokenizer import template_sandbox
-from octavo.gpt.tokenizer.chat_template import MAX_TEMPLATE, plain_messages, render
+from octavo.gpt.tokenizer.chat_template import MAX_TEMPLATE, render, render_hidden
 from octavo.gpt.tokenizer.hf import from_folder
-from octavo.gpt.tokenizer.message_text import MessageText, SpecialTokenEscaper
+from octavo.gpt.tokenizer.message_text import MessageText
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 from made_tokenizers import RULES, save, train
@@ -197,10 +197,9 @@ def test_messages_read_as_they_do_to_transformers(tokenizers: tuple[Tokenizer, A
     @settings(max_examples=60, deadline=None)
     @given(st.lists(SPEECH, min_size=1, max_size=3))
     def check(contents: list[str]) -> None:
-        messages = plain_messages([{"role": "user", "content": content} for content in contents])
-        escaper = SpecialTokenEscaper(ours.specials, template, messages)
+        messages = [{"role": "user", "content": content} for content in contents]
+        text, escaper = render_hidden(template, messages, ours.specials, {})
         assert isinstance(escaper.hide("<s>"), MessageText)
-        text = render(template, messages, escaper=escaper)
         assert escaper.reveal(text) == theirs.apply_chat_template(messages, chat_template=template, tokenize=False)
 
     check()

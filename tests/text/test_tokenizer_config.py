@@ -133,8 +133,12 @@ def test_added_tokens_of_the_configuration(tmp_path: Path) -> None:
     [
         ({}, None, None),
         ({"chat_template": "plain"}, None, "plain"),
-        ({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}, None, "d"),
-        ({"chat_template": [{"name": "rag", "template": "r"}]}, None, None),
+        (
+            {"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]},
+            None,
+            {"rag": "r", "default": "d"},
+        ),
+        ({"chat_template": [{"name": "rag", "template": "r"}]}, None, {"rag": "r"}),
         ({"chat_template": "plain"}, "from the file é", "from the file é"),
     ],
     ids=["none", "text", "named", "no default", "file first"],
