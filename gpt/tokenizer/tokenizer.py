@@ -18,8 +18,7 @@ from octavo.gpt.tokenizer.chat_template import RenderOptions, choose_template, r
 from octavo.gpt.tokenizer.control_tokens import ControlTokens
 from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
 from octavo.gpt.tokenizer.template_files import Templates
-from octavo.gpt.tokenizer.token_bytes import TokenBytes
-from octavo.gpt.tokenizer.token_length import most_characters
+from octavo.gpt.tokenizer.token_bytes import TokenBytes, most_characters
 
 MAX_ID = 2**31 - 1  # ids are 32-bit integers in the network
 
