@@ -59,12 +59,14 @@ class LLM:
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
     "auto" is triton on CUDA, else the fastest that runs here. dtype: of activations and cached values. weights: the
     format of the products' weights, "int8" or "auto" for dense ones. parse_special: whether text in a prompt that
-    spells a control token becomes that token, or stays text. At most `max_num_seqs` completions run together
-    and `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and
-    back ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
-    On CUDA, decode steps of the triton backend are graphs, captured as the model loads ("startup"), when a size is
-    first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes nothing. Bad arguments raise
-    ValueError, missing files FileNotFoundError.
+    spells a control token becomes that token, or stays text. tokenizer: "auto" for the model's own, another's name, or
+    None (or `skip_tokenizer_init`) for a model that takes and gives token ids alone.
+
+    At most `max_num_seqs` completions run together and `max_num_waiting` wait; when the cache runs out, `preemption`
+    moves the youngest's blocks to host memory and back ("swap", exact), or drops them and computes its text again as a
+    prompt ("recompute", equal to the rounding). On CUDA, decode steps of the triton backend are graphs, captured as the
+    model loads ("startup"), when a size is first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes
+    nothing. Bad arguments raise ValueError, missing files FileNotFoundError.
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).
@@ -88,17 +90,20 @@ class LLM:
         cuda_graphs: str = "startup",
         weights: str = "auto",
         parse_special: bool = False,
+        tokenizer: str | Path | None = "auto",
+        skip_tokenizer_init: bool = False,
     ) -> None:
         if cuda_graphs not in CUDA_GRAPHS:
             raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {cuda_graphs!r}")
         self.device = resolve_device(device)
         self.parse_special = parse_special
+        tokenizer = None if skip_tokenizer_init else tokenizer
         if isinstance(backend, str):
             backend = backends.load(backends.best_for(self.device.type) if backend == "auto" else backend)
         self.thread = EngineThread()
         weakref.finalize(self, self.thread.stop).atexit = False  # the thread's module ends what is left then
         try:
-            loaded = self.thread.call(load_model, model, backend, dtype, self.device.type, weights)
+            loaded = self.thread.call(load_model, model, backend, dtype, self.device.type, weights, tokenizer)
             self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
             self.model: Model = loaded.model
             self.dtype = loaded.dtype

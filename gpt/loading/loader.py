@@ -5,6 +5,7 @@ are made and filled a few rows at a time: no weight is ever held twice, whatever
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -45,13 +46,19 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(
-    name: str | Path, ops: Ops, dtype: str = "auto", device: str = "auto", weights: str = "auto"
+    name: str | Path,
+    ops: Ops,
+    dtype: str = "auto",
+    device: str = "auto",
+    weights: str = "auto",
+    tokenizer: str | Path | None = "auto",
 ) -> LoadedModel:
     """The model of that name, folder or GGUF file, ready to decode: packed for its backend, without gradients.
 
     dtype, of activations and cached values, is auto, float32, bfloat16 or float16. weights is a format of
     kernels/weights.py that the backend has a product for, or auto: dense, in the same dtype. device is auto, cpu or
-    cuda. Names are those of `hub.resolve`, and `dummy:<shape>` for seeded random weights. ValueError or
+    cuda. tokenizer is auto for the model's own, another's name, or None to load a model for token ids alone, whatever
+    its tokenizer. Names are those of `hub.resolve`, and `dummy:<shape>` for seeded random weights. ValueError or
     FileNotFoundError says what is wrong with an argument, or with which tensor of which file, before any memory is
     taken.
     """
@@ -60,15 +67,15 @@ def load_model(
     number_type = resolve_dtype(dtype, place)
     if str(name).startswith(DUMMY):
         model = _random(str(name), ops, number_type, place)
-        tokenizer, source = _dummy_tokenizer(str(name)), None
+        chosen, source = _chosen(tokenizer, lambda: _dummy_tokenizer(str(name))), None
     else:
         source = hub.resolve(str(name))
-        checkpoint, tokenizer = _open(source)
+        checkpoint, chosen = _open(source, tokenizer)
         model = _read(checkpoint, ops, number_type, place)
     model.requires_grad_(False)
     model.eval()
     model.pack(format)
-    return LoadedModel(model, tokenizer, str(name), source is None, number_type)
+    return LoadedModel(model, chosen, str(name), source is None, number_type)
 
 
 def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None]:
@@ -133,11 +140,18 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if any(probe is not None and probe() for probe in probes) else torch.float32
 
 
-def _open(source: Path) -> tuple[Checkpoint, Tokenizer | None]:
+def _open(source: Path, tokenizer: str | Path | None) -> tuple[Checkpoint, Tokenizer | None]:
     if source.is_dir():
-        return _joined(open_folder(source), hf.from_folder(source))
+        return _joined(open_folder(source), _chosen(tokenizer, lambda: hf.from_folder(source)))
     checkpoint, metadata = open_gguf_checkpoint(source)
-    return _joined(checkpoint, from_gguf_metadata(metadata, str(source)))
+    return _joined(checkpoint, _chosen(tokenizer, lambda: from_gguf_metadata(metadata, str(source))))
+
+
+def _chosen(tokenizer: str | Path | None, own: Callable[[], Tokenizer | None]) -> Tokenizer | None:
+    """The tokenizer that `load_model` was asked for: none, the model's own, or another's."""
+    if tokenizer is None:
+        return None
+    return own() if tokenizer == "auto" else load_tokenizer(tokenizer)
 
 
 def _joined(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[Checkpoint, Tokenizer | None]:

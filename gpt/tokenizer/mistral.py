@@ -16,9 +16,12 @@ import tokenizers
 from octavo.gpt.loading.files import is_folder, is_there, read_json, read_whole
 from octavo.gpt.quoting import one_line
 from octavo.gpt.tokenizer.build import build
-from octavo.gpt.tokenizer.gguf import merges_by_score, sentencepiece_engine
+from octavo.gpt.tokenizer.gguf import SPACE, merges_by_score, sentencepiece_engine
 from octavo.gpt.tokenizer.ranks import from_ranks
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
+
+PROBES = "", "a", " a  b ", "\n\t", "\ufb01\u2460", "e\u0301"  # what other kinds drop, fold or compose
+PROBED = 1000  # pieces of the vocabulary that are read as one text
 
 SENTENCEPIECE = re.compile(r".+\.model(\.v\d+(m\d+)?)?")
 NAMES = re.compile(r"tekken.*\.json|(tokenizer|mistral).*\.model(\.v\d+(m\d+)?)?")
@@ -90,7 +93,11 @@ def _sentencepiece(path: Path) -> Tokenizer:
     }
     merges = merges_by_score(plain, [model.get_score(id) for id in range(size)])
     engine = sentencepiece_engine(str(path), tokens, merges, prefix=True, unk_id=model.unk_id())
-    return _with_control(engine, path, control)
+    tokenizer = _with_control(engine, path, control)
+    for text in (*PROBES, "".join([*plain][:PROBED]).replace(SPACE, " ")):
+        if tokenizer.encode(text) != model.encode(text):
+            raise ValueError(f"{path}: a SentencePiece model of another kind than byte-fallback BPE of text as it is")
+    return tokenizer
 
 
 def _with_control(engine: tokenizers.Tokenizer, path: Path, control: list[str]) -> Tokenizer:

@@ -131,7 +131,8 @@ class Tokenizer:
     def encode_rendered(self, text: str, escaper: SpecialTokenEscaper) -> list[int]:
         """Return the ids of what a chat template wrote, in which an escaper hides what messages say of control tokens.
 
-        Where no message spells one, the text is encoded as a whole; else in the stretches between the template's.
+        Where no message spells one, the text is encoded as a whole; else in the stretches between the template's, each
+        of which may then get the space that some vocabularies put before a text.
         """
         revealed = escaper.reveal(text)
         parts = [part if isinstance(part, int) else escaper.reveal(part) for part in self._control.cut(text)]
