@@ -129,9 +129,17 @@ def _sentencepiece(fields: _Fields, ids: dict[str, int]) -> tuple[tokenizers.Tok
 
 
 def merges_by_score(tokens: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Return every pair of tokens that joins to a token, the best scored first; of equal ones the shorter token."""
-    order = sorted(tokens, key=lambda token: (-scores[tokens[token]], len(token)))
-    return [*all_merges({token: tokens[token] for token in order})]
+    """Return every pair of tokens that joins to a token, the best scored first.
+
+    SentencePiece merges the leftmost of equally scored pairs. Such are runs of spaces, in which the parts that merged
+    before stand from the longest to the shortest, so the longest left part goes first.
+    """
+
+    def order(pair: tuple[str, str]) -> tuple[float, int, int]:
+        left, right = pair
+        return -scores[tokens[left + right]], -len(left), -len(right)
+
+    return sorted(all_merges(tokens), key=order)
 
 
 def sentencepiece_engine(

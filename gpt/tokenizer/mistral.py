@@ -8,6 +8,7 @@ import base64
 import binascii
 import importlib
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from octavo.gpt.tokenizer.gguf import SPACE, merges_by_score, sentencepiece_engi
 from octavo.gpt.tokenizer.ranks import from_ranks
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
-PROBES = "", "a", " a  b ", "\n\t", "\ufb01\u2460", "e\u0301"  # what other kinds drop, fold or compose
+PROBES = (
+    "",
+    "a",
+    " " * 31 + "a" + " " * 15,
+    " a  b ",
+    "\n\t",
+    "\ufb01\u2460",
+    "e\u0301",
+)  # what other kinds drop, fold or compose
 PROBED = 1000  # pieces of the vocabulary that are read as one text
 
 SENTENCEPIECE = re.compile(r".+\.model(\.v\d+(m\d+)?)?")
@@ -91,13 +100,28 @@ def _sentencepiece(path: Path) -> Tokenizer:
         for token, id in tokens.items()
         if not (model.is_control(id) or model.is_unknown(id) or model.is_byte(id) or model.is_unused(id))
     }
+    proto = model.serialized_model_proto()
+    defined = [token for token, id in plain.items() if _is_user_defined(proto, token, model.get_score(id))]
+    plain = {token: id for token, id in plain.items() if token not in defined}
     merges = merges_by_score(plain, [model.get_score(id) for id in range(size)])
     engine = sentencepiece_engine(str(path), tokens, merges, prefix=True, unk_id=model.unk_id())
+    engine.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in defined])
     tokenizer = _with_control(engine, path, control)
     for text in (*PROBES, "".join([*plain][:PROBED]).replace(SPACE, " ")):
         if tokenizer.encode(text) != model.encode(text):
             raise ValueError(f"{path}: a SentencePiece model of another kind than byte-fallback BPE of text as it is")
     return tokenizer
+
+
+def _is_user_defined(proto: bytes, token: str, score: float) -> bool:
+    """Whether the model's message holds this piece with type 4, which the package does not tell.
+
+    A piece is a message of its text (field 1), its score (2) and its type (3).
+    """
+    text = token.encode()
+    if score != 0 or len(text) > 127:  # those that users define have no score, and longer ones a longer length
+        return False
+    return b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", score) + b"\x18\x04" in proto
 
 
 def _with_control(engine: tokenizers.Tokenizer, path: Path, control: list[str]) -> Tokenizer:
