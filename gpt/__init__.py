@@ -15,7 +15,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.engine import QueueFullError
     from octavo.gpt.engine_thread import EngineClosedError
     from octavo.gpt.llm import LLM
-    from octavo.gpt.loading.loader import load_model
+    from octavo.gpt.loading.loader import load_model, load_tokenizer
     from octavo.gpt.models.families.gpt2 import GPT2
     from octavo.gpt.models.families.llama import Llama
     from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
@@ -37,6 +37,7 @@ __all__ = [
     "Score",
     "TokenProbability",
     "load_model",
+    "load_tokenizer",
 ]
 
 _HOMES = {
@@ -45,7 +46,7 @@ _HOMES = {
     "engine": "QueueFullError",
     "engine_thread": "EngineClosedError",
     "llm": "LLM",
-    "loading.loader": "load_model",
+    "loading.loader": "load_model load_tokenizer",
     "models.families.gpt2": "GPT2",
     "models.families.llama": "Llama",
     "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",

@@ -94,6 +94,24 @@ def check_options(beam_width: int, max_tokens: int, length_penalty: float, early
         raise ValueError(f"early_stopping must be True, False or 'never', not {early_stopping!r}")
 
 
+def begin(
+    prompts: list[list[int]],
+    max_len: int,
+    beam_width: int,
+    max_tokens: int,
+    length_penalty: float,
+    early_stopping: bool | str,
+    eos_ids: tuple[int, ...],
+) -> list[BeamSearch]:
+    """A search for each prompt, whose beams end where a sequence would have more than `max_len` tokens in the cache."""
+    return [
+        BeamSearch(
+            ids, beam_width, max(min(max_tokens, max_len + 1 - len(ids)), 1), length_penalty, early_stopping, eos_ids
+        )
+        for ids in prompts
+    ]
+
+
 def run(searches: list[BeamSearch], expand: Expand) -> None:
     """Run all searches to their ends, together."""
     while open_searches := [search for search in searches if not search.done]:

@@ -330,7 +330,7 @@ class Engine:
         """Return the text of one id; None without a tokenizer that knows it."""
         if self.tokenizer is None or token_id >= self.tokenizer.vocab_size:
             return None
-        return self.tokenizer.decode([token_id])
+        return self.tokenizer.decode([token_id], continues=True)
 
     def _finish(self, state: RequestState, finish_reason: str, stop_reason: int | str | None = None) -> None:
         self._retire(state.sequence)

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 import torch
 
-from octavo.gpt.beam_search import Beam, BeamSearch, Continuations, check_options
+from octavo.gpt.beam_search import Beam, Continuations, begin, check_options
 from octavo.gpt.beam_search import run as run_searches
 from octavo.gpt.engine import Listener
 from octavo.gpt.engine_thread import EngineClosedError, EngineThread, make_engine
@@ -22,7 +22,7 @@ from octavo.gpt.options.generation_config import sampling_defaults
 from octavo.gpt.options.names import device_name, dtype_name
 from octavo.gpt.options.neutral import EngineOptions, RequestOptions, refuse_others, renamed, shows
 from octavo.gpt.outputs import RequestOutput, TokenProbability, raise_if_failed
-from octavo.gpt.prompts import Prompt, TokensPrompt, as_list, content, encode, text_of
+from octavo.gpt.prompts import Prompt, as_list, content, encode, text_of
 from octavo.gpt.quoting import quoted
 from octavo.gpt.runner.kv_cache import plan_memory
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
@@ -43,12 +43,14 @@ class LLM:
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
     "auto" is triton on CUDA, else the fastest that runs here. dtype: of activations and cached values. weights: the
     format of the products' weights, "int8" or "auto" for dense ones. parse_special: whether text in a prompt that
-    spells a control token becomes that token, or stays text. At most `max_num_seqs` completions run together
-    and `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and
-    back ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
-    On CUDA, decode steps of the triton backend are graphs, captured as the model loads ("startup"), when a size is
-    first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes nothing; `enforce_eager` means
-    "off". Bad arguments raise ValueError, missing files FileNotFoundError.
+    spells a control token becomes that token, or stays text. tokenizer: "auto" for the model's own, another's name, or
+    None (or `skip_tokenizer_init`) for a model that takes and gives token ids alone.
+
+    At most `max_num_seqs` completions run together and `max_num_waiting` wait; when the cache runs out, `preemption`
+    moves the youngest's blocks to host memory and back ("swap", exact), or drops them and computes its text again as a
+    prompt ("recompute", equal to the rounding). On CUDA, decode steps of the triton backend are graphs, captured as the
+    model loads ("startup"), when a size is first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes
+    nothing; `enforce_eager` means "off". Bad arguments raise ValueError, missing files FileNotFoundError.
 
     generation_config: where the sampling of requests without SamplingParams is from (`get_default_sampling_params`):
     "auto" for the generation_config.json of the model, "octavo" for SamplingParams' own defaults, or a folder with such
@@ -78,6 +80,8 @@ class LLM:
         cuda_graphs: str = "startup",
         weights: str = "auto",
         parse_special: bool = False,
+        tokenizer: str | Path | None = "auto",
+        skip_tokenizer_init: bool = False,
         generation_config: str | Path = "auto",
         override_generation_config: dict[str, Any] | None = None,
         enforce_eager: bool = False,
@@ -94,7 +98,9 @@ class LLM:
         self.thread = EngineThread()
         weakref.finalize(self, self.thread.stop).atexit = False  # the thread's module ends what is left then
         try:
-            loaded = self.thread.call(load_model, model, backend, dtype_name(dtype), self.device.type, weights)
+            tokenizer = None if skip_tokenizer_init else tokenizer
+            names = dtype_name(dtype), self.device.type
+            loaded = self.thread.call(load_model, model, backend, *names, weights, tokenizer)
             self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
             self.model: Model = loaded.model
             self.sampling_defaults = sampling_defaults(generation_config, loaded.source, override_generation_config)
@@ -201,9 +207,8 @@ class LLM:
         except BaseException:
             self._forget(listener)
             raise
-        for request in requests:
-            if request.error is not None:
-                raise request.error
+        if error := next((request.error for request in requests if request.error is not None), None):
+            raise error
         return requests
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
@@ -250,11 +255,10 @@ class LLM:
         """The assistant's answer to one conversation, or to each of several; options are those of `ChatOptions`."""
         is_one = not messages or not isinstance(messages[0], list | tuple)
         conversations: Any = [messages] if is_one else messages
-        prompts = [self._chat_prompt(self.encode_chat(conversation, **options)) for conversation in conversations]
+        decode: Any = self.tokenizer and self.tokenizer.decode
+        each = [self.encode_chat(conversation, **options) for conversation in conversations]
+        prompts: list[Prompt] = [{"prompt_token_ids": ids, "prompt": decode(ids)} for ids in each]
         return self.generate(prompts, self._renamed(sampling_params, params), use_tqdm)
-
-    def _chat_prompt(self, ids: list[int]) -> TokensPrompt:
-        return {"prompt_token_ids": ids, "prompt": None if self.tokenizer is None else self.tokenizer.decode(ids)}
 
     def _renamed(self, sampling_params: Any, params: Any) -> SamplingParams | Sequence[SamplingParams]:
         """Return the params under whichever name they came; the defaults where they came under none."""
@@ -279,12 +283,8 @@ class LLM:
     ) -> list[list[Beam]]:
         """Return for each prompt its `beam_width` best continuations, best first, by transformers' rules."""
         check_options(beam_width, max_tokens, length_penalty, early_stopping)
-        eos_ids = self.model.config.eos_ids
-        searches = []
-        for prompt in as_list(prompts):
-            ids = self.encode(prompt)
-            room = min(max_tokens, self.config.max_model_len + 1 - len(ids))
-            searches.append(BeamSearch(ids, beam_width, max(room, 1), length_penalty, early_stopping, eos_ids))
+        rules = beam_width, max_tokens, length_penalty, early_stopping, self.model.config.eos_ids
+        searches = begin([self.encode(prompt) for prompt in as_list(prompts)], self.config.max_model_len, *rules)
         run_searches(searches, self._likeliest)
         decode = None if self.tokenizer is None else partial(self.tokenizer.decode, skip_special_tokens=True)
         return [search.results(decode) for search in searches]

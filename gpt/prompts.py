@@ -56,15 +56,13 @@ def text_of(prompt: Any) -> str | None:
 
 
 def encode(prompt: str, tokenizer: Tokenizer, parse_special: bool = False, limit: int | None = None) -> list[int]:
-    """Return a text's ids; they begin with the beginning-of-text token where the model wants one.
+    """Return a text's ids; they begin and end with what the model wants there, its BOS for one.
 
     parse_special: whether text that spells a control token becomes that token. limit: a text that cannot have as few
     tokens as this is a ValueError, found before it is cut into tokens.
     """
     tokenizer.check_length(prompt, limit)
-    ids = tokenizer.encode(prompt, parse_special)
-    bos_id = tokenizer.bos_id
-    return [bos_id, *ids] if bos_id is not None and (tokenizer.add_bos or not ids) else ids
+    return tokenizer.as_prompt(tokenizer.encode(prompt, parse_special))
 
 
 def _is_number(value: Any) -> bool:

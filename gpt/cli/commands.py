@@ -137,7 +137,7 @@ def tokens(arguments: argparse.Namespace) -> None:
 
     tokenizer = load_tokenizer(arguments.model)
     ids = tokenizer.encode(arguments.text)
-    pieces = [(token_id, tokenizer.decode([token_id])) for token_id in ids]
+    pieces = [(token_id, tokenizer.decode([token_id], continues=True)) for token_id in ids]
     if arguments.json:
         output.json_line([{"token_id": token_id, "text": text} for token_id, text in pieces])
     else:

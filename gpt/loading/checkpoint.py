@@ -76,7 +76,10 @@ class Checkpoint:
             parts = list(stored_parts(model, parameter, self.names))
             is_norm = leaf == "weight" and isinstance(model.get_submodule(module), (RMSNorm, LayerNorm))
             offset = self.norm_offset if is_norm else 0.0
-            more = {"offset": offset, "group": self.config.head_dim if pattern_of(module) in self.grouped else 0}
+            more: dict[str, Any] = {
+                "offset": offset,
+                "group": self.config.head_dim if pattern_of(module) in self.grouped else 0,
+            }
             plan[parameter] = [self._slice(part, weight, transposed)._replace(**more) for part in parts]
             for part in parts:
                 unused.pop(part.name)

@@ -57,7 +57,7 @@ def _snapshot(repository: str) -> Path:
         raise ValueError(
             f"{one_line(repository, 80)} is on the Hugging Face hub: pip install 'octavo[hub]' to fetch it"
         ) from None
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.model.v*"]
     try:
         folder = hub.snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"])
     except Exception as error:

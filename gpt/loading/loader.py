@@ -5,6 +5,7 @@ are made and filled a few rows at a time: no weight is ever held twice, whatever
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +15,17 @@ from torch import Tensor, nn
 
 from octavo.gpt.loading import hub
 from octavo.gpt.loading.checkpoint import Checkpoint, Slice
+from octavo.gpt.loading.files import is_folder, is_there
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
+from octavo.gpt.loading.gguf_file import open_gguf
 from octavo.gpt.loading.hf import open_folder
 from octavo.gpt.models.base import Model, initialise
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import KNOWN_SHAPES, family_of
 from octavo.gpt.quoting import one_line, quoted
-from octavo.gpt.tokenizer.gguf import from_gguf_metadata, gpt2
-from octavo.gpt.tokenizer.hf import from_folder
+from octavo.gpt.tokenizer import hf
+from octavo.gpt.tokenizer.gguf import from_gguf_metadata
+from octavo.gpt.tokenizer.ranks import gpt2
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels.ops import Ops
 from octavo.kernels.weights import FORMATS
@@ -43,13 +47,19 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(
-    name: str | Path, ops: Ops, dtype: str = "auto", device: str = "auto", weights: str = "auto"
+    name: str | Path,
+    ops: Ops,
+    dtype: str = "auto",
+    device: str = "auto",
+    weights: str = "auto",
+    tokenizer: str | Path | None = "auto",
 ) -> LoadedModel:
     """The model of that name, folder or GGUF file, ready to decode: packed for its backend, without gradients.
 
     dtype, of activations and cached values, is auto, float32, bfloat16 or float16. weights is a format of
     kernels/weights.py that the backend has a product for, or auto: dense, in the same dtype. device is auto, cpu or
-    cuda. Names are those of `hub.resolve`, and `dummy:<shape>` for seeded random weights. ValueError or
+    cuda. tokenizer is auto for the model's own, another's name, or None to load a model for token ids alone, whatever
+    its tokenizer. Names are those of `hub.resolve`, and `dummy:<shape>` for seeded random weights. ValueError or
     FileNotFoundError says what is wrong with an argument, or with which tensor of which file, before any memory is
     taken.
     """
@@ -58,15 +68,15 @@ def load_model(
     number_type = resolve_dtype(dtype, place)
     if str(name).startswith(DUMMY):
         model = _random(str(name), ops, number_type, place)
-        tokenizer, source = _dummy_tokenizer(str(name)), None
+        chosen, source = _chosen(tokenizer, lambda: _dummy_tokenizer(str(name))), None
     else:
         source = hub.resolve(str(name))
-        checkpoint, tokenizer = _open(source)
+        checkpoint, chosen = _open(source, tokenizer)
         model = _read(checkpoint, ops, number_type, place)
     model.requires_grad_(False)
     model.eval()
     model.pack(format)
-    return LoadedModel(model, tokenizer, str(name), source is None, number_type, source)
+    return LoadedModel(model, chosen, str(name), source is None, number_type, source)
 
 
 def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None]:
@@ -84,17 +94,30 @@ def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
-    """The tokenizer of a model, without its weights; ValueError where the model has none."""
+    """The tokenizer of a model, without its weights or configuration; ValueError where the model has none.
+
+    Beside a model's name it takes a tokenizer's file alone: tokenizer.json, tekken.json, or a SentencePiece model.
+    """
     if str(name).removeprefix(DUMMY) in hub.HUB_NAMES and not Path(name).exists():
         return gpt2(hub.gpt2_vocabulary())
     if str(name).startswith(DUMMY):
         known_shape(str(name))
         tokenizer = None
     else:
-        tokenizer = _open(hub.resolve(str(name)))[1]
+        tokenizer = _tokenizer_of(str(name))
     if tokenizer is None:
         raise ValueError(f"{one_line(str(name), 80)} comes without a tokenizer")
     return tokenizer
+
+
+def _tokenizer_of(name: str) -> Tokenizer | None:
+    path = Path(name).expanduser()
+    if hf.is_tokenizer_file(path) and is_there(path) and not is_folder(path):
+        return hf.from_file(path)
+    source = hub.resolve(name)
+    if source.is_dir():
+        return hf.from_folder(source)
+    return from_gguf_metadata(open_gguf(source).metadata, str(source))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -118,11 +141,18 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if any(probe is not None and probe() for probe in probes) else torch.float32
 
 
-def _open(source: Path) -> tuple[Checkpoint, Tokenizer | None]:
+def _open(source: Path, tokenizer: str | Path | None) -> tuple[Checkpoint, Tokenizer | None]:
     if source.is_dir():
-        return _joined(open_folder(source), from_folder(source))
+        return _joined(open_folder(source), _chosen(tokenizer, lambda: hf.from_folder(source)))
     checkpoint, metadata = open_gguf_checkpoint(source)
-    return _joined(checkpoint, from_gguf_metadata(metadata, str(source)))
+    return _joined(checkpoint, _chosen(tokenizer, lambda: from_gguf_metadata(metadata, str(source))))
+
+
+def _chosen(tokenizer: str | Path | None, own: Callable[[], Tokenizer | None]) -> Tokenizer | None:
+    """The tokenizer that `load_model` was asked for: none, the model's own, or another's."""
+    if tokenizer is None:
+        return None
+    return own() if tokenizer == "auto" else load_tokenizer(tokenizer)
 
 
 def _joined(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> tuple[Checkpoint, Tokenizer | None]:

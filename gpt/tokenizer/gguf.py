@@ -1,48 +1,25 @@
-"""Tokenizers from a GGUF's metadata and from GPT-2's ranks; `make_tokenizer` serves Hugging Face folders too.
+"""Tokenizers from a GGUF's metadata: the engine that llama.cpp's three kinds of BPE come to.
 
-Byte-level tokens are spelled with one printable character for each byte; merges stand in the order they apply, and ids
-need not follow it. What asks for anything but byte-level BPE is refused by the name of what it asks for.
+"gpt2" is byte-level BPE, with one printable character for each byte, cut before by what `tokenizer.ggml.pre` names;
+"gemma4" merges text as it is, with U+2581 for spaces; "llama" is SentencePiece's, which gives tokens scores and no
+merges: of all cuts of a token in two tokens the best scored token merges first. The last two spell bytes <0x0A>.
 """
 
-import base64
-import binascii
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from octavo.gpt.loading.files import read_whole
+import tokenizers
+from tokenizers import decoders, models, normalizers
+
 from octavo.gpt.quoting import quoted
-from octavo.gpt.tokenizer.pretokenizer import DIGIT, GPT2, LLAMA3, QWEN2, TEKKEN, AddedToken
+from octavo.gpt.tokenizer.build import all_merges, build, split_merge
+from octavo.gpt.tokenizer.pretokenizer import PRE, SPACES_AS_MARKS, byte_level, cutter
 from octavo.gpt.tokenizer.template_files import gguf_templates
-from octavo.gpt.tokenizer.tokenizer import Tokenizer, Vocabulary
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
-
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-BYTE_SPELLING = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
-_UNSPELL = dict.fromkeys(_OTHERS, 0xFFFF) | {ord(char): byte for char, byte in BYTE_SPELLING.items()}
-
-
-class PreTokenizer(NamedTuple):
-    """What a GGUF's `tokenizer.ggml.pre` stands for."""
-
-    splits: tuple[str, ...]
-    ignore_merges: bool = False
-    add_bos: bool = False  # where the file does not say
-
-
-_GPT2, _SMOLLM = PreTokenizer((GPT2,)), PreTokenizer((DIGIT, GPT2))
-_LLAMA3 = PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True)
-PRE = {
-    **dict.fromkeys(("gpt-2", "phi-2"), _GPT2),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), _SMOLLM),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), _LLAMA3),
-    **dict.fromkeys(("smaug-bpe", "dbrx"), PreTokenizer((LLAMA3,))),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), PreTokenizer((QWEN2,))),
-    "tekken": PreTokenizer((TEKKEN,), ignore_merges=True, add_bos=True),
-}
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
+SPACE = "\u2581"  # what SentencePiece writes for a space
+MODELS = "gpt2", "gemma4", "llama"
 
 
 def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tokenizer | None:
@@ -50,130 +27,136 @@ def from_gguf_metadata(metadata: Mapping[str, Any], source: str = "GGUF") -> Tok
     model = metadata.get("tokenizer.ggml.model")
     if model in (None, "none", "no_vocab"):
         return None
-    if model != "gpt2":
+    if model not in MODELS:
         raise ValueError(
-            f"{source}: tokenizer.ggml.model {quoted(model)} is not supported, only 'gpt2' (byte-level BPE)"
+            f"{source}: tokenizer.ggml.model {quoted(model)} is not supported, only {', '.join(MODELS)} (BPE)"
         )
-    name = metadata.get("tokenizer.ggml.pre")
-    if not isinstance(name, str) or name not in PRE:
-        raise ValueError(f"{source}: tokenizer.ggml.pre {quoted(name)} is not supported, only {', '.join(PRE)}")
-    if metadata.get("tokenizer.ggml.add_eos_token"):
-        raise ValueError(f"{source}: tokenizer.ggml.add_eos_token is not supported")
-    tokens = _gguf_list(metadata, "tokens", str, source)
-    types = _gguf_list(metadata, "token_type", int, source) if "tokenizer.ggml.token_type" in metadata else []
-    if types and len(types) != len(tokens):
-        raise ValueError(f"{source}: {len(tokens)} tokenizer.ggml.tokens but {len(types)} of token_type")
-    kinds = types or [NORMAL] * len(tokens)
-    bos_id, *eos_ids = (_gguf_id(metadata, key, len(tokens), source) for key in ("bos", "eos", "eot", "eom"))
-    special = {id for id, kind in enumerate(kinds) if kind == CONTROL} | {bos_id, *eos_ids}
-    return make_tokenizer(
+    fields = _Fields(metadata, source)
+    ids: dict[str, int] = {}
+    for id, token in enumerate(fields.tokens):
+        ids.setdefault(token, id)
+    engine, add_bos = _sentencepiece(fields, ids) if model == "llama" else _bpe(fields, ids, model)
+    engine.add_tokens(fields.added(USER_DEFINED))
+    engine.add_special_tokens(fields.added(CONTROL, UNKNOWN))
+    bos_id, *ends = (fields.id(f"{name}_token_id") for name in ("bos", "eos", "eot", "eom"))
+    eos_ids = tuple(dict.fromkeys(id for id in ends if id is not None))
+    starts = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)) and bos_id is not None
+    stops = bool(metadata.get("tokenizer.ggml.add_eos_token")) and bool(eos_ids)
+    return Tokenizer(
+        engine,
         source,
-        dict(enumerate(tokens)),
-        [
-            split_merge(merge, f"{source}: tokenizer.ggml.merges")
-            for merge in _gguf_list(metadata, "merges", str, source)
-        ],
-        [
-            AddedToken(token, id, id in special)
-            for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-            if id in special or kind == USER_DEFINED
-        ],
-        ignore_merges=PRE[name].ignore_merges,
-        splits=PRE[name].splits,
         bos_id=bos_id,
-        eos_ids=tuple(dict.fromkeys(id for id in eos_ids if id is not None)),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", PRE[name].add_bos)) and bos_id is not None,
+        eos_ids=eos_ids,
+        before=(bos_id,) if starts and bos_id is not None else (),
+        after=eos_ids[:1] if stops else (),
         chat_template=gguf_templates(metadata, source),
     )
 
 
-def _gguf_list(metadata: Mapping[str, Any], key: str, kind: type, source: str) -> list[Any]:
-    values = metadata.get(f"tokenizer.ggml.{key}")
-    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise ValueError(f"{source}: tokenizer.ggml.{key} must be a list of {kind.__name__}")
-    return values
+class _Fields:
+    """The metadata's lists, checked against each other."""
+
+    def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
+        self.metadata, self.source = metadata, source
+        self.tokens: list[str] = self.values("tokens", str)
+        kinds = self.values("token_type", int) if "tokenizer.ggml.token_type" in metadata else []
+        self.kinds: list[int] = self.matching("token_type", kinds) if kinds else [NORMAL] * len(self.tokens)
+
+    def get(self, key: str) -> Any:
+        return self.metadata.get(f"tokenizer.ggml.{key}")
+
+    def values(self, key: str, kind: type) -> list[Any]:
+        values = self.get(key)
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            raise ValueError(f"{self.source}: tokenizer.ggml.{key} must be a list of {kind.__name__}")
+        return values
+
+    def matching(self, key: str, values: list[Any]) -> list[Any]:
+        if len(values) != len(self.tokens):
+            raise ValueError(f"{self.source}: {len(self.tokens)} tokenizer.ggml.tokens but {len(values)} of {key}")
+        return values
+
+    def added(self, *kinds: int) -> list[tokenizers.AddedToken]:
+        """Return the tokens of these types, which are found in a text before anything else."""
+        texts = [token for token, kind in zip(self.tokens, self.kinds, strict=True) if kind in kinds and token]
+        return [tokenizers.AddedToken(text, normalized=False, special=CONTROL in kinds) for text in texts]
+
+    def merges(self) -> list[tuple[str, str]]:
+        return [split_merge(merge, f"{self.source}: tokenizer.ggml.merges") for merge in self.values("merges", str)]
+
+    def id(self, key: str) -> int | None:
+        value = self.get(key)
+        if value is not None and not (isinstance(value, int) and 0 <= value < len(self.tokens)):
+            size = len(self.tokens)
+            raise ValueError(f"{self.source}: tokenizer.ggml.{key} {quoted(value)} is outside the vocabulary of {size}")
+        return value
 
 
-def _gguf_id(metadata: Mapping[str, Any], key: str, vocab_size: int, source: str) -> int | None:
-    value = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    if value is not None and not (isinstance(value, int) and 0 <= value < vocab_size):
-        raise ValueError(
-            f"{source}: tokenizer.ggml.{key}_token_id {quoted(value)} is outside the vocabulary of {vocab_size}"
-        )
-    return value
-
-
-def gpt2(path: Path) -> Tokenizer:
-    """Return plain GPT-2 BPE from a file of ranks, a line each: the token's bytes in base64, its rank, which is its id.
-
-    `<|endoftext|>` has the id after the last rank.
-    """
-    tokens: dict[int, bytes] = {}
-    for number, line in enumerate(read_whole(path).splitlines(), start=1):
-        try:
-            token, rank = line.split()
-            tokens[int(rank)] = base64.b64decode(token, validate=True)
-        except (ValueError, binascii.Error):
-            raise ValueError(f"{path}, line {number}: not a token in base64 and its rank") from None
-    mergeable = {token: id for id, token in tokens.items()}
-    all_bytes = {bytes([byte]) for byte in range(256)} <= mergeable.keys()
-    if list(mergeable.values()) != list(range(len(tokens))) or not all_bytes:
-        raise ValueError(f"{path}: not the ranks of a byte-level BPE (truncated download?)")
-    end = AddedToken(END_OF_TEXT, len(tokens), special=True)
-    facts = Vocabulary(
-        tokens=tokens, mergeable=mergeable, splits=(GPT2,), added=(end,), bos_id=end.id, eos_ids=(end.id,)
+def _bpe(fields: _Fields, ids: dict[str, int], model: str) -> tuple[tokenizers.Tokenizer, bool]:
+    name = "gemma4" if model == "gemma4" else fields.get("pre") or "default"
+    if not isinstance(name, str) or name not in PRE:
+        raise ValueError(f"{fields.source}: tokenizer.ggml.pre {quoted(name)} is not supported")
+    pre, merges, bare = PRE[name], fields.merges(), name in SPACES_AS_MARKS
+    engine = build(
+        fields.source,
+        lambda: tokenizers.Tokenizer(
+            models.BPE(vocab=ids, merges=merges, ignore_merges=pre.ignore_merges, byte_fallback=bare)
+        ),
     )
-    return Tokenizer(facts)
+    if bare:
+        engine.normalizer, engine.pre_tokenizer = normalizers.Replace(" ", SPACE), cutter(pre.splits)
+        engine.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        engine.pre_tokenizer, engine.decoder = byte_level(pre.splits)
+    return engine, pre.add_bos
 
 
-def split_merge(merge: str, source: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    if not left or not right or " " in right:
-        raise ValueError(f"{source}: {quoted(merge)} is not a pair of tokens")
-    return left, right
-
-
-def make_tokenizer(
-    source: str,
-    tokens: Mapping[int, str],
-    merges: Iterable[tuple[str, str]],
-    added: Iterable[AddedToken],
-    *,
-    ignore_merges: bool = False,
-    **facts: Any,
-) -> Tokenizer:
-    """Make a tokenizer from byte-level tokens (the added ones are plain text) and the other fields of a Vocabulary."""
-    added = tuple(added)
-    literal = {token.id for token in added}
-    ids: dict[str, int] = {}
-    for id, token in tokens.items():
-        ids.setdefault(token, id)
-    mergeable = _mergeable(source, ids, merges)
-    by_id = {
-        id: token.encode() if id in literal else from_byte_level(token) or token.encode()
-        for id, token in tokens.items()
+def _sentencepiece(fields: _Fields, ids: dict[str, int]) -> tuple[tokenizers.Tokenizer, bool]:
+    scores = fields.matching("scores", fields.values("scores", float))
+    mergeable = {
+        token: id
+        for token, id in ids.items()
+        if fields.kinds[id] == NORMAL and scores[id] == scores[id]  # no NaN
     }
-    unbuilt = {token: id for id, token in by_id.items() if id not in literal and token not in mergeable}
-    unmerged = unbuilt if ignore_merges else {}
-    return Tokenizer(Vocabulary(tokens=by_id, mergeable=mergeable, unmerged=unmerged, added=added, **facts))
+    prefix = fields.get("add_space_prefix")
+    return sentencepiece_engine(
+        fields.source,
+        ids,
+        merges_by_score(mergeable, scores),
+        prefix is None or bool(prefix),
+        fields.id("unknown_token_id"),
+    ), True
 
 
-def from_byte_level(token: str) -> bytes | None:
-    """Return the bytes that a byte-level token spells; None where a character stands for no byte."""
-    try:
-        return token.translate(_UNSPELL).encode("latin-1")
-    except UnicodeEncodeError:
-        return None
+def merges_by_score(tokens: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """Return every pair of tokens that joins to a token, the best scored first.
+
+    SentencePiece merges the leftmost of equally scored pairs. Such are runs of spaces, in which the parts that merged
+    before stand from the longest to the shortest, so the longest left part goes first.
+    """
+
+    def order(pair: tuple[str, str]) -> tuple[float, int, int]:
+        left, right = pair
+        return -scores[tokens[left + right]], -len(left), -len(right)
+
+    return sorted(all_merges(tokens), key=order)
 
 
-def _mergeable(source: str, ids: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> dict[bytes, int]:
-    built = {char: ids[char] for char in BYTE_SPELLING if char in ids}
-    if not built:
-        raise ValueError(f"{source}: no token stands for a byte, so this is no byte-level BPE")
-    for number, (left, right) in enumerate(merges):
-        if left not in built or right not in built:
-            raise ValueError(f"{source}: merge {number} joins {quoted(left)} and {quoted(right)} before both are built")
-        if left + right not in ids:
-            raise ValueError(f"{source}: merge {number} makes {quoted(left + right)}, which is no token")
-        built.setdefault(left + right, ids[left + right])
-    return {token.translate(_UNSPELL).encode("latin-1"): id for token, id in built.items()}
+def sentencepiece_engine(
+    source: str, ids: Mapping[str, int], merges: list[tuple[str, str]], prefix: bool, unk_id: int | None
+) -> tokenizers.Tokenizer:
+    """Return the engine of SentencePiece's BPE: spaces are U+2581, one more before a text if `prefix`."""
+    unknown = next((token for token, id in ids.items() if id == unk_id), None)
+    engine: tokenizers.Tokenizer = build(
+        source,
+        lambda: tokenizers.Tokenizer(
+            models.BPE(vocab=dict(ids), merges=merges, byte_fallback=True, fuse_unk=True, unk_token=unknown)
+        ),
+    )
+    marks = [normalizers.Prepend(SPACE)] if prefix else []
+    engine.normalizer = normalizers.Sequence([*marks, normalizers.Replace(" ", SPACE)])
+    strips = [decoders.Strip(" ", 1, 0)] if prefix else []
+    engine.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strips]
+    )
+    return engine

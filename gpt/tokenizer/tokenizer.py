@@ -1,106 +1,101 @@
-"""Text to token ids and back: byte-level BPE, run by tiktoken on a vocabulary from the model's own files.
+"""Text to token ids and back, by Hugging Face's `tokenizers`, on a vocabulary from the model's own files.
 
-A tokenizer knows nothing of files: `gguf` and `hf` read them into a `Vocabulary`. Text that spells a control token is
-ordinary text, unless `parse_special` asks; else only chat templates and token ids make control tokens.
-
-tiktoken merges the pair whose joined bytes rank lowest, Hugging Face's tokenizers the pair that ranks lowest among the
-merges. The two agree where every merge joins what earlier merges built, as trained merges do; the readers check it.
+A tokenizer knows nothing of files: `hf`, `gguf`, `ranks` and `mistral` make its engine from them. Text that spells a
+control token is ordinary text, unless `parse_special` asks; else only chat templates and token ids make control tokens.
 """
 
 import operator
-import re
-import unicodedata
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
-import tiktoken
+import tokenizers
 
 from octavo.gpt.quoting import quoted
+from octavo.gpt.tokenizer.build import guarded
 from octavo.gpt.tokenizer.chat_template import RenderOptions, choose_template, render_hidden
-from octavo.gpt.tokenizer.pretokenizer import ONE_PATTERN, AddedToken, AddedTokenSplitter, split
+from octavo.gpt.tokenizer.control_tokens import ControlTokens
+from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
+from octavo.gpt.tokenizer.template_files import Templates
+from octavo.gpt.tokenizer.token_bytes import TokenBytes, most_characters
 
-MOST_COMPOSED = 4  # characters that NFC makes one of: a Greek letter with three marks
-
-# tiktoken's regular expressions keep a state for each character of whitespace before a word, a million at most.
-_LONG_BLANK = re.compile(r"(?<!\s)\s{100000}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """The tokens of one model, in one form whatever the files."""
-
-    tokens: Mapping[int, bytes]  # every id
-    mergeable: Mapping[bytes, int]  # tokens that BPE builds -> id: single bytes, then the merges in order
-    splits: tuple[str, ...]  # the pre-tokenizer
-    added: tuple[AddedToken, ...] = ()
-    unmerged: Mapping[bytes, int] = field(default_factory=dict)  # pieces that are tokens though no merge builds them
-    bos_id: int | None = None
-    eos_ids: tuple[int, ...] = ()  # the first is the end of a text, the others end a turn
-    unk_id: int | None = None  # for a byte with no token; None drops such bytes
-    fuse_unk: bool = False
-    add_bos: bool = False
-    normal_form: Literal["NFC"] | None = None
-    chat_template: str | Mapping[str, str] | None = None  # several by their names
+MAX_ID = 2**31 - 1  # ids are 32-bit integers in the network
 
 
 class Tokenizer:
     """`encode` and `decode` of one model. All errors are ValueErrors in one line.
 
     bos_id, eos_id, eos_ids   token ids; None, None and () where the files name none
-    add_bos                   whether a prompt of this model starts with bos_id; `encode` itself never adds it
+    before, after             ids that a prompt of this model begins and ends with; `encode` itself never adds them
+    add_bos                   whether `before` holds any
     specials                  text -> id of the control tokens
     chat_template             the jinja2 template of the files, several by their names, or None
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.bos_id, self.eos_ids, self.add_bos = vocabulary.bos_id, vocabulary.eos_ids, vocabulary.add_bos
+    def __init__(
+        self,
+        engine: tokenizers.Tokenizer,
+        source: str = "tokenizer",
+        *,
+        bos_id: int | None = None,
+        eos_ids: Sequence[int] = (),
+        before: Sequence[int] = (),
+        after: Sequence[int] = (),
+        chat_template: Templates = None,
+    ) -> None:
+        self.bos_id, self.eos_ids, self.before, self.after = bos_id, tuple(eos_ids), tuple(before), tuple(after)
         self.eos_id = self.eos_ids[0] if self.eos_ids else None
-        self.chat_template = vocabulary.chat_template
-        self.specials = {token.text: token.id for token in vocabulary.added if token.special}
-        self._vocabulary = vocabulary
-        self._bytes = {**vocabulary.tokens, **{token.id: token.text.encode() for token in vocabulary.added}}
-        self.vocab_size = max(self._bytes) + 1
+        self.add_bos = bool(self.before)
+        self.chat_template = chat_template
+        self._engine, self._source, self._lock = engine, source, threading.Lock()
+        self._make_special([id for id in (bos_id, *self.eos_ids) if id is not None])
+        vocabulary = engine.get_vocab(with_added_tokens=True)
+        self._check_numbers(vocabulary)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.specials = {token.content: id for id, token in engine.get_added_tokens_decoder().items() if token.special}
         self._special_ids = frozenset(self.specials.values())
-        self._in_any_text = AddedTokenSplitter(token for token in vocabulary.added if not token.special)
-        self._in_templates = AddedTokenSplitter(vocabulary.added)
-        self._build_bpe()
-        self._most_characters = self._longest_token() if self._keeps_all_text() else 0  # of one token; 0: no bound
+        self._bytes = TokenBytes(engine, source)
+        self._control = ControlTokens(engine)
+        self._most_characters = most_characters(engine, vocabulary)  # of one token; 0: no bound
 
-    def _longest_token(self) -> int:
-        """Return the most characters of a text that one token stands for; it has no fewer bytes than characters."""
-        longest = max(map(len, self._bytes.values()))
-        return longest * (MOST_COMPOSED if self._vocabulary.normal_form else 1)
+    def _make_special(self, ids: Iterable[int]) -> None:
+        """Have the engine pass over these tokens, which begin and end texts, wherever it passes over control tokens."""
+        added = self._engine.get_added_tokens_decoder()
+        for id in ids:
+            token, text = added.get(id), self._engine.id_to_token(id)
+            if text is not None and not (token and token.special):
+                strips = {"lstrip": token.lstrip, "rstrip": token.rstrip} if token else {}
+                self._engine.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True, **strips)])
 
-    def _keeps_all_text(self) -> bool:
-        """Return whether every character of a text is in some token, and no token stands for a run of any length."""
-        strips = any(token.lstrip or token.rstrip for token in self._vocabulary.added)
-        return not strips and self._unknown is None
-
-    def _build_bpe(self) -> None:
-        mergeable, splits = self._vocabulary.mergeable, self._vocabulary.splits
-        self._one_pattern = splits in ONE_PATTERN and not self._vocabulary.unmerged
-        self._id_of_rank = list(mergeable.values())
-        self._bpe = tiktoken.Encoding(
-            "octavo",
-            pat_str=ONE_PATTERN.get(splits, r"(?s).+"),
-            mergeable_ranks={token: rank for rank, token in enumerate(mergeable)},
-            special_tokens={},
-        )
-        self._no_token = bytes(byte for byte in range(256) if bytes([byte]) not in mergeable)
-        one_or_more = b"+" if self._vocabulary.fuse_unk else b""
-        self._unknown = re.compile(b"[" + re.escape(self._no_token) + b"]" + one_or_more) if self._no_token else None
+    def _check_numbers(self, vocabulary: Mapping[str, int]) -> None:
+        ids = vocabulary.values()
+        if not ids:
+            raise ValueError(f"{self._source}: the vocabulary is empty")
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"{self._source}: two tokens of the vocabulary share an id")
+        if max(ids) > MAX_ID:
+            raise ValueError(f"{self._source}: token id {max(ids)} is beyond {MAX_ID}")
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
-        """Return the ids of a text, without BOS. Bytes that the vocabulary lacks become unk_id or nothing.
+        """Return the ids of a text, without those that prompts begin and end with.
 
         parse_special: whether text that spells a control token becomes that token, as in a prompt that a chat template
         rendered; leave it False for text of others, who could forge the ends of turns.
         """
         self._check(text)
-        added = self._in_templates if parse_special else self._in_any_text
-        return self._encode_cut(added.cut(text))
+        with self._lock:  # what the engine passes over is a setting of its own
+            self._engine.encode_special_tokens = not parse_special
+            ids: list[int] = guarded(
+                f"{self._source}: this text cannot be cut",
+                lambda: self._engine.encode(text, add_special_tokens=False).ids,
+            )
+        return ids
+
+    def as_prompt(self, ids: list[int]) -> list[int]:
+        """Return a text's ids between those that this model's prompts begin and end with; BOS for no ids at all."""
+        framed = [*self.before, *ids, *self.after]
+        return framed if framed or self.bos_id is None else [self.bos_id]
 
     def least_tokens(self, text: str) -> int:
         """Return a number of tokens that the text surely has, in no time: by its length and the longest token's."""
@@ -126,30 +121,49 @@ class Tokenizer:
         conversation that surely has more than `limit` tokens is a ValueError, soon.
         """
         template = choose_template(self.chat_template, chat_template, options.get("tools") is not None)
-        bos, eos = (self.token_bytes(id).decode() if id is not None else None for id in (self.bos_id, self.eos_id))
+        bos, eos = (self.token_text(id) if id is not None else None for id in (self.bos_id, self.eos_id))
         named = {"bos_token": bos, "eos_token": eos}
         text, escaper = render_hidden(template, messages, self.specials, named, **options)
         self._check(text)
         self.check_length(text, limit)
+        return self.encode_rendered(text, escaper)
+
+    def encode_rendered(self, text: str, escaper: SpecialTokenEscaper) -> list[int]:
+        """Return the ids of what a chat template wrote, in which an escaper hides what messages say of control tokens.
+
+        Where no message spells one, the text is encoded as a whole; else in the stretches between the template's, each
+        of which may then get the space that some vocabularies put before a text.
+        """
+        revealed = escaper.reveal(text)
+        parts = [part if isinstance(part, int) else escaper.reveal(part) for part in self._control.cut(text)]
+        if parts == self._control.cut(revealed):
+            return self.encode(revealed, parse_special=True)
         ids: list[int] = []
-        for part in self._in_templates.cut(text):
-            ids += [part] if isinstance(part, int) else self._encode_cut(self._in_any_text.cut(escaper.reveal(part)))
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self.encode(part)
         return ids
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Return the text of the ids, U+FFFD where it is not UTF-8; ValueError for an id outside the vocabulary."""
-        return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", "replace")
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False, continues: bool = False) -> str:
+        """Return the text of the ids, U+FFFD where it is not UTF-8; ValueError for an id outside the vocabulary.
 
-    def decode_bytes(self, ids: Iterable[int], skip_special_tokens: bool = False) -> bytes:
+        continues: whether they go on from other text, as a completion does; a text's own first token may lose a space.
+        """
         if not isinstance(ids, Iterable):
             raise ValueError(f"ids must be a list of token ids, not {type(ids).__name__}")
-        skipped = self._special_ids if skip_special_tokens else frozenset()
         numbers = [self._check_id(token_id) for token_id in ids]
-        return b"".join(self._bytes.get(number, b"") for number in numbers if number not in skipped)
+        shown = [number for number in numbers if not (skip_special_tokens and number in self._special_ids)]
+        pieces = [self._bytes[number] for number in shown]
+        if shown and not continues:
+            pieces[0] = self._bytes.at_start(shown[0])
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of one id; b"" for an id that the files leave unused."""
-        return self._bytes.get(self._check_id(token_id), b"")
+        """Return the bytes of one id inside a text; b"" for an id that the files leave unused."""
+        return self._bytes[self._check_id(token_id)]
+
+    def token_text(self, token_id: int) -> str:
+        """Return the text of one control token, as templates write it."""
+        return self._engine.id_to_token(self._check_id(token_id)) or ""
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids
@@ -172,37 +186,3 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
             raise ValueError(f"text holds a lone surrogate, U+{code:04X}, at position {error.start}") from None
-
-    def _encode_cut(self, parts: Iterable[str | int]) -> list[int]:
-        ids: list[int] = []
-        for part in parts:
-            ids += self._encode_ordinary(part) if isinstance(part, str) else [part]
-        return ids
-
-    def _encode_ordinary(self, text: str) -> list[int]:
-        if self._vocabulary.normal_form:
-            text = unicodedata.normalize(self._vocabulary.normal_form, text)
-        if self._one_pattern and not _LONG_BLANK.search(text) and not self._lacks_bytes_of(text):
-            return [self._id_of_rank[rank] for rank in self._bpe.encode_ordinary(text)]
-        ids: list[int] = []
-        for piece in split(text, self._vocabulary.splits):
-            data = piece.encode()
-            token_id = self._vocabulary.unmerged.get(data)
-            ids += self._encode_piece(data) if token_id is None else [token_id]
-        return ids
-
-    def _lacks_bytes_of(self, text: str) -> bool:
-        data = text.encode() if self._no_token else b""
-        return len(data.translate(None, self._no_token)) < len(data)
-
-    def _encode_piece(self, data: bytes) -> list[int]:
-        if self._unknown is None:
-            return self._merge(data)
-        unk_id = self._vocabulary.unk_id
-        if unk_id is None:
-            return self._merge(self._unknown.sub(b"", data))
-        first, *others = (self._merge(known) for known in self._unknown.split(data))
-        return first + [id for ids in others for id in [unk_id, *ids]]
-
-    def _merge(self, data: bytes) -> list[int]:
-        return [self._id_of_rank[rank] for rank in self._bpe._encode_single_piece(data)] if data else []

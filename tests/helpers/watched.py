@@ -3,14 +3,18 @@
 import random
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import models
 
 from octavo.gpt.engine import Engine
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.scheduler import Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
-from octavo.gpt.tokenizer.tokenizer import Tokenizer, Vocabulary
+from octavo.gpt.tokenizer.pretokenizer import byte_level
+from octavo.gpt.tokenizer.token_bytes import BYTE_SPELLING
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 VOCAB = 97
 
@@ -90,8 +94,11 @@ def yielded(request: RequestOutput) -> list[tuple]:
 
 def letters(vocab_size: int) -> Tokenizer:
     """A tokenizer whose token i is the byte 33 + i: the last ones are no text by themselves."""
-    tokens = {token_id: bytes([33 + token_id]) for token_id in range(vocab_size)}
-    return Tokenizer(Vocabulary(tokens=tokens, mergeable={data: i for i, data in tokens.items()}, splits=()))
+    spelling = {byte: char for char, byte in BYTE_SPELLING.items()}
+    vocabulary = {spelling[33 + token_id]: token_id for token_id in range(vocab_size)}
+    engine = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    engine.pre_tokenizer, engine.decoder = byte_level(())
+    return Tokenizer(engine)
 
 
 def prompts(number: int, seed: int = 0, longest: int = 30) -> list[list[int]]:

@@ -101,7 +101,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return save
 
 
-# On Triton's interpreter a few networks meet every kind of attention, norm, activation and rotary; `make families` has all.
+# On the interpreter a few networks meet every kind of attention, norm and rotary; `make families` has all of them.
 ON_TRITON = ("Gemma 2", "Qwen 3", "Phi-2", "GLM-4", "StarCoder 2")
 CASES = [
     pytest.param(name, backend, marks=[pytest.mark.families] if backend == "triton" and name not in ON_TRITON else [])

@@ -13,9 +13,10 @@ from tokenizers import decoders, models, normalizers
 from transformers import GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from octavo.gpt.tokenizer.gguf import PRE, from_gguf_metadata, gpt2
+from octavo.gpt.tokenizer.gguf import from_gguf_metadata
 from octavo.gpt.tokenizer.hf import from_folder
-from octavo.gpt.tokenizer.pretokenizer import split
+from octavo.gpt.tokenizer.pretokenizer import PRE, cutter
+from octavo.gpt.tokenizer.ranks import gpt2
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 from hard_text import CORPUS, TEXTS
@@ -140,7 +141,7 @@ def test_a_folder_that_transformers_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
 def test_pieces(pre: str) -> None:
     def check(text: str) -> None:
-        pieces = split(text, PRE[pre].splits)
+        pieces = [piece for piece, _ in cutter(PRE[pre].splits).pre_tokenize_str(text)]
         assert pieces == [text[start:end] for _, (start, end) in RULES[pre].pre_tokenize_str(text)]
 
     for text in CORPUS.values():
