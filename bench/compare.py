@@ -178,13 +178,13 @@ def _quantities(record: Any) -> list[Quantity]:
     """What is compared of a record."""
     name = _name(record)
     if isinstance(record, Decode):
-        steps = [median(steps) for steps in record.step_s]
+        steps = [median(steps) for steps in record.step_s if steps]
         return [
             Quantity(f"{name} step", steps, record.step_probe_s, record.who),
             Quantity(f"{name} first token", record.ttft_s, record.prefill_probe_s, record.who),
         ]
     if isinstance(record, Serve):
-        gaps = [median(gaps) for gaps in record.itl_s]
+        gaps = [median(gaps) for gaps in record.itl_s if gaps]
         return [Quantity(f"{name} first token", _chunks(record.ttft_s)), Quantity(f"{name} gap", _chunks(gaps))]
     if isinstance(record, Scenario):
         return [Quantity(name, record.seconds)]

@@ -22,6 +22,25 @@ class Rope(Protocol):
     ) -> Pair: ...
 
 
+class LayerNorm(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, /) -> Tensor: ...
+
+
+class CausalAttention(Protocol):
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float,
+        window: int = 0, softcap: float = 0.0, sinks: Tensor | None = None, /,
+    ) -> Tensor: ...  # fmt: skip
+
+
+class PagedAttention(Protocol):
+    def __call__(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, context_lens: Tensor,
+        cu_seqlens_q: Tensor, max_seqlen_q: int, scale: float,
+        window: int = 0, softcap: float = 0.0, sinks: Tensor | None = None, /,
+    ) -> Tensor: ...  # fmt: skip
+
+
 class Pack(Protocol):
     def __call__(self, weight: Tensor, format: str | None = None, /) -> Weight: ...
 
@@ -37,17 +56,18 @@ class Ops:
     """One backend: each op is a function with the signature of its namesake in `reference.py`."""
 
     name: str
-    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    layer_norm: LayerNorm
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
-    add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float], Pair]
+    add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Pair]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Pair]
     rope: Rope
     silu_mul: Callable[[Tensor], Tensor]
+    gelu_mul: Callable[[Tensor], Tensor]
     pack: Pack
     linear: Linear
     write_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    causal_attention: Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
-    paged_attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
+    causal_attention: CausalAttention
+    paged_attention: PagedAttention
     apply_penalties: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Pair]
     lm_head_sample: Callable[[Tensor, Weight, Tensor, Tensor, Tensor], Tensor]

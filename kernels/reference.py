@@ -12,6 +12,8 @@ integers and scores are float64. Whatever computes the sampling ops, in any orde
 token.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -22,17 +24,22 @@ from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural
 from octavo.kernels.weights import Weight, dequantise, quantise
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; x `[num_tokens, dim]`."""
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """`(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; x `[..., dim]`, its values contiguous.
+
+    In `[num_tokens, num_heads, dim]`, perhaps a view of a projection, it is the norm of each head.
+    """
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; x `[num_tokens, dim]`."""
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; x `[..., dim]`, as in `layer_norm`."""
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     """The sum of x and the residual stream, normalised: returns `(layer_norm(x + residual), x + residual)`."""
     residual = x + residual
     return layer_norm(residual, weight, bias, eps), residual
@@ -50,20 +57,25 @@ def rope(
     """Rotate pairs of each head by an angle that grows with the position (https://arxiv.org/abs/2104.09864).
 
     q `[num_tokens, num_heads, head_dim]`, k `[num_tokens, num_kv_heads, head_dim]`, positions `[num_tokens]` int32,
-    cos and sin `[context_size, head_dim / 2]` float32. Pairs are `(i, i + head_dim / 2)`, or neighbours `(2i, 2i + 1)`
-    when `interleaved`, as checkpoints of the llama.cpp kind store them. Returns new q and k.
+    cos and sin `[context_size, rotary_dim / 2]` float32: the first rotary_dim values of a head are rotated, the others
+    are copied. Pairs are `(i, i + rotary_dim / 2)`, or neighbours `(2i, 2i + 1)` when `interleaved`, as checkpoints of
+    the llama.cpp kind store them. Returns new q and k.
     """
     index = positions.long()
-    cos, sin = cos[index].unsqueeze(1), sin[index].unsqueeze(1)  # [num_tokens, 1, head_dim / 2]
+    cos, sin = cos[index].unsqueeze(1), sin[index].unsqueeze(1)  # [num_tokens, 1, rotary_dim / 2]
     return _rotate(q, cos, sin, interleaved), _rotate(k, cos, sin, interleaved)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    rotary_dim = 2 * cos.shape[-1]
+    x, rest = x[..., :rotary_dim], x[..., rotary_dim:]
     if interleaved:
         a, b = x[..., 0::2], x[..., 1::2]
-        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    else:
+        a, b = x.chunk(2, dim=-1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.cat((turned.to(x.dtype), rest), dim=-1)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -72,21 +84,40 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    """`gelu(gate) * up`, GELU in its tanh form; shapes as in `silu_mul` (GeGLU, https://arxiv.org/abs/2002.05202)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
 def pack(weight: Tensor, format: str | None = None) -> Weight:
-    """What the products take, made once from a dense weight `[out_features, in_features]`: in the format of that name
-    (weights.py), else as it is. A backend may choose its own layout of either."""
+    """What the products take, of a dense weight `[out_features, in_features]`: in that format, else as it is."""
     return weight if format is None else quantise(weight, format)
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     """`activation(x @ weight.T + bias)`: x `[num_tokens, in_features]` -> `[num_tokens, out_features]`.
 
-    weight `[out_features, in_features]` in any format, activation None or "gelu" (the tanh form).
+    weight `[out_features, in_features]` in any format, activation None or a name in `ACTIVATIONS`.
     """
-    if activation not in (None, "gelu"):
-        raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
-    y = F.linear(x, dequantise(weight, x.dtype), bias)
-    return y if activation is None else F.gelu(y, approximate="tanh")
+    return ACTIVATIONS[check_activation(activation)](F.linear(x, dequantise(weight, x.dtype), bias))
+
+
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda x: x,
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_erf": F.gelu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "silu": F.silu,
+}
+
+
+def check_activation(activation: str | None) -> str | None:
+    """The name itself; ValueError where `linear` knows no such activation."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, not {activation!r}")
+    return activation
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -102,19 +133,35 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
     v_cache[block, offset] = v[mask]
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> Tensor:
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Each token attends to itself and the earlier tokens of its own sequence.
 
     q `[num_tokens, num_heads, head_dim]`, k and v `[num_tokens, num_kv_heads, head_dim]` with num_heads a multiple of
     num_kv_heads; cu_seqlens `[num_seqs + 1]` int32; max_seqlen bounds the longest sequence. Returns o shaped as q.
+
+    window: a token sees itself and the `window - 1` tokens before it (0: all of them;
+    https://arxiv.org/abs/2310.06825). softcap: a score s becomes `softcap * tanh(s / softcap)` (0: it stays;
+    https://arxiv.org/abs/2408.00118). sinks `[num_heads]` float32: a further score a head in the softmax, which takes
+    weight and has no value (https://arxiv.org/abs/2309.17453).
     """
     bounds = cu_seqlens.tolist()
     lengths = [b - a for a, b in pairwise(bounds)]
     qs, ks, vs = (x[: bounds[-1]].split(lengths) for x in (q, k, v))
+    attend_all = partial(attend, scale=scale, window=window, softcap=softcap, sinks=sinks)
     if len(set(lengths)) == 1:  # as in training: one product for all
-        o = _attend(torch.stack(qs), torch.stack(ks), torch.stack(vs), scale).flatten(0, 1)
+        o = attend_all(torch.stack(qs), torch.stack(ks), torch.stack(vs)).flatten(0, 1)
     else:
-        o = torch.cat([q[:0], *(_attend(*rows, scale) for rows in zip(qs, ks, vs, strict=True))])
+        o = torch.cat([q[:0], *(attend_all(*rows) for rows in zip(qs, ks, vs, strict=True))])
     return torch.cat([o, torch.zeros_like(q[bounds[-1] :])])
 
 
@@ -127,6 +174,9 @@ def paged_attention(
     cu_seqlens_q: Tensor,
     max_seqlen_q: int,
     scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Each sequence's newest tokens attend to its cached context, causal from the bottom right.
 
@@ -134,23 +184,27 @@ def paged_attention(
     `[num_seqs, max_blocks]` int32, -1 unused; context_lens `[num_seqs]` int32 count the cached tokens, this step's
     included; query i of n sees the first `context_len - n + 1 + i` of them, and an empty view yields zeros.
     cu_seqlens_q `[num_seqs + 1]` int32; max_seqlen_q bounds the longest query. Returns o shaped as q.
+
+    window, softcap and sinks are causal_attention's. Blocks that lie wholly before every query's window are never read:
+    block_table may hold anything there.
     """
     bounds, lengths, block_size = cu_seqlens_q.tolist(), context_lens.tolist(), k_cache.shape[1]
     pieces = []
     for (a, b), length, blocks in zip(pairwise(bounds), lengths, block_table, strict=False):
-        used = blocks[: -(-length // block_size)].long()
-        k, v = (cache[used].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
-        pieces.append(_attend(q[a:b], k, v, scale))
+        first = max(0, length - (b - a) + 1 - window) // block_size if window else 0  # block of the earliest key seen
+        used = blocks[first : -(-length // block_size)].long()
+        k, v = (cache[used].flatten(0, 1)[: length - first * block_size] for cache in (k_cache, v_cache))
+        pieces.append(attend(q[a:b], k, v, scale, window, softcap, sinks))
     return torch.cat([*pieces, torch.zeros_like(q[bounds[-1] :])])
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, softcap: float, sinks: Tensor | None) -> Tensor:
     """Sequences of one length, `[..., tokens, heads, head_dim]`; n queries belong to the last n of the keys.
 
-    The mask, for 2 queries of 4 keys:
+    The mask, for 2 queries of 4 keys, and the same with a window of 2:
 
-        1 1 1 0
-        1 1 1 1
+        1 1 1 0    0 1 1 0
+        1 1 1 1    0 0 1 1
     """
     num_queries = q.shape[-3]
     num_keys, num_kv_heads = k.shape[-3:-1]
@@ -159,10 +213,18 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     # A kv head's query heads lie above one another: [..., num_kv_heads, group * num_queries, head_dim].
     rows = q.unflatten(-2, (num_kv_heads, -1)).movedim(-4, -2).flatten(-3, -2)
     scores = (rows @ k.movedim(-3, -1)).unflatten(-2, (-1, num_queries)) * scale
-    if num_queries > 1:
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if num_queries > 1 or window:
         last = torch.arange(num_queries, dtype=torch.int64, device=q.device).unsqueeze(1) + (num_keys - num_queries)
-        scores = scores.masked_fill(torch.arange(num_keys, dtype=torch.int64, device=q.device) > last, -torch.inf)
-    weights = torch.softmax(scores, -1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
+        key = torch.arange(num_keys, dtype=torch.int64, device=q.device)
+        hidden = (key > last) | (key <= last - window) if window else key > last
+        scores = scores.masked_fill(hidden, -torch.inf)
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32))
+    if sinks is not None:
+        beside = sinks.to(scores.dtype).view(num_kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, beside], -1)
+    weights = torch.softmax(scores, -1)[..., :num_keys].to(v.dtype)
     if num_queries > num_keys:
         weights = weights.nan_to_num(0.0)  # queries before the first key see nothing
     o = weights.flatten(-3, -2) @ v.movedim(-2, -3)  # [..., num_kv_heads, group * num_queries, head_dim]

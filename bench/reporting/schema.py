@@ -82,9 +82,8 @@ def _figure(samples: str, figure: Callable[[list[float]], float], unless: str = 
 
     def value(record: Any) -> float | None:
         found = getattr(record, samples)
-        if not found or (unless and getattr(record, unless)):
-            return None
-        return figure([*chain(*found)] if isinstance(found[0], list) else found)
+        values = [*chain(*found)] if found and isinstance(found[0], list) else found
+        return None if not values or (unless and getattr(record, unless)) else figure(values)
 
     return property(value)
 

@@ -60,6 +60,7 @@ class Checkpoint:
     tensors: Mapping[str, tuple[TensorFile, str]]
     names: Names
     transposed: tuple[str, ...] = ()  # modules whose weight lies [in_features, out_features]
+    quantised: str | None = None  # what the weights are on disk, where they are widened
 
     def match(self, model: Model) -> dict[str, list[Slice]]:
         """The slices of every parameter of an empty model; ValueError names a tensor that is missing, odd or extra."""
@@ -73,6 +74,8 @@ class Checkpoint:
             for part in parts:
                 unused.pop(part.name)
         for file, name in unused.values():
+            if name.endswith(".bias") and file.reads(file.tensors[name].dtype_name) and not file.read(name).any():
+                continue  # quantisers give every module a bias; of zeros, it changes nothing
             raise ValueError(
                 f"{file.path}: tensor {one_line(name, 80)} has no place in a {self.config.family} of this configuration"
             )

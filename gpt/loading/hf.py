@@ -7,6 +7,8 @@ from typing import Any
 
 from octavo.gpt.loading.checkpoint import Checkpoint
 from octavo.gpt.loading.files import is_there, read_json
+from octavo.gpt.loading.quantised import NAME as QUANTISATION
+from octavo.gpt.loading.quantised import scheme_of, widened
 from octavo.gpt.loading.safetensors_file import open_safetensors
 from octavo.gpt.loading.tensor_file import TensorFile
 from octavo.gpt.models.config import ModelConfig
@@ -16,32 +18,44 @@ from octavo.gpt.models.registry import FAMILIES, by_architecture, family_of
 from octavo.gpt.quoting import one_line, quoted
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OLD_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # a method's own file, and its name
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def open_folder(folder: Path) -> Checkpoint:
     """ValueError or FileNotFoundError names the file, and the option or tensor at fault."""
-    config = read_config(folder)
+    config, scheme = read_config(folder), scheme_of(_reader(folder))
     family, index_file = family_of(config), _index_file(folder)
     stored = _sharded(index_file) if index_file.name == INDEX else _whole(index_file)
+    if scheme is not None:
+        if family.hf_transposed:
+            raise ValueError(f"{index_file}: {scheme.label} weights are not supported in a {family.name}")
+        stored = widened(index_file, scheme, stored)
     tensors = _canonical(index_file, config, family, stored)
-    return Checkpoint(index_file, config, tensors, family.hf_names, family.hf_transposed)
+    return Checkpoint(index_file, config, tensors, family.hf_names, family.hf_transposed, scheme and scheme.label)
 
 
 def read_config(folder: Path) -> ModelConfig:
     """The network that a Hugging Face folder describes; its end-of-text ids are also generation_config.json's."""
-    path = folder / "config.json"
-    if not is_there(path):
-        raise FileNotFoundError(f"{path} is missing (a GGUF model is named by its file)")
-    reader = ConfigReader(path, read_json(path))
-    generation = folder / "generation_config.json"
-    family = _family(path, reader.table)
-    reader.require_one_of("quantization_config", None)
+    reader, generation = _reader(folder), folder / "generation_config.json"
+    family = _family(reader.path, reader.table)
     config = family.from_hf(reader)
     wishes = ConfigReader(generation, read_json(generation))
     bos = reader.ids("bos_token_id", config.vocab_size)
     ends = [token_id for each in (wishes, reader) for token_id in each.ids("eos_token_id", config.vocab_size)]
     return replace(config, bos_id=bos[0] if bos else None, eos_ids=tuple(dict.fromkeys(ends)))
+
+
+def _reader(folder: Path) -> ConfigReader:
+    """config.json, with what older tools wrote of the quantisation into a file of its own."""
+    path = folder / "config.json"
+    if not is_there(path):
+        raise FileNotFoundError(f"{path} is missing (a GGUF model is named by its file)")
+    table = read_json(path)
+    for name, method in OLD_CONFIGS.items():
+        if table.get(QUANTISATION) is None and is_there(folder / name):
+            table[QUANTISATION] = {"quant_method": method, **read_json(folder / name)}
+    return ConfigReader(path, table)
 
 
 def _family(path: Path, table: dict[str, Any]) -> Family:

@@ -148,6 +148,9 @@ def _read(checkpoint: Checkpoint, ops: Ops, dtype: torch.dtype, device: torch.de
     except RuntimeError as error:  # sizes whose product no computer can count
         raise ValueError(f"{index_file}: impossible sizes in the configuration: {error}") from None
     plan = checkpoint.match(model)
+    if checkpoint.quantised is not None:
+        kind, wide = checkpoint.quantised, str(dtype).removeprefix("torch.")
+        warnings.warn(f"{index_file}: {kind} weights are widened to {wide}, as are all activations", stacklevel=4)
     _allocate(model, dtype, device)
     for name, parameter in model.named_parameters():
         for part in plan[name]:

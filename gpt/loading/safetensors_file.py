@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from octavo.gpt.loading.files import open_file, parse_json, size_of
-from octavo.gpt.loading.tensor_file import TensorFile, TensorInfo, require_inside
+from octavo.gpt.loading.tensor_file import NUMBERS, TensorFile, TensorInfo, require_inside
 from octavo.gpt.quoting import one_line, quoted
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ITEM_BYTES = {name: dtype.itemsize for name, dtype in NUMBERS.items()} | {"BOOL": 1}
 MAX_DIMS = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 

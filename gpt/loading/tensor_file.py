@@ -16,6 +16,10 @@ from octavo.gpt.loading.files import open_file
 from octavo.gpt.quoting import one_line
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NUMBERS = FLOATS | {  # what parts of a quantised weight may also be
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
 
 
 class TensorInfo(NamedTuple):
@@ -56,6 +60,15 @@ class TensorFile:
         raw = read_bytes(self.path, info.offset + start * row_bytes, (stop - start) * row_bytes)
         rows = self.decode(raw.view(stop - start, row_bytes), info.dtype_name).view(stop - start, *row_shape)
         return rows if len(info.shape) > 1 else rows[0]
+
+    def stored(self, name: str) -> Tensor:
+        """The whole tensor in its own number type: mapped until it goes."""
+        info = self.tensors[name]
+        if info.dtype_name not in NUMBERS:
+            raise self.unreadable(name)
+        if not info.nbytes:
+            raise ValueError(f"{self.path}: tensor {one_line(name, 80)} is empty")
+        return read_bytes(self.path, info.offset, info.nbytes).view(NUMBERS[info.dtype_name]).view(info.shape)
 
     def unreadable(self, name: str) -> ValueError:
         """The error for a tensor whose number type cannot be read."""

@@ -30,6 +30,8 @@ ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt")  # what 
 
 PROBE = ({"type": "text", "text": "octavo reads parts"},)
 
+QUOTES = ("'", '"')
+
 FILE_ENDINGS = (".jinja", ".jinja2", ".j2")
 
 FORMATS = ("auto", "string", "openai")
@@ -216,7 +218,8 @@ def _reads_parts(template: str) -> bool:
         text = render(template, [{"role": "user", "content": PROBE}], chat_template_content_format="openai")
     except ValueError:
         return False
-    return PROBE[0]["text"] in text and "text" not in text.replace(PROBE[0]["text"], "")
+    before, found, after = text.partition(PROBE[0]["text"])
+    return bool(found) and not (before[-1:] == after[:1] and after[:1] in QUOTES)  # quoted: the list was written out
 
 
 def _cut(text: str, mark: str, last: str, escaper: SpecialTokenEscaper) -> str:

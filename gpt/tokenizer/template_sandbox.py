@@ -20,6 +20,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+from markupsafe import Markup, escape
 
 from octavo.gpt.tokenizer.message_text import MessageText, SpecialTokenEscaper
 
@@ -117,6 +118,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         self.tick()
         _require_operands(operator, left, right)
+        if hasattr(left, "__html__") or hasattr(right, "__html__"):
+            left, right = self._as_html(left), self._as_html(right)
         return self._kept(self.binop_table[operator](left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
@@ -184,6 +187,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _as_text(self, value: Any) -> Any:
         return self._escaper.text(value) if self._escaper is not None and type(value) is str else value
+
+    def _as_html(self, value: Any) -> Any:
+        """Return a value with its texts of messages escaped: markup that they are added to sees no hidden character."""
+        if isinstance(value, MessageText) and self._escaper is not None:
+            return Markup(self._escaper.hide(str(escape(self._escaper.reveal(value)))))
+        return tuple(map(self._as_html, value)) if isinstance(value, tuple) else value
 
     def _searched(self, value: Any) -> Any:
         self.tick()

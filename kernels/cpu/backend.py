@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from octavo.kernels.cpu.activation import silu_mul
+from octavo.kernels.cpu.activation import gelu_mul, silu_mul
 from octavo.kernels.cpu.attention import causal_attention
 from octavo.kernels.cpu.graph import capture
 from octavo.kernels.cpu.kv_cache import write_kv
@@ -22,6 +22,7 @@ CPU = replace(
     add_rms_norm=add_rms_norm,
     rope=rope,
     silu_mul=silu_mul,
+    gelu_mul=gelu_mul,
     pack=pack,
     linear=linear,
     write_kv=write_kv,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.cpu.linear_int8 import linear_int8
+from octavo.kernels.reference import ACTIVATIONS, check_activation
 from octavo.kernels.weights import Int8Weight, Weight, quantise
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
@@ -30,18 +31,25 @@ def pack(weight: Tensor, format: str | None = None) -> Weight:
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     """`activation(x @ weight.T + bias)`: see the reference."""
-    if activation not in (None, "gelu"):
-        raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
-    return BY_FORMAT[type(weight)](x, weight, bias, activation)
+    return BY_FORMAT[type(weight)](x, weight, bias, check_activation(activation))
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    """The activation is fused into the product where the weight is packed."""
-    if weight.is_mkldnn:
-        name, form = ("none", "") if activation is None else ("gelu", "tanh")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], form)
-    y = F.linear(x, weight, bias)
-    return y if activation is None else F.gelu(y, approximate="tanh")
+    """The activation is fused into the product where the weight is packed and oneDNN knows the activation."""
+    if not weight.is_mkldnn:
+        return ACTIVATIONS[activation](F.linear(x, weight, bias))
+    name, form = POINTWISE.get(activation, POINTWISE[None])
+    y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], form)
+    return y if activation in POINTWISE else ACTIVATIONS[activation](y)
+
+
+POINTWISE = {  # oneDNN's name of an activation, and its form
+    None: ("none", ""),
+    "gelu": ("gelu", "tanh"),
+    "gelu_erf": ("gelu", "none"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+}
 
 
 BY_FORMAT: dict[type, Callable[..., Tensor]] = {Tensor: _dense, torch.nn.Parameter: _dense, Int8Weight: linear_int8}

@@ -11,6 +11,8 @@ from numba import njit
 from torch import Tensor
 
 from octavo.kernels.cpu import numba_kernel as nk
+from octavo.kernels.cpu.activation import gelu
+from octavo.kernels.reference import ACTIVATIONS
 from octavo.kernels.weights import Int8Weight
 
 FEW_ROWS = 8  # of x: up to here widening in registers is the quicker way
@@ -40,15 +42,8 @@ def _product(fields):
             if has_bias:
                 value += nk.to_float32(bias[o])
             if has_gelu:
-                value = _gelu(value)
+                value = gelu(value)
             y[r * outputs + o] = nk.from_float32(value, x[0])
-
-
-@njit(fastmath=nk.FASTMATH_CONTRACT)
-def _gelu(x):
-    """The tanh form, with tanh(u) = 1 - 2 / (e^2u + 1)."""
-    u = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
-    return x / (np.float32(1) + nk.exp(np.float32(-2) * u))
 
 
 @njit(fastmath=nk.FASTMATH_REASSOC)
@@ -79,12 +74,12 @@ def linear_int8(x: Tensor, weight: Int8Weight, bias: Tensor | None, activation: 
     y = F.linear(x, weight.values.to(x.dtype)).mul_(weight.scale)
     if bias is not None:
         y += bias
-    return y if activation is None else F.gelu(y, approximate="tanh")
+    return ACTIVATIONS[activation](y)
 
 
 def _few_rows(x: Tensor, weight: Int8Weight, bias: Tensor | None, activation: str | None) -> Tensor:
     x, y, scale = x.contiguous(), x.new_empty(len(x), len(weight.values)), weight.scale.to(x.dtype)
     given = x if bias is None else bias  # an absent bias is passed as x: the loop never reads it
-    sizes = len(x), *weight.values.shape, bias is not None, activation is not None
+    sizes = len(x), *weight.values.shape, bias is not None, activation == "gelu"
     _product(nk.common_dtype(x, scale, given), weight.values.numel(), x, scale, given, y, weight.values, *sizes)
-    return y
+    return y if activation == "gelu" else ACTIVATIONS[activation](y)

@@ -2,7 +2,8 @@
 
 As on a GPU the context is cut at every `SPLIT` keys: a pair of loops, the first over (sequence, kv head, split), which
 leaves a maximum, a sum and a weighted sum of values for each, the second over (sequence, head), which joins them. The
-query heads of a kv head are served together, so keys and values are read once.
+query heads of a kv head are served together, so keys and values are read once. With a window the splits that lie before
+it are left out; the others are cut where they always are.
 """
 
 import numpy as np
@@ -15,17 +16,20 @@ from octavo.kernels.cpu import numba_kernel as nk
 SPLIT = 256  # keys
 
 
-@nk.cpu_kernel("vvv f iii qqqqqqqq d")
+@nk.cpu_kernel("vvv f iii qqqqqqqqq dd")
 def _attend(fields):
     q, k_cache, v_cache = nk.float_ptrs(fields, 0, 3)
     (partial,) = nk.float32_ptrs(fields, 3, 1)
     block_table, context_lens, bounds = nk.int32_ptrs(fields, 4, 3)
-    num_seqs, kv_heads, group, head_dim, block_size, max_blocks, max_splits, q_stride = nk.int_args(fields, 7, 8)
-    factor = np.float32(nk.float_args(fields, 15, 1)[0])
+    num_seqs, kv_heads, group, head_dim, window, block_size, max_blocks, max_splits, q_stride = nk.int_args(
+        fields, 7, 9
+    )
+    scale, softcap = nk.float_args(fields, 16, 2)
+    factor, softcap = np.float32(scale), np.float32(softcap)
 
     count = 0
     for s in range(num_seqs):
-        count += (context_lens[s] + SPLIT - 1) // SPLIT * kv_heads
+        count += (_splits(context_lens[s]) - _first_key(context_lens[s], window) // SPLIT) * kv_heads
     first, last = nk.thread_range(count)
 
     queries, sums = np.empty((group, head_dim), np.float32), np.empty((group, head_dim), np.float32)
@@ -33,19 +37,34 @@ def _attend(fields):
     item = 0
     for s in range(num_seqs):
         for head in range(kv_heads):
-            for split in range((context_lens[s] + SPLIT - 1) // SPLIT):
+            for split in range(_first_key(context_lens[s], window) // SPLIT, _splits(context_lens[s])):
                 if first <= item < last and bounds[s + 1] - bounds[s] == 1:
-                    num_keys = min(SPLIT, context_lens[s] - split * SPLIT)
-                    _locate(block_table, s * max_blocks, block_size, split * SPLIT, num_keys, slots)
+                    first_key = max(split * SPLIT, _first_key(context_lens[s], window))
+                    num_keys = min((split + 1) * SPLIT, context_lens[s]) - first_key
+                    _locate(block_table, s * max_blocks, block_size, first_key, num_keys, slots)
                     for j in range(num_keys):
                         slots[j] = (slots[j] * kv_heads + head) * head_dim
                     _load(q, bounds[s] * q_stride + head * group * head_dim, factor, queries)
                     place = ((s * kv_heads + head) * max_splits + split) * group * (head_dim + 2)
                     _score(queries, k_cache, slots, num_keys, weights)
+                    if softcap > 0:
+                        _cap(weights, num_keys, softcap)
                     _softmax(weights, num_keys, partial, place, head_dim)
                     _accumulate(weights, v_cache, slots, num_keys, sums)
                     _store(sums, partial, place)
                 item += 1
+
+
+@njit
+def _splits(context_len):
+    """The number of splits of a context, those before the window included."""
+    return (context_len + SPLIT - 1) // SPLIT
+
+
+@njit
+def _first_key(context_len, window):
+    """The earliest position that the newest token sees; all where the window is 0."""
+    return max(0, context_len - window) if window > 0 else 0
 
 
 @njit
@@ -83,6 +102,15 @@ def _score(queries, k_cache, slots, num_keys, scores):
             scores[g, j] = product
 
 
+@njit(fastmath=nk.FASTMATH_CONTRACT)
+def _cap(scores, num_keys, softcap):
+    """Replace each score s by softcap * tanh(s / softcap)."""
+    for g in range(scores.shape[0]):
+        own = scores[g]
+        for j in range(num_keys):
+            own[j] = softcap * nk.tanh(own[j] / softcap)
+
+
 @njit(fastmath=nk.FASTMATH_REASSOC)
 def _softmax(scores, num_keys, partial, place, head_dim):
     """Replace the scores of a head by e^(score - maximum); the maximum and the sum go to the partial results."""
@@ -109,29 +137,32 @@ def _accumulate(weights, v_cache, slots, num_keys, sums):
                 own[i] += weight * nk.to_float32(v_cache[start + i])
 
 
-@nk.cpu_kernel("v f ii qqqqqq")
+@nk.cpu_kernel("v ff ii qqqqqqqq")
 def _merge(fields):
     (out,) = nk.float_ptrs(fields, 0, 1)
-    (partial,) = nk.float32_ptrs(fields, 1, 1)
-    context_lens, bounds = nk.int32_ptrs(fields, 2, 2)
-    num_seqs, kv_heads, group, head_dim, max_splits, num_tokens = nk.int_args(fields, 4, 6)
+    partial, sinks = nk.float32_ptrs(fields, 1, 2)
+    context_lens, bounds = nk.int32_ptrs(fields, 3, 2)
+    num_seqs, kv_heads, group, head_dim, window, max_splits, num_tokens, has_sinks = nk.int_args(fields, 5, 8)
     first, last = nk.thread_range(num_seqs)
     width, sums = head_dim + 2, np.empty(head_dim, np.float32)
     if last == num_seqs:  # padding rows behind the last sequence are zeros
         for i in range(bounds[num_seqs] * kv_heads * group * head_dim, num_tokens * kv_heads * group * head_dim):
             out[i] = nk.from_float32(np.float32(0), out[0])
     for s in range(first, last):
-        splits = (context_lens[s] + SPLIT - 1) // SPLIT
+        splits, first_split = _splits(context_lens[s]), _first_key(context_lens[s], window) // SPLIT
         if bounds[s + 1] - bounds[s] == 1:
             for head in range(kv_heads * group):
                 place = (head // group * max_splits * group + head % group) * width
                 place += s * kv_heads * max_splits * group * width
                 largest, total = np.float32(-np.inf), np.float32(0)
-                for split in range(splits):
+                for split in range(first_split, splits):
                     peak = partial[place + split * group * width]
                     largest = peak if peak > largest else largest
+                if has_sinks:
+                    largest = max(largest, sinks[head])
+                    total = nk.exp(sinks[head] - largest)
                 sums[:] = 0
-                for split in range(splits):
+                for split in range(first_split, splits):
                     at = place + split * group * width
                     weight = nk.exp(partial[at] - largest)
                     total += weight * partial[at + 1]
@@ -150,6 +181,9 @@ def decode_attention(
     context_lens: Tensor,
     cu_seqlens_q: Tensor,
     scale: float,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,
     out: Tensor,
 ) -> None:
     """Write the rows of `out` that belong to sequences of one query, and zeros to those behind the last sequence.
@@ -164,9 +198,10 @@ def decode_attention(
     max_splits = -(-max_blocks * block_size // SPLIT)
     size = num_seqs * num_kv_heads * max_splits * group * (head_dim + 2)
     partial = torch.empty(size, dtype=torch.float32, device=q.device)
-    shape = num_seqs, num_kv_heads, group, head_dim
+    shape = num_seqs, num_kv_heads, group, head_dim, window
     work = num_seqs * max_splits * SPLIT * q.shape[1]
     indices = [x.int().contiguous() for x in (block_table, context_lens, cu_seqlens_q)]
     sizes = *shape, block_size, max_blocks, max_splits, q.stride(0)
-    _attend(dtype, work, q, k_cache, v_cache, partial, *indices, *sizes, scale)
-    _merge(dtype, q.numel(), out, partial, *indices[1:], *shape, max_splits, len(q))
+    _attend(dtype, work, q, k_cache, v_cache, partial, *indices, *sizes, scale, softcap)
+    given = partial if sinks is None else sinks.contiguous()  # without sinks the kernel never reads it
+    _merge(dtype, q.numel(), out, partial, given, *indices[1:], *shape, max_splits, len(q), sinks is not None)

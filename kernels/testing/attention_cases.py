@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,16 @@ RAGGED = [[1], [15, 16, 17], [31, 32, 33], [0, 20, 0, 1, 0], [40, 3, 70], [9, 9]
 HEADS = [(4, 4, 16), (9, 3, 64), (8, 1, 8), (3, 3, 100), (5, 5, 80), (8, 2, 32), (1, 1, 128), (2, 1, 200), (1, 1, 256)]
 
 
+KINDS: dict[str, tuple[int, float, bool]] = {  # window, softcap, has sinks
+    "window 1": (1, 0.0, False),
+    "window 20": (20, 0.0, False),
+    "window 500": (500, 0.0, False),
+    "softcap": (0, 1.5, False),
+    "sinks": (0, 0.0, True),
+    "window, softcap, sinks": (20, 1.5, True),
+}
+
+
 def causal_attention() -> Iterator[Case]:
     op = "causal_attention"
     for dtype in FLOATS:
@@ -65,6 +76,9 @@ def causal_attention() -> Iterator[Case]:
             yield Case(op, name_of(f"heads {heads}", dtype), partial(_causal, [35, 2], heads, dtype, heads[2] ** -0.5))
         for key in (-64.0, 64.0) if dtype != torch.float16 else ():  # beyond float16, in PyTorch too
             yield Case(op, name_of(f"scores of {128 * 64 * key:.0f}", dtype), partial(_causal_extreme, key, dtype))
+        for kind in KINDS:
+            yield Case(op, name_of(kind, dtype), partial(_causal_kind, kind, dtype))
+    yield Case(op, "scores of -524288, softcap", partial(_causal_extreme, -64.0, torch.float32, 0, 50.0))
     for scale in (1e-3, 4.0):
         yield Case(op, f"scale {scale}", partial(_causal, [40], (2, 2, 16), torch.float32, scale))
     for lengths in ([], [0], [0, 0, 0]):
@@ -77,9 +91,21 @@ def _causal(lengths: list[int], heads: Heads, dtype: torch.dtype, scale: float, 
     return q, k, v, cu_seqlens(lengths, device), max([0, *lengths]), scale
 
 
-def _causal_extreme(key: float, dtype: torch.dtype, device: torch.device) -> Arguments:
+def _causal_kind(kind: str, dtype: torch.dtype, device: torch.device) -> Arguments:
+    return *_causal([70, 2, 19], (6, 2, 40), dtype, 40**-0.5, device), *_kind(kind, 6, device)
+
+
+def _kind(kind: str, num_heads: int, device: torch.device) -> tuple[int, float, Tensor | None]:
+    """The arguments after the scale; sinks far below the scores, amid them and far above."""
+    window, softcap, has_sinks = KINDS[kind]
+    sinks = torch.tensor([-40.0, -1.0, 0.0, 0.5, 2.0, 40.0][:num_heads], device=device)
+    return window, softcap, sinks if has_sinks else None
+
+
+def _causal_extreme(key: float, dtype: torch.dtype, *rest: Any) -> Arguments:
+    *kind, device = rest
     q = torch.full((40, 1, 128), 64.0, dtype=dtype, device=device)
-    return q, torch.full_like(q, key), torch.ones_like(q), cu_seqlens([40], device), 40, 1.0
+    return q, torch.full_like(q, key), torch.ones_like(q), cu_seqlens([40], device), 40, 1.0, *kind
 
 
 BATCHES = {  # contexts, queries; None: one query a sequence, in decode
@@ -106,6 +132,9 @@ def paged_attention() -> Iterator[Case]:
             for phase, queries in (("decode", None), ("prefill", [17, 2])):
                 make = partial(_paged, [40, 7], queries, heads, dtype, 4)
                 yield Case(op, name_of(f"heads {heads}", phase, dtype), make)
+        for kind in KINDS:
+            for phase in WINDOWED:
+                yield Case(op, name_of(kind, phase, dtype), partial(_paged_kind, kind, phase, dtype, 16))
         yield Case(op, name_of("4355 keys, the last of the highest score", dtype), partial(_many_pieces, dtype))
         for count in (1, 20) if dtype != torch.float16 else ():
             name = name_of(f"scores of -524288, {count} queries", dtype)
@@ -114,6 +143,10 @@ def paged_attention() -> Iterator[Case]:
         for phase, (contexts, queries) in (("decode", BATCHES["decode"]), ("prefill", BATCHES["prefill"])):
             make = partial(_paged, contexts, queries, (3, 1, 40), torch.float32, size)
             yield Case(op, f"blocks of {size}, {phase}", make)
+    for size in (1, 4, 64, 256):
+        for phase in WINDOWED:
+            make = partial(_paged_kind, "window 20", phase, torch.float32, size)
+            yield Case(op, f"blocks of {size}, window 20, {phase}", make)
     yield Case(op, "blocks that two share", _shared_blocks)
     yield Case(op, "no sequences", partial(_paged, [], None, (2, 1, 16), torch.float32, 4))
 
@@ -124,6 +157,24 @@ def _paged(
     if queries is None:
         return decode_args(contexts, heads, dtype, size, device=device)
     return prefill_args(contexts, queries, heads, dtype, size, device=device)
+
+
+WINDOWED = {  # contexts, queries: windows that begin before and behind a split, within it, and at its edge
+    "decode": ([1, 20, 21, 256, 257, 275, 276, 530, 0], None),
+    "prefill": ([33, 290, 60, 5, 3], [33, 50, 1, 5, 9]),
+}
+
+
+def _paged_kind(kind: str, phase: str, dtype: torch.dtype, size: int, device: torch.device) -> Arguments:
+    """No block wholly before the window is named: the table says -1 there, or what is no block at all."""
+    contexts, queries = WINDOWED[phase]
+    arguments = _paged(contexts, queries, (6, 2, 40), dtype, size, device)
+    window = KINDS[kind][0]
+    if window:
+        for seq, length in enumerate(contexts):
+            earliest = length - (queries[seq] if queries else 1) + 1 - window
+            arguments[3][seq, : max(0, earliest) // size] = -1 if seq % 2 else 2**31 - 1
+    return *arguments, *_kind(kind, 6, device)
 
 
 def _many_pieces(dtype: torch.dtype, device: torch.device) -> Arguments:

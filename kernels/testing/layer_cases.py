@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.kernels.reference import ACTIVATIONS
 from octavo.kernels.testing.case import Arguments, Case
 from octavo.kernels.testing.inputs import FLOATS, noise, strided
 from octavo.kernels.weights import FORMATS
@@ -28,7 +29,27 @@ def norm(op: str) -> Iterator[Case]:
         for values, (scale, mean) in VALUES.items():
             if values:
                 yield Case(op, name_of(f"4 x 768 {values}", dtype), partial(_norm, op, 4, 768, dtype, scale, mean))
+        if op.endswith("layer_norm"):
+            yield Case(op, name_of("no bias", dtype), partial(_norm_without_bias, op, dtype))
+        if not op.startswith("add"):
+            for heads in NORM_HEADS:
+                yield Case(op, name_of(f"heads {heads}", dtype), partial(_norm_of_heads, op, *heads, dtype))
     yield Case(op, "2 x 48 of zeros, float32", partial(_norm, op, 2, 48, torch.float32, 0.0, 0.0))
+
+
+NORM_HEADS = [(3, 5, 40), (1, 2, 64), (4, 1, 128), (0, 2, 8)]  # num_tokens, num_heads, head_dim
+
+
+def _norm_of_heads(op: str, tokens: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> Arguments:
+    """Of each head of a view of a fused projection; what lies beside it is NaN."""
+    fused = torch.full((tokens, heads + 2, dim), torch.nan, dtype=dtype, device=device)
+    fused[:, 1:-1] = noise(tokens, heads, dim, dtype=dtype, device=device)
+    return fused[:, 1:-1], *_norm(op, 1, dim, dtype, 1.0, 0.0, device)[1:]
+
+
+def _norm_without_bias(op: str, dtype: torch.dtype, device: torch.device) -> Arguments:
+    *rest, _, eps = _norm(op, 3, 96, dtype, 1.0, 0.5, device)
+    return *rest, None, eps
 
 
 def _norm(
@@ -52,8 +73,21 @@ def rope() -> Iterator[Case]:
         for dtype in FLOATS:
             for heads in ROPE_HEADS:
                 yield Case("rope", name_of(heads, pairing, dtype), partial(_rope, heads, interleaved, dtype, 6))
+            for rotary_dim, heads in PARTIAL:
+                name = name_of(f"{rotary_dim} of {heads}", pairing, dtype)
+                yield Case("rope", name, partial(_rope_partial, rotary_dim, heads, interleaved, dtype))
         yield Case("rope", f"strides of their own, {pairing}", partial(_rope_apart, interleaved))
         yield Case("rope", f"no tokens, {pairing}", partial(_rope, (2, 1, 8), interleaved, torch.float16, 0))
+
+
+PARTIAL = [(20, (2, 1, 80)), (32, (3, 1, 128)), (2, (2, 2, 8)), (64, (1, 1, 96))]  # rotary_dim, heads
+
+
+def _rope_partial(
+    rotary_dim: int, heads: tuple[int, int, int], interleaved: bool, dtype: torch.dtype, device: torch.device
+) -> Arguments:
+    q, k, positions, *_ = _rope(heads, interleaved, dtype, 6, device)
+    return q, k, positions, *_tables(32, rotary_dim, device), interleaved
 
 
 def _tables(context_size: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -78,24 +112,29 @@ def _rope_apart(interleaved: bool, device: torch.device) -> Arguments:
     return q, k, torch.arange(3, device=device, dtype=torch.int32), *_tables(8, 24, device), interleaved
 
 
-def silu_mul() -> Iterator[Case]:
+def gated(op: str) -> Iterator[Case]:
     for dtype in FLOATS:
         for dim in (1, 2, 25, 64, 127, 576, 1030, 1536, 3072):
-            yield Case("silu_mul", name_of(f"3 x {dim}", dtype), partial(_silu, 3, dim, dtype))
-    yield Case("silu_mul", "no tokens", partial(_silu, 0, 32, torch.float16))
-    yield Case("silu_mul", "extremes", _silu_extremes)
+            yield Case(op, name_of(f"3 x {dim}", dtype), partial(_gated, 3, dim, dtype))
+    yield Case(op, "no tokens", partial(_gated, 0, 32, torch.float16))
+    yield Case(op, "extremes", _gated_extremes)
 
 
-def _silu(rows: int, dim: int, dtype: torch.dtype, device: torch.device) -> Arguments:
+def _gated(rows: int, dim: int, dtype: torch.dtype, device: torch.device) -> Arguments:
     return (strided(noise(rows, 2 * dim, dtype=dtype, device=device) * 3),)
 
 
-def _silu_extremes(device: torch.device) -> Arguments:
+def _gated_extremes(device: torch.device) -> Arguments:
     x = torch.tensor([[*EXTREMES, -3e38, 3e38]], device=device)
     return (torch.cat([x, torch.ones_like(x)], 1),)
 
 
-EPILOGUES = {"": (False, None), "bias": (True, None), "gelu": (False, "gelu"), "bias, gelu": (True, "gelu")}
+EPILOGUES: dict[str, tuple[bool, str | None]] = {
+    "": (False, None),
+    "bias": (True, None),
+    "gelu": (False, "gelu"),
+    **{f"bias, {activation}": (True, activation) for activation in ACTIVATIONS if activation},
+}
 WIDTHS = [(1, 1), (3, 50), (257, 64), (257, 77), (48, 576), (130, 1600)]  # out_features, in_features
 
 
@@ -111,7 +150,9 @@ def linear() -> Iterator[Case]:
             for format in (None, *FORMATS):
                 yield _linear_case(rows, widths, dtype, "bias", format)
     yield _linear_case(0, (8, 16), torch.float16, "", None)
-    yield Case("linear", "extremes of the gelu", _gelu_extremes)
+    for activation in ACTIVATIONS:
+        if activation:
+            yield Case("linear", f"extremes of {activation}", partial(_extremes, activation))
 
 
 def _linear_case(rows: int, widths: tuple[int, int], dtype: torch.dtype, epilogue: str, format: str | None) -> Case:
@@ -129,13 +170,13 @@ def _linear(
     return x, weight, noise(outputs, dtype=dtype, seed=3, device=device) if has_bias else None, activation
 
 
-def _gelu_extremes(device: torch.device) -> Arguments:
-    return torch.tensor(EXTREMES, device=device).unsqueeze(1), torch.ones(3, 1, device=device), None, "gelu"
+def _extremes(activation: str, device: torch.device) -> Arguments:
+    return torch.tensor(EXTREMES, device=device).unsqueeze(1), torch.ones(3, 1, device=device), None, activation
 
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     **{op: partial(norm, op) for op in ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")},
     "rope": rope,
-    "silu_mul": silu_mul,
+    **{op: partial(gated, op) for op in ("silu_mul", "gelu_mul")},
     "linear": linear,
 }

@@ -18,15 +18,17 @@ from torch import Tensor
 
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.attention_tile import (
-    LOG2_E,
     SECTION,
     attend,
+    first_tiles,
+    fold_sink,
     head_tile,
     load_rows,
     normalise,
+    scales,
     zero_rows,
 )
-from octavo.kernels.triton.checks import check_bounds, check_heads, check_tensor
+from octavo.kernels.triton.checks import check_bounds, check_heads, check_kind, check_tensor
 
 
 @triton.jit
@@ -38,6 +40,7 @@ def _attend_keys(
     stride_v,
     begin,
     row,
+    lower,
     column,
     first,
     last,
@@ -45,6 +48,7 @@ def _attend_keys(
     l_i,
     acc,
     scale_log2,
+    cap_scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -59,7 +63,9 @@ def _attend_keys(
         k = load_rows(k_tile, key, last, column, HEAD_DIM, MASKED)  # [BLOCK_N, D]
         v = load_rows(v_tile, key, last, column, HEAD_DIM, MASKED)  # [BLOCK_N, D]
         visible = key[None, :] <= row[:, None]
-        m_i, l_i, acc = attend(q, k, v, visible, m_i, l_i, acc, scale_log2, MASKED, PRECISION)
+        if lower is not None:
+            visible &= key[None, :] >= lower[:, None]
+        m_i, l_i, acc = attend(q, k, v, visible, m_i, l_i, acc, scale_log2, cap_scale, MASKED, PRECISION)
         k_tile += BLOCK_N * stride_k
         v_tile += BLOCK_N * stride_v
     return m_i, l_i, acc
@@ -72,8 +78,11 @@ def _causal_attention_kernel(
     v_ptr,
     o_ptr,
     cu_seqlens_ptr,
+    sinks_ptr,
     num_tokens,
+    window,
     scale_log2,
+    cap_scale,
     stride_q_token,
     stride_q_head,
     stride_k_token,
@@ -118,31 +127,54 @@ def _causal_attention_kernel(
     m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_TILE], tl.float32)
+    first_full, lower = 0, None
+    if window is not None:
+        _, first_key, first_full = first_tiles(first_row, last_full, window, BLOCK_M, BLOCK_N)
+        lower = row + 1 - window
+        m_i, l_i, acc = _attend_keys(
+            q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, lower, column, first_key, first_full,
+            m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, PRECISION, True,
+        )  # fmt: skip
     m_i, l_i, acc = _attend_keys(
-        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, column, 0, last_full,
-        m_i, l_i, acc, scale_log2, HEAD_DIM, BLOCK_N, PRECISION, False,
+        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, None, column, first_full, last_full,
+        m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, PRECISION, False,
     )  # fmt: skip
     m_i, l_i, acc = _attend_keys(
-        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, column, last_full, last_key,
-        m_i, l_i, acc, scale_log2, HEAD_DIM, BLOCK_N, PRECISION, True,
+        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, lower, column, last_full, last_key,
+        m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, PRECISION, True,
     )  # fmt: skip
+    if sinks_ptr is not None:
+        l_i, alpha = fold_sink(m_i, l_i, tl.load(sinks_ptr + head))
+        acc *= alpha[:, None]
 
     o = normalise(l_i, acc).to(o_ptr.dtype.element_ty)
     o_tile = o_ptr + ((begin + row)[:, None] * NUM_HEADS + head) * HEAD_DIM + column[None, :]
     tl.store(o_tile, o, mask=(row < length)[:, None] & (column < HEAD_DIM)[None, :])
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> Tensor:
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Each token attends to itself and the earlier tokens of its own sequence.
 
     q `[num_tokens, num_heads, head_dim]`, k and v `[num_tokens, num_kv_heads, head_dim]`, float32, float16 or bfloat16,
     with num_heads a multiple of num_kv_heads and head_dim a multiple of 4 up to 256; cu_seqlens `[num_seqs + 1]` int32,
     from 0; max_seqlen bounds the longest sequence; scale > 0. Returns o shaped as q, contiguous, zeros in rows beyond
-    the last sequence. ValueError on a wrong rank, shape, dtype, device, stride or bound.
+    the last sequence. window, softcap and sinks as in the reference. ValueError on a wrong rank, shape, dtype, device,
+    stride or bound.
     """
     if k.ndim != 3 or len(k) != len(q):
         raise ValueError(f"k must be [{len(q)}, num_kv_heads, head_dim], not {tuple(k.shape)}")
     check_heads(q, k, v, ("k", "v"), scale)
+    check_kind(q, window, softcap, sinks)
     check_tensor("cu_seqlens", cu_seqlens, (cu_seqlens.numel(),), q.device, torch.int32)
     check_bounds("cu_seqlens", cu_seqlens, max_seqlen, "max_seqlen", len(q))
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -158,8 +190,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_se
         v,
         o,
         cu_seqlens,
+        sinks,
         len(q),
-        scale * LOG2_E,
+        window or None,
+        *scales(scale, softcap),
         *q.stride()[:2],
         *k.stride()[:2],
         *v.stride()[:2],

@@ -7,6 +7,8 @@ so far m (in powers of two), the sum l of `p = 2^(s * scale * log2 e - m)` and t
 rescaled by `alpha = 2^(m_old - m_new)` when m grows. A key that a query may not see scores a true -inf, so a tile with
 none that it may see leaves the row's bits alone (p is 0, alpha is 1), and a row that sees no key at all keeps m = -inf
 and ends as zeros. A multiply-add that could be contracted is spelled `fma`, so no two loops round differently.
+A soft cap turns s into `tanh(s * cap_scale)`, and scale is then the cap. A window hides the keys before `lower`; tiles
+that no query of the program sees are not read. A sink is folded in last: a score without a value.
 The online softmax is from https://arxiv.org/abs/2205.14135
 """
 
@@ -34,9 +36,24 @@ def _scores(q, k, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def attend(q, k, v, visible, m_i, l_i, acc, scale_log2, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+def _tanh(x):
+    """Within 2 units of the last place, without overflow: Cephes' tanhf."""
+    z = x * x
+    y = tl.fma(z, -5.70498872745e-3, 2.06390887954e-2)
+    y = tl.fma(y, z, -5.37397155531e-2)
+    y = tl.fma(y, z, 1.33314422036e-1)
+    y = tl.fma(y, z, -3.33332819422e-1)
+    decay = tl.exp2(-2.8853900817779268 * tl.abs(x))  # exp(-2 |x|)
+    far = (1.0 - decay) / (1.0 + decay)
+    return tl.where(tl.abs(x) < 0.625, tl.fma(x * z, y, x), tl.where(x >= 0, far, -far))
+
+
+@triton.jit
+def attend(q, k, v, visible, m_i, l_i, acc, scale_log2, cap_scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """Fold one tile into m, l, acc: q `[M, D]`, k and v `[N, D]`, visible `[M, N]`, unread unless MASKED."""
     s = _scores(q, k, PRECISION)  # [M, N]
+    if cap_scale is not None:
+        s = _tanh(s * cap_scale)
     if MASKED:
         s = tl.where(visible, s, -float("inf"))
     m_new = tl.maximum(m_i, tl.max(s, 1) * scale_log2)
@@ -66,25 +83,51 @@ def load_rows(pointers, row, num_rows, column, HEAD_DIM: tl.constexpr, MASKED: t
 @triton.jit
 def attend_cache(
     q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
-    position, column, first, last, m_i, l_i, acc, scale_log2,
+    position, lower, low, column, first, last, m_i, l_i, acc, scale_log2, cap_scale,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):
-    """Fold cached keys `[first, last)` into m, l and acc; without MASKED all queries must see them all."""
+    """Fold cached keys `[first, last)` into m, l and acc; without MASKED all queries must see them all.
+
+    With a window a query sees no key before its `lower`, and keys before `low`, the least of them, are not read.
+    """
     lane = tl.arange(0, BLOCK_N)
     for start in range(first, last, BLOCK_N):
         key = start + lane
+        row = key  # last where nothing may be read
+        if MASKED and lower is not None:
+            row = tl.where(key < low, last, key)
         if MASKED:
-            block = tl.load(table_ptr + key // BLOCK_SIZE, mask=key < last, other=0)  # [BLOCK_N]
+            block = tl.load(table_ptr + key // BLOCK_SIZE, mask=row < last, other=0)  # [BLOCK_N]
         else:
             block = tl.load(table_ptr + key // BLOCK_SIZE)
         slot = block.to(tl.int64) * stride_block + key % BLOCK_SIZE * stride_slot
-        k = load_rows(k_cache_ptr + slot[:, None] + column[None, :], key, last, column, HEAD_DIM, MASKED)
-        v = load_rows(v_cache_ptr + slot[:, None] + column[None, :], key, last, column, HEAD_DIM, MASKED)
+        k = load_rows(k_cache_ptr + slot[:, None] + column[None, :], row, last, column, HEAD_DIM, MASKED)
+        v = load_rows(v_cache_ptr + slot[:, None] + column[None, :], row, last, column, HEAD_DIM, MASKED)
         visible = key[None, :] <= position[:, None]
-        m_i, l_i, acc = attend(q, k, v, visible, m_i, l_i, acc, scale_log2, MASKED, PRECISION)
+        if lower is not None:
+            visible &= key[None, :] >= lower[:, None]
+        m_i, l_i, acc = attend(q, k, v, visible, m_i, l_i, acc, scale_log2, cap_scale, MASKED, PRECISION)
     return m_i, l_i, acc
 # fmt: on
+
+
+@triton.jit
+def first_tiles(first_position, last_full, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Of BLOCK_M queries with a window: the earliest key seen, its tile, and the first tile that all of them see."""
+    low = tl.maximum(first_position + 1 - window, 0)
+    full = tl.cdiv(tl.maximum(first_position + BLOCK_M - window, 0), BLOCK_N) * BLOCK_N
+    return low, low // BLOCK_N * BLOCK_N, tl.minimum(full, last_full)
+
+
+@triton.jit
+def fold_sink(m_i, l_i, sink):
+    """Fold in a score that has no value: l, and the factor of acc."""
+    sink *= 1.4426950408889634
+    m_new = tl.maximum(m_i, sink)
+    shift = tl.where(m_new == -float("inf"), 0.0, m_new)
+    alpha = tl.exp2(m_i - shift)
+    return tl.fma(l_i, alpha, tl.exp2(sink - shift)), alpha
 
 
 @triton.jit
@@ -103,6 +146,11 @@ def zero_rows(
         mask = (row < last)[:, None] & (column < HEAD_DIM)[None, :]
         offset = (row[:, None].to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + column[None, :]
         tl.store(o_ptr + offset, tl.zeros(offset.shape, o_ptr.dtype.element_ty), mask=mask)
+
+
+def scales(scale: float, softcap: float) -> tuple[float, float | None]:
+    """`scale_log2` and `cap_scale` of a launch: the latter None where there is no soft cap."""
+    return (softcap * LOG2_E, scale / softcap) if softcap else (scale * LOG2_E, None)
 
 
 def head_tile(head_dim: int) -> int:

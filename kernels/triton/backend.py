@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from octavo.kernels.ops import REFERENCE
-from octavo.kernels.triton.activation import silu_mul
+from octavo.kernels.triton.activation import gelu_mul, silu_mul
 from octavo.kernels.triton.attention import causal_attention
 from octavo.kernels.triton.kv_cache import write_kv
 from octavo.kernels.triton.linear import linear
@@ -24,6 +24,7 @@ TRITON = replace(
     add_rms_norm=add_rms_norm,
     rope=rope,
     silu_mul=silu_mul,
+    gelu_mul=gelu_mul,
     linear=linear,
     write_kv=write_kv,
     causal_attention=causal_attention,

@@ -4,6 +4,7 @@ Shapes, dtypes, devices and strides are known without waiting for a GPU. The con
 are read only where `values_are_readable` says so.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -104,6 +105,16 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str], scale: 
             f"not {tuple(k.shape[-2:])}"
         )
     check_alike(q, **{"q": q, names[0]: k, names[1]: v})
+
+
+def check_kind(q: Tensor, window: int, softcap: float, sinks: Tensor | None) -> None:
+    """ValueError unless window, softcap and sinks are what attention of q `[num_tokens, num_heads, head_dim]` takes."""
+    if window < 0:
+        raise ValueError(f"window must be 0 or more, not {window}")
+    if not 0 <= softcap < math.inf:
+        raise ValueError(f"softcap must be 0 or positive, not {softcap}")
+    if sinks is not None:
+        check_tensor("sinks", sinks, q.shape[1:2], q.device, torch.float32)
 
 
 def check_bounds(name: str, cu_seqlens: Tensor, longest: int, limit_name: str, num_tokens: int) -> None:

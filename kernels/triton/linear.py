@@ -1,4 +1,4 @@
-"""linear: a matrix product whose row i depends on row i alone, with bias and GELU in the epilogue.
+"""linear: a matrix product whose row i depends on row i alone, with bias and activation in the epilogue.
 
     y = activation(x @ weight.T + bias)
 
@@ -18,16 +18,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.reference import check_activation
 from octavo.kernels.triton import launch
+from octavo.kernels.triton.activation import gelu, silu
 from octavo.kernels.triton.checks import check_alike, check_matrix, dense_weight
 from octavo.kernels.weights import Weight
 
 
 @triton.jit
-def _gelu(x):
-    u = x * tl.fma(x * x, 0.044715 * 0.7978845608028654, 0.7978845608028654)
-    decay = tl.exp2(-2.8853900817779268 * tl.abs(u))  # exp(-2 |u|): never overflows
-    return x * (tl.where(u >= 0, 1.0, decay) / (1.0 + decay))
+def _activated(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "gelu":
+        return gelu(x)
+    elif ACTIVATION == "gelu_erf":
+        return x * (0.5 * (1.0 + tl.erf(x * 0.7071067811865476)))
+    elif ACTIVATION == "relu":
+        return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "relu2":
+        positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        return positive * positive
+    elif ACTIVATION == "silu":
+        return silu(x)
+    else:
+        return x
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -42,7 +54,7 @@ def _linear_kernel(
     stride_weight,
     OUT_FEATURES: tl.constexpr,
     IN_FEATURES: tl.constexpr,
-    GELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -73,8 +85,7 @@ def _linear_kernel(
 
     if bias_ptr is not None:
         y += tl.load(bias_ptr + n, n < OUT_FEATURES, 0.0).to(tl.float32)[:, None]
-    if GELU:
-        y = _gelu(y)
+    y = _activated(y, ACTIVATION)
     y = y.T  # [BLOCK_M, BLOCK_N]
     live = m_live & (n[None, :] < OUT_FEATURES)
     tl.store(y_ptr + m_row * stride_y + n[None, :], y.to(y_ptr.dtype.element_ty), live)
@@ -87,7 +98,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
     """`activation(x @ weight.T + bias)`, a new tensor, summed in float32 and rounded once.
 
     x `[num_tokens, in_features]`, weight `[out_features, in_features]` dense, bias `[out_features]`, all of one dtype
-    (float32, float16, bfloat16); x and weight may have strided rows. activation None or "gelu" (the tanh form).
+    (float32, float16, bfloat16); x and weight may have strided rows. activation as in the reference.
     ValueError on anything else.
     """
     check_matrix("x", x, "[num_tokens, in_features]")
@@ -95,8 +106,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], not {list(bias.shape)}")
     check_alike(x, x=x, bias=bias)
-    if activation not in (None, "gelu"):
-        raise ValueError(f"activation must be None or 'gelu', not {activation!r}")
+    check_activation(activation)
     (num_tokens, in_features), out_features = x.shape, weight.shape[0]
     y = torch.empty(num_tokens, out_features, dtype=x.dtype, device=x.device)
     if num_tokens == 0:
@@ -114,7 +124,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
         weight.stride(0),
         OUT_FEATURES=out_features,
         IN_FEATURES=in_features,
-        GELU=activation == "gelu",
+        ACTIVATION=activation,
         GROUP=GROUP,
         enable_fp_fusion=False,  # which epilogue multiplies and adds meet would depend on the tile
         **config,

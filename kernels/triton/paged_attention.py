@@ -10,6 +10,8 @@ gives zeros. Of q and the caches the last dimension must be contiguous; rows tha
 full width; a block id becomes an int64 address at once. The cache layout is vLLM's: https://arxiv.org/abs/2309.06180
 """
 
+from itertools import pairwise
+
 import torch
 import triton
 import triton.language as tl
@@ -17,15 +19,17 @@ from torch import Tensor
 
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.attention_tile import (
-    LOG2_E,
     SECTION,
     attend_cache,
+    first_tiles,
+    fold_sink,
     head_tile,
     load_rows,
     normalise,
+    scales,
     zero_rows,
 )
-from octavo.kernels.triton.checks import check_bounds, check_heads, check_tensor, values_are_readable
+from octavo.kernels.triton.checks import check_bounds, check_heads, check_kind, check_tensor, values_are_readable
 from octavo.kernels.triton.paged_decode import decode
 
 MAX_BLOCK_SIZE = 256
@@ -38,7 +42,7 @@ MAX_BLOCK_SIZE = 256
 )
 def _prefill_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, o_ptr, block_table_ptr, context_lens_ptr, cu_seqlens_q_ptr,
-    num_tokens, capacity, scale_log2,
+    sinks_ptr, num_tokens, capacity, window, scale_log2, cap_scale,
     stride_q_token, stride_q_head, stride_block, stride_slot, stride_head, stride_table,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr, SECTION: tl.constexpr,
@@ -76,14 +80,28 @@ def _prefill_kernel(
     m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_TILE], tl.float32)
+    low, first_full, lower = 0, 0, None
+    if window is not None:
+        low, first_key, first_full = first_tiles(first_position, last_full, window, BLOCK_M, BLOCK_N)
+        lower = position + 1 - window
+        m_i, l_i, acc = attend_cache(
+            q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
+            position, lower, low, column, first_key, first_full,
+            m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
+        )
     m_i, l_i, acc = attend_cache(
-        q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot, position, column, 0, last_full,
-        m_i, l_i, acc, scale_log2, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, False,
+        q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
+        position, None, low, column, first_full, last_full,
+        m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, False,
     )
     m_i, l_i, acc = attend_cache(
-        q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot, position, column, last_full, last_key,
-        m_i, l_i, acc, scale_log2, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
+        q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
+        position, lower, low, column, last_full, last_key,
+        m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
     )
+    if sinks_ptr is not None:
+        l_i, alpha = fold_sink(m_i, l_i, tl.load(sinks_ptr + head))
+        acc *= alpha[:, None]
 
     o = normalise(l_i, acc).to(o_ptr.dtype.element_ty)
     o_tile = o_ptr + ((begin + row)[:, None] * NUM_HEADS + head) * HEAD_DIM + column[None, :]
@@ -100,6 +118,9 @@ def paged_attention(
     cu_seqlens_q: Tensor,
     max_seqlen_q: int,
     scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Each sequence's newest tokens attend to its cached context, causal from the bottom right.
 
@@ -107,15 +128,16 @@ def paged_attention(
     dtype with the same strides, block_size a power of two up to 256; block_table `[num_seqs, max_blocks]`, -1 unused;
     context_lens `[num_seqs]` counts the cached tokens, this step's included; cu_seqlens_q `[num_seqs + 1]` from 0, all
     int32; max_seqlen_q bounds the longest query, and 1 chooses decode; scale > 0. Returns o shaped as q, contiguous; an
-    empty view yields zeros. ValueError on a wrong rank, shape, dtype, device, stride, head_dim or block size; the
-    contents of index tensors are checked on a CPU, or under TRITON_DEBUG=1.
+    empty view yields zeros. window, softcap and sinks as in the reference. ValueError on a wrong rank, shape, dtype,
+    device, stride, head_dim or block size; the contents of index tensors are checked on a CPU, or under TRITON_DEBUG=1.
     """
-    _check(q, k_cache, v_cache, block_table, context_lens, cu_seqlens_q, max_seqlen_q, scale)
+    check_kind(q, window, softcap, sinks)
+    _check(q, k_cache, v_cache, block_table, context_lens, cu_seqlens_q, max_seqlen_q, scale, window)
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q) == 0:
         return o
     if max_seqlen_q <= 1:
-        decode(q, k_cache, v_cache, block_table, context_lens, cu_seqlens_q, scale * LOG2_E, o)
+        decode(q, k_cache, v_cache, block_table, context_lens, cu_seqlens_q, scale, window, softcap, sinks, o)
         return o
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
@@ -130,9 +152,11 @@ def paged_attention(
         block_table,
         context_lens,
         cu_seqlens_q,
+        sinks,
         len(q),
         block_table.shape[1] * block_size,
-        scale * LOG2_E,
+        window or None,
+        *scales(scale, softcap),
         *q.stride()[:2],
         *k_cache.stride()[:3],
         block_table.stride(0),
@@ -157,6 +181,7 @@ def _check(
     cu_seqlens_q: Tensor,
     max_seqlen_q: int,
     scale: float,
+    window: int,
 ) -> None:
     if k_cache.ndim != 4:
         raise ValueError(
@@ -174,14 +199,19 @@ def _check(
     check_tensor("cu_seqlens_q", cu_seqlens_q, (num_seqs + 1,), q.device, torch.int32)
     check_bounds("cu_seqlens_q", cu_seqlens_q, max_seqlen_q, "max_seqlen_q", len(q))
     if values_are_readable(context_lens):
-        _check_contexts(k_cache, block_table, context_lens)
+        _check_contexts(k_cache, block_table, context_lens, cu_seqlens_q, window)
 
 
-def _check_contexts(k_cache: Tensor, block_table: Tensor, context_lens: Tensor) -> None:
-    """Where the values may be read: ValueError unless every context's blocks are named, and lie in the cache."""
+def _check_contexts(
+    k_cache: Tensor, block_table: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor, window: int
+) -> None:
+    """Where the values may be read: ValueError unless all blocks that are seen are named, and lie in the cache."""
     num_blocks, block_size = k_cache.shape[:2]
-    for seq, (length, blocks) in enumerate(zip(context_lens.tolist(), block_table.tolist(), strict=True)):
-        used = blocks[: -(-length // block_size)]
+    queries = [b - a for a, b in pairwise(cu_seqlens_q.tolist())]
+    contexts = zip(context_lens.tolist(), block_table.tolist(), queries, strict=True)
+    for seq, (length, blocks, num_queries) in enumerate(contexts):
+        first = max(0, length - num_queries + 1 - window) // block_size if window else 0
+        used = blocks[first : -(-length // block_size)]
         if not 0 <= length <= len(blocks) * block_size:
             capacity = f"{len(blocks)} blocks of {block_size}"
             raise ValueError(f"context_lens[{seq}] is {length}, but its row of block_table holds {capacity}")

@@ -7,7 +7,8 @@ tokens, a fixed size: its bits depend on its own length alone. A fixed number of
 sequences in turn, each finding its own on the device from the context lengths; so a batch of very unequal lengths
 stays balanced, a single long context fills the GPU, nothing is planned on the host, and the launch depends on buffer
 sizes only, as a CUDA graph needs. Each piece leaves its (m, l, acc) in a float32 workspace, and a second kernel merges
-a sequence's pieces in order. Without a query nothing is read; context 0 and padding rows give zeros.
+a sequence's pieces in order. Without a query nothing is read; context 0 and padding rows give zeros. With a window the
+pieces that lie wholly before it are left out; the others are cut where they always are.
 A tile's mathematics is in attention_tile.py; splitting the context: https://pytorch.org/blog/flash-decoding/
 """
 
@@ -17,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
-from octavo.kernels.triton.attention_tile import attend_cache, head_tile, load_rows, zero_rows
+from octavo.kernels.triton.attention_tile import attend_cache, fold_sink, head_tile, load_rows, scales, zero_rows
 
 SPLIT = 256  # tokens of context in a piece: the bits of a longer sequence depend on it
 MERGE = 4096  # float32 values of partial results merged at once
@@ -35,12 +36,17 @@ def _contexts(context_lens_ptr, cu_seqlens_q_ptr, seq, live, capacity):
 
 
 @triton.jit
-def _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, piece, SPLIT: tl.constexpr, SEQS: tl.constexpr):
+def _find_piece(
+    context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, window, piece, SPLIT: tl.constexpr, SEQS: tl.constexpr
+):
     """Of all pieces, sequence after sequence: the owner of that one, the pieces before the owner's, their total."""
     owner, before, total = 0, 0, 0
     for start in range(0, num_seqs, SEQS):
         seq = start + tl.arange(0, SEQS)
-        pieces = tl.cdiv(_contexts(context_lens_ptr, cu_seqlens_q_ptr, seq, seq < num_seqs, capacity), SPLIT)
+        context = _contexts(context_lens_ptr, cu_seqlens_q_ptr, seq, seq < num_seqs, capacity)
+        pieces = tl.cdiv(context, SPLIT)
+        if window is not None:
+            pieces -= tl.maximum(context - window, 0) // SPLIT
         end = total + tl.cumsum(pieces, 0)
         passed = (end <= piece) & (seq < num_seqs)
         owner += tl.sum(passed.to(tl.int32))
@@ -55,20 +61,28 @@ def _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, piece, S
 )
 def _split_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, partial_ptr, stats_ptr, block_table_ptr, context_lens_ptr, cu_seqlens_q_ptr,
-    num_seqs, capacity, scale_log2,
+    num_seqs, capacity, window, scale_log2, cap_scale,
     stride_q_token, stride_q_head, stride_block, stride_slot, stride_head, stride_table,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_TILE: tl.constexpr,
     HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr,
     SPLIT: tl.constexpr, SEQS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     column, member = tl.arange(0, HEAD_TILE), tl.arange(0, GROUP_TILE)
-    _, _, total = _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, 0, SPLIT, SEQS)
+    _, _, total = _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, window, 0, SPLIT, SEQS)
     for item in range(tl.program_id(0), total * NUM_KV_HEADS, tl.num_programs(0)):
         piece, kv_head = item // NUM_KV_HEADS, item % NUM_KV_HEADS
-        seq, before, _ = _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, piece, SPLIT, SEQS)
-        first = (piece - before) * SPLIT
+        seq, before, _ = _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, window, piece, SPLIT, SEQS)
+        piece -= before  # of the sequence
         context = tl.minimum(tl.load(context_lens_ptr + seq), capacity)
+        low, lower = 0, None
+        if window is not None:
+            low = tl.maximum(context - window, 0)
+            lower = tl.full([GROUP_TILE], 0, tl.int32) + low
+            piece += low // SPLIT
+        first = piece * SPLIT
         last = tl.minimum(first + SPLIT, context)
+        if window is not None:
+            first = tl.maximum(first, low // BLOCK_N * BLOCK_N)
 
         head = kv_head * GROUP + member  # [GROUP_TILE]
         token = tl.load(cu_seqlens_q_ptr + seq).to(tl.int64)
@@ -80,11 +94,11 @@ def _split_kernel(
         m_i, l_i, acc = attend_cache(
             q, k_cache_ptr + kv_head * stride_head, v_cache_ptr + kv_head * stride_head,
             block_table_ptr + seq.to(tl.int64) * stride_table, stride_block, stride_slot,
-            tl.full([GROUP_TILE], 0, tl.int32) + last - 1, column, first, last,
-            m_i, l_i, acc, scale_log2, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
+            tl.full([GROUP_TILE], 0, tl.int32) + last - 1, lower, low, column, first, last,
+            m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
         )
 
-        index = (seq.to(tl.int64) * tl.cdiv(capacity, SPLIT) + piece - before) * NUM_KV_HEADS * GROUP + head
+        index = (seq.to(tl.int64) * tl.cdiv(capacity, SPLIT) + piece) * NUM_KV_HEADS * GROUP + head
         live = member < GROUP
         tl.store(stats_ptr + index * 2, m_i, mask=live)
         tl.store(stats_ptr + index * 2 + 1, l_i, mask=live)
@@ -97,7 +111,8 @@ def _split_kernel(
     do_not_specialize_on_alignment=["context_lens_ptr", "cu_seqlens_q_ptr"],
 )
 def _merge_kernel(
-    partial_ptr, stats_ptr, o_ptr, context_lens_ptr, cu_seqlens_q_ptr, num_seqs, num_tokens, capacity,
+    partial_ptr, stats_ptr, o_ptr, context_lens_ptr, cu_seqlens_q_ptr, sinks_ptr,
+    num_seqs, num_tokens, capacity, window,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr,
     SPLIT: tl.constexpr, MERGE: tl.constexpr,
 ):
@@ -110,12 +125,19 @@ def _merge_kernel(
     token = tl.load(cu_seqlens_q_ptr + seq)
     if tl.load(cu_seqlens_q_ptr + seq + 1) == token:
         return
-    num_pieces = tl.cdiv(tl.minimum(tl.load(context_lens_ptr + seq), capacity), SPLIT)
+    context = tl.minimum(tl.load(context_lens_ptr + seq), capacity)
+    num_pieces = tl.cdiv(context, SPLIT)
+    first_piece, first_tile = 0, 0
+    if window is not None:
+        first_piece = tl.maximum(context - window, 0) // SPLIT
+        first_tile = first_piece // MERGE * MERGE
     begin = seq.to(tl.int64) * tl.cdiv(capacity, SPLIT)
     m_i, l_i = -float("inf"), 0.0
     acc = tl.zeros([HEAD_TILE], tl.float32)
-    for start in range(0, num_pieces, MERGE):
+    for start in range(first_tile, num_pieces, MERGE):
         piece = start + tl.arange(0, MERGE)
+        if window is not None:
+            piece = tl.where(piece < first_piece, num_pieces, piece)
         live = piece < num_pieces
         index = (begin + piece) * NUM_HEADS + head  # [MERGE]
         m_part = tl.load(stats_ptr + index * 2, mask=live, other=-float("inf"))
@@ -127,6 +149,9 @@ def _merge_kernel(
         l_i = l_i * alpha + tl.sum(weight * l_part, 0)
         acc = acc * alpha + tl.sum(weight[:, None] * acc_part, 0)
         m_i = m_new
+    if sinks_ptr is not None:
+        l_i, alpha = fold_sink(m_i, l_i, tl.load(sinks_ptr + head))
+        acc *= alpha
     o = acc / tl.where(l_i == 0.0, 1.0, l_i)
     offset = (token.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + column
     tl.store(o_ptr + offset, o.to(o_ptr.dtype.element_ty), mask=column < HEAD_DIM)
@@ -140,7 +165,10 @@ def decode(
     block_table: Tensor,
     context_lens: Tensor,
     cu_seqlens_q: Tensor,
-    scale_log2: float,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,
     o: Tensor,
 ) -> None:
     """Fill o, shaped as q and contiguous; the other arguments are those of paged_attention, already checked there."""
@@ -164,7 +192,8 @@ def decode(
             cu_seqlens_q,
             num_seqs,
             capacity,
-            scale_log2,
+            window or None,
+            *scales(scale, softcap),
             *q.stride()[:2],
             *k_cache.stride()[:3],
             block_table.stride(0),
@@ -185,9 +214,11 @@ def decode(
         o,
         context_lens,
         cu_seqlens_q,
+        sinks,
         num_seqs,
         num_tokens,
         capacity,
+        window or None,
         NUM_HEADS=num_heads,
         HEAD_DIM=head_dim,
         HEAD_TILE=head_tile(head_dim),

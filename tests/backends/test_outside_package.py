@@ -28,9 +28,11 @@ from octavo.kernels.ops import REFERENCE
 
 
 def turned(x, cos, sin, interleaved):
+    x, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
     pair = a * cos - b * sin, b * cos + a * sin
-    return (torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)).to(x.dtype)
+    pairs = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
+    return torch.cat((pairs.to(x.dtype), rest), -1)
 
 
 def right_rope(q, k, positions, cos, sin, interleaved=False):

@@ -17,7 +17,7 @@ def test_case(case):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("activation", [None, "gelu", "relu2"])
 def test_linear_takes_a_weight_that_nobody_packed(activation, dtype):
     x, weight = noise(7, 77, dtype=dtype, device=CPU), noise(257, 77, dtype=dtype, seed=1, device=CPU)
     got = linear.linear(x, weight, None, activation)

@@ -43,7 +43,7 @@ def compilations(monkeypatch):
 def run_in_new_process() -> None:
     """Compile and run a kernel as a process does that has not run it yet; its values are the reference's."""
     kernel, out = Kernel(norm._rms_norm.function, norm._rms_norm.layout), torch.empty_like(X)
-    kernel(torch.float32, X.numel(), X, X, X, WEIGHT, out, 2, 64, 0, 1e-5)
+    kernel(torch.float32, X.numel(), X, X, X, WEIGHT, out, 2, 64, 1, 64, 0, 1e-5)
     torch.testing.assert_close(out, reference.rms_norm(X, WEIGHT, 1e-5))
 
 

@@ -198,7 +198,7 @@ def test_a_whole_number_given_for_a_float_is_that_number():
     results = []
     for eps in (1, 1.0):
         out = torch.empty_like(x)
-        norm._rms_norm(torch.float32, x.numel(), x, x, x, weight, out, 3, 64, 0, eps)
+        norm._rms_norm(torch.float32, x.numel(), x, x, x, weight, out, 3, 64, 1, 64, 0, eps)
         results.append(out)
     assert torch.equal(*results)
     assert_accurate(results[0], reference.rms_norm, x, weight, 1.0)
@@ -219,14 +219,14 @@ def test_a_whole_number_given_for_a_float_is_that_number():
 def test_arguments_that_were_not_declared_are_refused(wrong):
     x, weight = torch.ones(3, 64), torch.ones(64)
     arguments = {
-        "a float for a whole number": (x, x, x, weight, x, 3.0, 64, 0, 1e-5),
-        "one too few": (x, x, x, weight, x, 3, 64, 0),
-        "one too many": (x, x, x, weight, x, 3, 64, 0, 1e-5, 1),
-        "a number for a tensor": (x, x, x, 64, x, 3, 64, 0, 1e-5),
-        "a tensor for a number": (x, x, x, weight, x, x, 64, 0, 1e-5),
-        "another dtype": (x, x, x, weight.double(), x, 3, 64, 0, 1e-5),
+        "a float for a whole number": (x, x, x, weight, x, 3.0, 64, 1, 64, 0, 1e-5),
+        "one too few": (x, x, x, weight, x, 3, 64, 1, 64, 0),
+        "one too many": (x, x, x, weight, x, 3, 64, 1, 64, 0, 1e-5, 1),
+        "a number for a tensor": (x, x, x, 64, x, 3, 64, 1, 64, 0, 1e-5),
+        "a tensor for a number": (x, x, x, weight, x, x, 64, 1, 64, 0, 1e-5),
+        "another dtype": (x, x, x, weight.double(), x, 3, 64, 1, 64, 0, 1e-5),
     }
-    with pytest.raises(TypeError, match=r"_rms_norm takes \(vvvvv qqq d\) with values of torch.float32, not \("):
+    with pytest.raises(TypeError, match=r"_rms_norm takes \(vvvvv qqqqq d\) with values of torch.float32, not \("):
         norm._rms_norm(torch.float32, x.numel(), *arguments[wrong])
 
 

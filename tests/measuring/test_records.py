@@ -126,6 +126,11 @@ def test_every_field_is_explained(kind):
     assert {f"`{name}`" for name in stored | figures} == {name for name in explained if name[0] == "`"}
 
 
+def test_lists_without_samples_have_no_figure():
+    assert record(step_s=[[]]).tpot_median_s is None
+    assert record(step_s=[]).decode_tokens_per_s is None
+
+
 def test_stored_figures_that_follow_from_the_samples_are_left_aside(tmp_path):
     path = write(tmp_path / "a.jsonl", RUN, record())
     first, second = path.read_text().splitlines()

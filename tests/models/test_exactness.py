@@ -76,7 +76,7 @@ def unchanged(step: Any) -> Any:
 CIRCUMSTANCES = {
     "first of several": Circumstances(after=3),
     "last of several": Circumstances(before=3),
-    "among 64": Circumstances(before=32, after=32, limits={"max_num_seqs": 65}),
+    "among 16": Circumstances(before=8, after=8, limits={"max_num_seqs": 17}),
     "blocks of 1": Circumstances(after=1, limits={"block_size": 1}),
     "blocks of 16": Circumstances(after=1, limits={"block_size": 16}),
     "blocks of 256": Circumstances(after=1, limits={"block_size": 256}),

@@ -84,7 +84,6 @@ def test_rotary_options_of_transformers_4_and_5(
         (GPT2 | {"activation_function": "relu"}, "activation_function = 'relu' is not supported"),
         (LLAMA | {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         (LLAMA | {"sliding_window": 4096}, "sliding_window = 4096"),
-        (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
         (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_type = 'yarn' is not supported"),
         (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_type = 'dynamic' is not supported"),
         (LLAMA | {"rope_scaling": {"type": "linear"}}, "factor must be a positive number, not None"),

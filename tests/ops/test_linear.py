@@ -120,7 +120,7 @@ X, W = torch.zeros(2, 8), torch.zeros(4, 8)
         ("^bias must be .*4.*5", lambda: linear.linear(X, W, torch.zeros(5))),
         ("^bias must have a contiguous", lambda: linear.linear(X, W, torch.zeros(8)[::2])),
         ("^weight must be a dense tensor, not Int8Weight", lambda: linear.linear(X, quantise(W, "int8"))),
-        ("^activation must be .*'relu'", lambda: linear.linear(X, W, activation="relu")),
+        ("^activation must be .*'mish'", lambda: linear.linear(X, W, activation="mish")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

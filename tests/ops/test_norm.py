@@ -83,7 +83,8 @@ X, W = torch.zeros(2, 8), torch.zeros(8)
 @pytest.mark.parametrize(
     ("match", "call"),
     [
-        ("^x must be .*2, 8, 1", lambda: norm.rms_norm(X.unsqueeze(-1), W, EPS)),
+        ("^x must be .*2, 8, 1, 1", lambda: norm.rms_norm(X[..., None, None], W, EPS)),
+        ("^x must be .*2, 8, 1", lambda: norm.add_rms_norm(X.unsqueeze(-1), X.unsqueeze(-1), W, EPS)),
         ("^x must be .*float64", lambda: norm.rms_norm(X.double(), W.double(), EPS)),
         ("^x must have a dim .*40000", lambda: norm.rms_norm(torch.zeros(1, 40000), torch.zeros(40000), EPS)),
         ("^x must have a contiguous last dimension", lambda: norm.rms_norm(torch.zeros(8, 2).T, W, EPS)),

@@ -12,7 +12,7 @@ import pytest
 from octavo.kernels import backends, ops, reference
 
 KERNELS = {
-    "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "rope", "silu_mul",
+    "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "rope", "silu_mul", "gelu_mul",
     "linear", "write_kv", "causal_attention", "paged_attention",
     "apply_penalties", "sample", "lm_head_sample", "top_logprobs",
 }  # fmt: skip
