@@ -12,7 +12,7 @@ from octavo.gpt.engine_thread import EngineClosedError
 from octavo.gpt.llm import LLM
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.prompts import Prompt, text_of
-from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.sampling_params import RequestOutputKind, SamplingParams
 
 P = ParamSpec("P")
 
@@ -33,15 +33,19 @@ class AsyncLLM:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.llm = LLM(*args, **kwargs)
 
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[RequestOutput]:
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> AsyncIterator[RequestOutput]:
         """Yield the request's output so far, each time that it has grown, the last time finished.
+
+        With output_kind FINAL_ONLY only the last time.
 
         Leaving the loop, or cancelling the task, ends the request and frees its blocks. ValueError for a bad request,
         QueueFullError, EngineClosedError. A step that raises finishes the request with the reason "error".
         """
         engine, thread = self.llm.engine, self.llm.thread
-        params = params or SamplingParams()
-        ids, snapshots = self.llm.encode_request(prompt, params), _Snapshots()
+        params = sampling_params or self.llm.get_default_sampling_params()
+        ids, snapshots = self.llm.encode_request(prompt, params), _Snapshots(params.output_kind)
         try:
             adding = thread.submit(engine.add, ids, params, text_of(prompt), snapshots)
             await asyncio.wrap_future(adding)
@@ -66,13 +70,14 @@ class AsyncLLM:
 class _Snapshots:
     """Listens to a request for one event loop: a copy each time that it grew, unless the loop is far behind."""
 
-    def __init__(self) -> None:
+    def __init__(self, output_kind: int) -> None:
+        self._wants_all = output_kind == RequestOutputKind.CUMULATIVE
         self._loop = asyncio.get_running_loop()
         self._is_ready = asyncio.Event()
         self._copies: deque[RequestOutput] = deque()
 
     def __call__(self, request: RequestOutput) -> None:
-        if len(self._copies) < MAX_COPIES or request.finished:
+        if (self._wants_all and len(self._copies) < MAX_COPIES) or request.finished:
             self._copies.append(_copy(request))
             self._loop.call_soon_threadsafe(self._is_ready.set)
 
@@ -91,4 +96,4 @@ def _copy(request: RequestOutput) -> RequestOutput:
         logprobs = None if output.logprobs is None else list(output.logprobs)
         copy = replace(output, token_ids=list(output.token_ids), logprobs=logprobs, stream=None, _pieces=pieces)
         outputs.append(copy)
-    return replace(request, outputs=outputs)
+    return replace(request, outputs=outputs, metrics=replace(request.metrics))

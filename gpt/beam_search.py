@@ -8,7 +8,7 @@ for one token; the prefix cache computes what beams have in common once.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Continuations = list[tuple[int, float]]  # token id, log-probability; best first
 Expand = Callable[[list[list[int]], int], list[Continuations]]  # (texts, how many) -> the likeliest next tokens of each
@@ -21,6 +21,7 @@ class Beam:
     token_ids: list[int]
     cumulative_logprob: float
     score: float = -math.inf
+    text: str | None = None  # of finished beams, where the model has a tokenizer
 
 
 @dataclass
@@ -52,6 +53,10 @@ class BeamSearch:
         self._collect([beam for beam, end in zip(ranked[: self.beam_width], ended, strict=False) if end], length)
         self.running = [beam for beam, end in zip(ranked, ended, strict=True) if not end][: self.beam_width]
         self.done = not self.running or not self._may_improve(length)
+
+    def results(self, decode: Callable[[list[int]], str] | None) -> list[Beam]:
+        """Return the finished beams, best first, with their texts."""
+        return [beam if decode is None else replace(beam, text=decode(beam.token_ids)) for beam in self.finished]
 
     @property
     def num_candidates(self) -> int:

@@ -18,7 +18,13 @@ from weakref import WeakSet
 import torch
 
 from octavo.gpt.engine import Engine
+from octavo.gpt.loading.loader import LoadedModel
+from octavo.gpt.runner.decode_graph import cuda_capture
+from octavo.gpt.runner.kv_cache import PagedCache
+from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.runner.threads import place_team, release_team, usable_threads
+from octavo.gpt.scheduler.config import EngineConfig
+from octavo.kernels import backends
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,6 +66,24 @@ class _Command:
         """Give the caller the error, unless there is a result already."""
         if not self.future.done():
             self.future.set_exception(error)
+
+
+def make_engine(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    device: torch.device,
+    seed: int,
+    enable_prefix_caching: bool,
+    cuda_graphs: str,
+) -> Engine:
+    """Return an engine of the model with a cache of its own, on CUDA with its graphs captured if "startup" asks."""
+    model, on_cuda = loaded.model, device.type == "cuda"
+    cache = PagedCache(model.config, config.num_blocks, config.block_size, loaded.dtype, device)
+    graphs = on_cuda and cuda_graphs != "off" and backends.can_be_captured(model.ops)
+    runner = Runner(model, cache, config, device, cuda_capture() if graphs else None)
+    if graphs and cuda_graphs == "startup":
+        runner.warm_up(config.max_num_batched_tokens)
+    return Engine(runner, model.config, config, loaded.tokenizer, seed, enable_prefix_caching, async_scheduling=on_cuda)
 
 
 class EngineThread:

@@ -2,55 +2,39 @@
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Unpack
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from octavo.gpt.beam_search import Beam, BeamSearch, Continuations, check_options
 from octavo.gpt.beam_search import run as run_searches
-from octavo.gpt.engine import Engine, Listener
-from octavo.gpt.engine_thread import EngineClosedError, EngineThread
-from octavo.gpt.loading.loader import LoadedModel, load_model, resolve_device
+from octavo.gpt.engine import Listener
+from octavo.gpt.engine_thread import EngineClosedError, EngineThread, make_engine
+from octavo.gpt.listeners import Ends, Pieces, progress
+from octavo.gpt.loading.loader import load_model, resolve_device
 from octavo.gpt.models.base import Model
+from octavo.gpt.options.checks import integer
+from octavo.gpt.options.generation_config import sampling_defaults
+from octavo.gpt.options.names import device_name, dtype_name
+from octavo.gpt.options.neutral import EngineOptions, RequestOptions, refuse_others, renamed, shows
 from octavo.gpt.outputs import RequestOutput, TokenProbability, raise_if_failed
-from octavo.gpt.prompts import Prompt, as_list, content, encode, text_of
-from octavo.gpt.runner.decode_graph import cuda_capture
-from octavo.gpt.runner.kv_cache import PagedCache, plan_memory
-from octavo.gpt.runner.model_runner import Runner
+from octavo.gpt.prompts import Prompt, TokensPrompt, as_list, content, encode, text_of
+from octavo.gpt.quoting import quoted
+from octavo.gpt.runner.kv_cache import plan_memory
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
-from octavo.gpt.scheduler.config import EngineConfig
-from octavo.gpt.scoring import Score, score
+from octavo.gpt.scoring import Draw, Score, draw, score
 from octavo.gpt.tokenizer.chat_template import ChatOptions
+from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels import backends
 from octavo.kernels.ops import Ops
 
 Message = Mapping[str, Any]
 
 CUDA_GRAPHS = ("startup", "lazy", "off")
-
-
-def make_engine(
-    loaded: LoadedModel,
-    config: EngineConfig,
-    device: torch.device,
-    seed: int,
-    enable_prefix_caching: bool,
-    cuda_graphs: str,
-) -> Engine:
-    """Return an engine of the model with a cache of its own, on CUDA with its graphs captured if "startup" asks."""
-    model, on_cuda = loaded.model, device.type == "cuda"
-    cache = PagedCache(model.config, config.num_blocks, config.block_size, loaded.dtype, device)
-    graphs = on_cuda and cuda_graphs != "off" and backends.can_be_captured(model.ops)
-    runner = Runner(model, cache, config, device, cuda_capture() if graphs else None)
-    if graphs and cuda_graphs == "startup":
-        runner.warm_up(config.max_num_batched_tokens)
-    return Engine(runner, model.config, config, loaded.tokenizer, seed, enable_prefix_caching, async_scheduling=on_cuda)
 
 
 class LLM:
@@ -63,19 +47,25 @@ class LLM:
     and `max_num_waiting` wait; when the cache runs out, `preemption` moves the youngest's blocks to host memory and
     back ("swap", exact), or drops them and computes its text again as a prompt ("recompute", equal to the rounding).
     On CUDA, decode steps of the triton backend are graphs, captured as the model loads ("startup"), when a size is
-    first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes nothing. Bad arguments raise
-    ValueError, missing files FileNotFoundError.
+    first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes nothing; `enforce_eager` means
+    "off". Bad arguments raise ValueError, missing files FileNotFoundError.
+
+    generation_config: where the sampling of requests without SamplingParams is from (`get_default_sampling_params`):
+    "auto" for the generation_config.json of the model, "octavo" for SamplingParams' own defaults, or a folder with such
+    a file; override_generation_config has values in place of the file's. Other arguments of vLLM's are taken where
+    they ask for nothing (`EngineOptions`).
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).
     """
 
+    @shows(EngineOptions)
     def __init__(
         self,
         model: str | Path = "smollm2",
         backend: str | Ops = "auto",
-        dtype: str = "auto",
-        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
         max_model_len: int | None = None,
         block_size: int = 16,
         num_blocks: int | None = None,
@@ -83,24 +73,31 @@ class LLM:
         max_num_batched_tokens: int = 2048,
         max_num_waiting: int = 4096,
         preemption: str = "swap",
-        seed: int = 0,
+        seed: int | None = 0,
         enable_prefix_caching: bool = True,
         cuda_graphs: str = "startup",
         weights: str = "auto",
         parse_special: bool = False,
+        generation_config: str | Path = "auto",
+        override_generation_config: dict[str, Any] | None = None,
+        enforce_eager: bool = False,
+        **others: Unpack[EngineOptions],
     ) -> None:
+        refuse_others("LLM", others, EngineOptions)
+        cuda_graphs = "off" if enforce_eager else cuda_graphs
         if cuda_graphs not in CUDA_GRAPHS:
             raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {cuda_graphs!r}")
-        self.device = resolve_device(device)
+        self.device = resolve_device(device_name(device))
         self.parse_special = parse_special
         if isinstance(backend, str):
             backend = backends.load(backends.best_for(self.device.type) if backend == "auto" else backend)
         self.thread = EngineThread()
         weakref.finalize(self, self.thread.stop).atexit = False  # the thread's module ends what is left then
         try:
-            loaded = self.thread.call(load_model, model, backend, dtype, self.device.type, weights)
+            loaded = self.thread.call(load_model, model, backend, dtype_name(dtype), self.device.type, weights)
             self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
             self.model: Model = loaded.model
+            self.sampling_defaults = sampling_defaults(generation_config, loaded.source, override_generation_config)
             self.dtype = loaded.dtype
             self.config = plan_memory(
                 self.model.config, self.dtype, self.device, max_model_len, num_blocks,
@@ -108,7 +105,7 @@ class LLM:
                 max_num_waiting=max_num_waiting, preemption=preemption,
             )  # fmt: skip
             self.engine = self.thread.own(
-                make_engine, loaded, self.config, self.device, seed, enable_prefix_caching, cuda_graphs
+                make_engine, loaded, self.config, self.device, seed or 0, enable_prefix_caching, cuda_graphs
             )
         except BaseException:
             self.thread.stop()
@@ -124,6 +121,19 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        number = sum(parameter.numel() for parameter in self.model.parameters())
+        facts = (f"{number:,} parameters", f"backend {self.backend}", f"device {self.device}", str(self.dtype))
+        return f"LLM({quoted(self.name)}, {self.model.config.family}, {', '.join(facts)})"
+
+    def get_tokenizer(self) -> Tokenizer | None:
+        """Return the model's tokenizer, which is not transformers'; None where it has none."""
+        return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Return what a request without SamplingParams gets: what generation_config.json says, where it is followed."""
+        return SamplingParams(**self.sampling_defaults)
+
     @property
     def backend(self) -> str:
         return self.model.ops.name
@@ -135,7 +145,7 @@ class LLM:
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a request for `step`, and return its number. QueueFullError when `max_num_waiting` wait already."""
-        params = params or SamplingParams()
+        params = params or self.get_default_sampling_params()
         ids = self.encode_request(prompt, params)
         return self.thread.call(self.engine.add, ids, params, text_of(prompt)).request_id
 
@@ -158,25 +168,34 @@ class LLM:
         """
         return self.thread.call(self.engine.stats)
 
+    @shows(RequestOptions)
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        *,
         params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
+        **others: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
-        """Complete each prompt; order is kept. params: one for all, or one each."""
+        """Complete each prompt; order is kept. sampling_params: one for all, or one each; `params` is its old name.
+
+        use_tqdm: whether several prompts show their progress, or a function that makes the bar.
+        """
+        refuse_others("generate", others, RequestOptions)
         prompts = as_list(prompts)
-        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        given = self._renamed(sampling_params, params)
+        each = list(given) if isinstance(given, Sequence) else [given] * len(prompts)
         if len(each) != len(prompts):
-            raise ValueError(f"params has {len(each)} entries for {len(prompts)} prompts")
+            raise ValueError(f"sampling_params has {len(each)} entries for {len(prompts)} prompts")
         checked = [
             (self.engine.check(self.encode_request(prompt, own), own), own, text_of(prompt))
             for prompt, own in zip(prompts, each, strict=True)
         ]
-        listener = _Ends()
+        listener = Ends()
         try:
             requests = self.thread.call(self.engine.add_all, checked, listener)
-            for request in _progress(requests, use_tqdm):
+            for request in progress(requests, use_tqdm):
                 while not request.finished:
                     listener.queue.get()
         except BaseException:
@@ -192,15 +211,15 @@ class LLM:
 
         The completion goes on while the caller does other things between two pieces.
         """
-        params = params or SamplingParams()
-        if self.tokenizer is None:
-            raise ValueError("stream needs a tokenizer, and this model has none: use generate with token ids")
+        params = params or self.get_default_sampling_params()
+        if self.tokenizer is None or not params.detokenize:
+            raise ValueError("stream needs a tokenizer and detokenize=True: else use generate with token ids")
         if params.n != 1:
             raise ValueError(f"stream gives one completion, n is {params.n}")
         return self._stream(self.engine.check(self.encode_request(prompt, params), params), params, text_of(prompt))
 
     def _stream(self, ids: list[int], params: SamplingParams, text: str | None) -> Iterator[str]:
-        listener = _Pieces()
+        listener = Pieces()
         try:
             request = self.thread.call(self.engine.add, ids, params, text, listener)
             while (piece := listener.queue.get()) is not None:
@@ -222,15 +241,25 @@ class LLM:
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | None = None,
-        use_tqdm: bool = True,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        *,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
         """The assistant's answer to one conversation, or to each of several; options are those of `ChatOptions`."""
         is_one = not messages or not isinstance(messages[0], list | tuple)
         conversations: Any = [messages] if is_one else messages
-        prompts = [self.encode_chat(conversation, **options) for conversation in conversations]
-        return self.generate(prompts, params, use_tqdm)
+        prompts = [self._chat_prompt(self.encode_chat(conversation, **options)) for conversation in conversations]
+        return self.generate(prompts, self._renamed(sampling_params, params), use_tqdm)
+
+    def _chat_prompt(self, ids: list[int]) -> TokensPrompt:
+        return {"prompt_token_ids": ids, "prompt": None if self.tokenizer is None else self.tokenizer.decode(ids)}
+
+    def _renamed(self, sampling_params: Any, params: Any) -> SamplingParams | Sequence[SamplingParams]:
+        """Return the params under whichever name they came; the defaults where they came under none."""
+        given = renamed(sampling_params, params)
+        return self.get_default_sampling_params() if given is None else given
 
     def encode_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> list[int]:
         """Return the token ids of a conversation in the model's own template, ready for the assistant's answer."""
@@ -257,7 +286,8 @@ class LLM:
             room = min(max_tokens, self.config.max_model_len + 1 - len(ids))
             searches.append(BeamSearch(ids, beam_width, max(room, 1), length_penalty, early_stopping, eos_ids))
         run_searches(searches, self._likeliest)
-        return [search.finished for search in searches]
+        decode = None if self.tokenizer is None else partial(self.tokenizer.decode, skip_special_tokens=True)
+        return [search.results(decode) for search in searches]
 
     def _likeliest(self, texts: list[list[int]], number: int) -> list[Continuations]:
         """Return the most likely next tokens of each text, with their log-probabilities, best first."""
@@ -270,12 +300,27 @@ class LLM:
             found.append([(token_id, entry.logprob) for token_id, entry in entries])
         return found
 
-    def next_tokens(self, prompt: Prompt, n: int = 10) -> list[TokenProbability]:
-        """Return the n most likely next tokens, best first; n up to 1000."""
-        if not isinstance(n, int) or not 1 <= n <= MAX_LOGPROBS:
-            raise ValueError(f"n must be an integer in [1, {MAX_LOGPROBS}], not {n!r}")
-        entries = self._likeliest([self.encode(prompt)], n)[0][:n]
-        return [TokenProbability(i, self.engine.text_of(i) or "", math.exp(logprob)) for i, logprob in entries]
+    def next_tokens(
+        self, prompt: Prompt, n: int = 10, sampling_params: SamplingParams | None = None
+    ) -> list[TokenProbability]:
+        """Return the n most likely next tokens, best first; n up to 1000.
+
+        sampling_params: probabilities are those after its temperature, top_k, top_p and min_p, of what these keep.
+        """
+        n = integer("n", n, 1, MAX_LOGPROBS)
+        if sampling_params is not None:
+            candidates = self.draw(prompt, sampling_params, n).candidates
+            found = [(each.token_id, each.kept) for each in candidates if each.kept]
+        else:
+            likeliest = self._likeliest([self.encode(prompt)], n)[0][:n]
+            found = [(token_id, math.exp(logprob)) for token_id, logprob in likeliest]
+        return [TokenProbability(i, self.engine.text_of(i) or "", probability) for i, probability in found]
+
+    def draw(self, prompt: Prompt, sampling_params: SamplingParams, n: int = 10) -> Draw:
+        """Return the n most likely next tokens: how likely in the model, after the temperature, after the filters."""
+        ids = self.engine.check(self.encode(prompt), sampling_params)
+        n = integer("n", n, 1, MAX_LOGPROBS)
+        return self.thread.call(draw, self.model, ids, sampling_params, n, self.device)
 
     def score(self, prompt: Prompt) -> Score:
         """Score how likely the model finds a text; beyond the context, it is read in windows that overlap by half."""
@@ -291,8 +336,10 @@ class LLM:
 
     def encode_request(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         """Return the prompt's ids; ValueError for one that surely does not fit, before all of it is cut into tokens."""
-        limit = self.config.max_model_len if params.overflow == "stop" else None
-        return self._as_ids(prompt, self.parse_special, limit)
+        kept = params.truncate_prompt_tokens
+        limit = self.config.max_model_len if params.overflow == "stop" and kept is None else None
+        ids = self._as_ids(prompt, self.parse_special, limit)
+        return ids if kept is None else ids[-(self.config.max_model_len if kept == -1 else kept) :]
 
     def _as_ids(self, prompt: Prompt, parse_special: bool, limit: int | None) -> list[int]:
         given = content(prompt)
@@ -301,36 +348,3 @@ class LLM:
         if self.tokenizer is None:
             raise ValueError(f"the model {self.name} has no tokenizer: give token ids")
         return encode(given, self.tokenizer, parse_special, limit)
-
-
-class _Ends:
-    """Listens to requests; something comes into its queue when one of them ends."""
-
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[int] = SimpleQueue()
-
-    def __call__(self, request: RequestOutput) -> None:
-        if request.finished:
-            self.queue.put(request.request_id)
-
-
-class _Pieces:
-    """Listens to a request of one completion; the pieces of its text come into its queue, and None at the end."""
-
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[str | None] = SimpleQueue()
-        self._num_seen = 0
-
-    def __call__(self, request: RequestOutput) -> None:
-        pieces = request.outputs[0].pieces()
-        for piece in filter(None, pieces[self._num_seen :]):
-            self.queue.put(piece)
-        self._num_seen = len(pieces)
-        if request.finished:
-            self.queue.put(None)
-
-
-def _progress(requests: list[RequestOutput], wanted: bool) -> Iterator[RequestOutput]:
-    console = Console(stderr=True)
-    disable = not (wanted and console.is_terminal and len(requests) > 1)
-    return iter(track(requests, "generating", console=console, disable=disable))

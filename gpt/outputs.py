@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.detokenizer import TextStream
@@ -107,6 +107,12 @@ class RequestOutput:
     @property
     def finished(self) -> bool:
         return all(output.finished for output in self.outputs)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the first completion's "text" or "token_ids", as the outputs of nano-vllm do."""
+        if name not in ("text", "token_ids"):
+            raise KeyError(name)
+        return getattr(self.outputs[0], name)
 
     def __repr__(self) -> str:
         prompt = quoted(self.prompt, SHOWN_TEXT) if self.prompt is not None else f"{len(self.prompt_token_ids)} tokens"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any
 
-from octavo.gpt.options import checks
+import octavo.gpt.options.checks as checks
 from octavo.gpt.quoting import quoted
 
 MAX_LOGPROBS = 1000

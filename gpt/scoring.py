@@ -1,4 +1,4 @@
-"""Scoring: how likely a model finds a text, read window by window, without a cache."""
+"""How likely a model finds a text, read window by window, or its next token; both without a cache."""
 
 import math
 import sys
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.batch import dense_batch
+from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.validation import checked_ids
+from octavo.kernels.ops import keep_mask
 
 MAX_EXPONENT = math.log(sys.float_info.max)
 LOGIT_ROWS = 256  # positions whose logits are held at once
@@ -52,3 +54,42 @@ def _losses(model: Model, ids: list[int], device: torch.device) -> Tensor:
     targets = tokens[0, 1:].long()
     parts = zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
     return torch.cat([F.cross_entropy(model.logits(h).float(), t, reduction="none") for h, t in parts])
+
+
+class Candidate(NamedTuple):
+    """A token that may come next: its probability in the model, after the temperature, and after the filters.
+
+    What a filter drops is 0 at last; at temperature 0 all is the most likely token's.
+    """
+
+    token_id: int
+    raw: float
+    tempered: float
+    kept: float
+
+
+class Draw(NamedTuple):
+    """The next token's candidates, most likely first, and how many of them the filters keep."""
+
+    candidates: list[Candidate]
+    num_kept: int
+
+
+@torch.inference_mode()
+def draw(model: Model, ids: list[int], params: SamplingParams, num: int, device: torch.device) -> Draw:
+    """Return the `num` most likely next tokens of a text, and what temperature, top_k, top_p and min_p make of them."""
+    tokens = torch.tensor([ids], dtype=torch.int32, device=device)
+    logits = model.logits(model(dense_batch(tokens), None)[-1:]).float()
+    settings = (params.temperature, max(params.top_k, 0), params.top_p, params.min_p)
+    temperature, top_k, top_p, min_p = (torch.tensor([value], device=device) for value in settings)
+    if params.temperature > 0:
+        keep = keep_mask(logits, temperature.float().unsqueeze(1), top_k.int(), top_p.float(), min_p.float())
+        tempered = torch.softmax(logits.double() / params.temperature, -1)
+    else:
+        keep = F.one_hot(logits.argmax(-1), logits.shape[1]).bool()
+        tempered = keep.double()
+    kept = tempered.masked_fill(~keep, 0.0)
+    columns = (torch.softmax(logits.double(), -1), tempered, kept / kept.sum())
+    order = logits[0].sort(descending=True, stable=True).indices[:num]
+    values = (column[0, order].tolist() for column in columns)
+    return Draw([Candidate(*each) for each in zip(order.tolist(), *values, strict=True)], int(keep.sum()))

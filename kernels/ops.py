@@ -95,3 +95,5 @@ OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in ("name
 
 _functions: dict[str, Any] = {name: getattr(reference, name) for name in OP_NAMES}
 REFERENCE = Ops(name="reference", **_functions).with_syncs("write_kv", "paged_attention", "sample", "lm_head_sample")
+
+keep_mask = reference.keep_mask  # what the filters of `sample` keep, for callers who show a draw

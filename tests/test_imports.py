@@ -14,7 +14,12 @@ ROOT = Path(__file__).parent.parent
 DOORS = ("octavo.kernels.ops", "octavo.kernels.backends", "octavo.kernels.weights")  # of kernels, for gpt
 PACKAGES = ("kernels", "gpt", "bench")
 
-STANDARD_OR_OWN = ("octavo.gpt.scheduler", "octavo.gpt.sampling_params", "octavo.gpt.options", "octavo.gpt.quoting")
+STANDARD_OR_OWN = (
+    "octavo.gpt.scheduler",
+    "octavo.gpt.sampling_params",
+    "octavo.gpt.quoting",
+    "octavo.gpt.options.checks",
+)
 
 
 def modules(folder: str, root: Path = ROOT) -> list[Path]:

@@ -1,16 +1,16 @@
-"""The command `octavo`: generate, chat, next, score, models, tokens. Bad input is one line and exit code 2."""
+"""The command `octavo`: what it can be asked, and what it does then. Bad input is one line and exit code 2."""
 
 import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import octavo.gpt
-from octavo.gpt.cli import output
+from octavo.gpt.cli import output, tables
 from octavo.gpt.cli.process import PATIENCE, Parser, complain, run, run_process
 from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import SamplingParams
@@ -26,6 +26,7 @@ MODEL_OPTIONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 OPEN = {"backend": " or package.module:NAME"}  # what an option takes besides its choices
 SAMPLING_OPTIONS = {field.name: field for field in fields(SamplingParams) if "help" in field.metadata}
+DRAW_OPTIONS = "temperature", "top_k", "top_p", "min_p", "seed"
 DEFAULTS = {"max_tokens": 256}  # of the command line, where they are not SamplingParams' own
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "RULE"}
 
@@ -50,10 +51,14 @@ def _warning_line(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Stream one completion, or print several."""
-    params, llm = _params(arguments), _llm(arguments)
-    if arguments.json or params.n > 1:
+    _params(arguments)  # refused before the model is read
+    llm = _llm(arguments)
+    params = _params(arguments, llm)
+    if arguments.json or params.n > 1 or params.logprobs is not None:
         request = llm.generate([arguments.prompt], params)[0]
         output.json_line(output.request_dict(request)) if arguments.json else output.completions(request, arguments.raw)
+        if params.logprobs is not None and not arguments.json:
+            tables.logprobs(request)
     else:
         output.stream(llm, llm.encode(arguments.prompt), params, arguments.stats, arguments.raw)
 
@@ -64,6 +69,7 @@ def chat(arguments: argparse.Namespace) -> None:
     if params.n > 1:
         raise ValueError(f"chat gives one answer, n is {params.n}")
     llm = _llm(arguments)
+    params = _params(arguments, llm)
     messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
     question = arguments.question if arguments.question is not None else output.ask(llm)
     while question is not None:
@@ -80,8 +86,31 @@ def chat(arguments: argparse.Namespace) -> None:
 
 def next_tokens(arguments: argparse.Namespace) -> None:
     """Show the most likely next tokens, with bars."""
-    entries = _llm(arguments).next_tokens(arguments.prompt, arguments.number)
+    params = _draw_params(arguments)
+    entries = _llm(arguments).next_tokens(arguments.prompt, arguments.number, params)
     output.json_line([entry._asdict() for entry in entries]) if arguments.json else output.probabilities(entries)
+
+
+def step(arguments: argparse.Namespace) -> None:
+    """Watch a draw: each token's chance in the model, after the temperature, after the filters, and what won."""
+    params = (_draw_params(arguments) or SamplingParams()).replace(max_tokens=1, ignore_eos=True)
+    llm = _llm(arguments)
+    found = llm.draw(arguments.prompt, params, arguments.number)
+    won = llm.generate([arguments.prompt], params)[0].outputs[0].token_ids[0]
+    texts = [llm.engine.text_of(token_id) or "" for token_id in [won, *(each.token_id for each in found.candidates)]]
+    if arguments.json:
+        rows = [{"text": text, **each._asdict()} for text, each in zip(texts[1:], found.candidates, strict=True)]
+        output.json_line({"won": {"token_id": won, "text": texts[0]}, "num_kept": found.num_kept, "candidates": rows})
+    else:
+        tables.draw(found, texts, won)
+
+
+def beam(arguments: argparse.Namespace) -> None:
+    """Search for the likeliest texts as a whole."""
+    found = _llm(arguments).beam_search(
+        arguments.prompt, arguments.beams, arguments.max_tokens, arguments.length_penalty
+    )[0]
+    output.json_line([vars(each) for each in found]) if arguments.json else tables.beams(found)
 
 
 def score(arguments: argparse.Namespace) -> None:
@@ -124,15 +153,27 @@ def _llm(arguments: argparse.Namespace) -> "LLM":
         device=arguments.device,
         max_model_len=arguments.max_model_len,
         parse_special=getattr(arguments, "parse_special", False),
+        generation_config=getattr(arguments, "generation_config", "octavo"),
         seed=int.from_bytes(os.urandom(7), "little"),
     )
 
 
-def _params(arguments: argparse.Namespace) -> SamplingParams:
+def _params(arguments: argparse.Namespace, llm: "LLM | None" = None) -> SamplingParams:
+    """Return what was asked for; with a model, after what its generation_config.json says, which a line tells."""
     given = {name: value for name in SAMPLING_OPTIONS if (value := getattr(arguments, name)) is not None}
     if arguments.logit_bias:
         given["logit_bias"] = dict(map(_bias, arguments.logit_bias))
-    return SamplingParams(**DEFAULTS | given)
+    followed = {name: value for name, value in (llm.sampling_defaults if llm else {}).items() if name not in given}
+    if followed:
+        said = ", ".join(f"{name} {value}" for name, value in followed.items())
+        complain("octavo", f"as the model's generation_config.json says: {said} (--generation-config octavo: not so)")
+    return SamplingParams(**DEFAULTS | followed | given)
+
+
+def _draw_params(arguments: argparse.Namespace) -> SamplingParams | None:
+    """Return what was asked of the draw of one token; None for nothing."""
+    given = {name: value for name in DRAW_OPTIONS if (value := getattr(arguments, name, None)) is not None}
+    return SamplingParams(**given) if given else None
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -166,13 +207,16 @@ EXAMPLES = {
     "generate": 'octavo generate "Once upon a time" --seed 7 --max-tokens 60',
     "chat": 'octavo chat "What is the capital of Japan?" --temperature 0',
     "next": 'octavo next "I love" --number 5',
+    "step": 'octavo step "I love" --temperature 0.7 --top-k 5 --seed 1',
+    "beam": 'octavo beam "The capital of Japan is" --beams 3',
     "score": "octavo score README.md",
     "models": "octavo models",
     "tokens": 'octavo tokens "Hello, world 123"',
 }
 
 
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
+def _model_arguments(command: argparse.ArgumentParser) -> None:
+    parser = command.add_argument_group("model")
     parser.add_argument("--model", default="smollm2", help="a name, a Hugging Face folder or a GGUF file (smollm2)")
     for name, choices, what in MODEL_OPTIONS:
         known = "auto", *choices
@@ -182,18 +226,28 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 
-def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    types = get_type_hints(SamplingParams)
-    for name, option in SAMPLING_OPTIONS.items():
-        parser.add_argument("--" + name.replace("_", "-"), **_option(name, types[name], option))
+def _sampling_arguments(command: argparse.ArgumentParser) -> None:
+    parser = command.add_argument_group("sampling")
+    _sampling_options(parser, SAMPLING_OPTIONS)
+    parser.add_argument(
+        "--generation-config", default="auto", metavar="NAME",
+        help="whose defaults: auto (the model's generation_config.json), octavo (those shown here) or a folder (auto)",
+    )  # fmt: skip
     parser.add_argument(
         "--logit-bias", action="append", metavar="ID=X", help="add X to the logit of this id; repeatable"
     )
+    parser = command.add_argument_group("output")
     parser.add_argument(
         "--raw", action="store_true", help="show control characters of the text to the terminal as well"
     )
     parser.add_argument("--stats", action="store_true", help="close with times and the most likely first tokens")
-    _model_arguments(parser)
+    _model_arguments(command)
+
+
+def _sampling_options(parser: Any, names: Iterable[str]) -> None:
+    types = get_type_hints(SamplingParams)
+    for name in names:
+        parser.add_argument("--" + name.replace("_", "-"), **_option(name, types[name], SAMPLING_OPTIONS[name]))
 
 
 def _option(name: str, hint: Any, option: Field) -> dict[str, Any]:
@@ -201,7 +255,7 @@ def _option(name: str, hint: Any, option: Field) -> dict[str, Any]:
     text, default = option.metadata["help"], DEFAULTS.get(name, option.default)
     if hint is bool:
         return {"action": "store_true", "default": None, "help": text}
-    if name == "stop":
+    if name in ("stop", "bad_words"):
         return {"action": "append", "metavar": "TEXT", "help": text}
     if name == "stop_token_ids":
         return {"type": int, "nargs": "+", "metavar": "ID", "help": text}
@@ -225,6 +279,22 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
 def _next_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt")
     parser.add_argument("-n", "--number", type=int, default=10, help="how many (10)")
+    _sampling_options(parser.add_argument_group("sampling"), DRAW_OPTIONS[:-1])
+    _model_arguments(parser)
+
+
+def _step_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt")
+    parser.add_argument("-n", "--number", type=int, default=10, help="how many candidates (10)")
+    _sampling_options(parser.add_argument_group("sampling"), DRAW_OPTIONS)
+    _model_arguments(parser)
+
+
+def _beam_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt")
+    parser.add_argument("--beams", type=int, default=4, metavar="N", help="texts that are followed at once (4)")
+    parser.add_argument("--max-tokens", type=int, default=16, metavar="N", help="most tokens of each (16)")
+    parser.add_argument("--length-penalty", type=float, default=1.0, metavar="X", help="above 0 favours long ones (1)")
     _model_arguments(parser)
 
 
@@ -242,6 +312,8 @@ COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argpa
     ("generate", generate, _generate_arguments),
     ("chat", chat, _chat_arguments),
     ("next", next_tokens, _next_arguments),
+    ("step", step, _step_arguments),
+    ("beam", beam, _beam_arguments),
     ("score", score, _score_arguments),
     ("models", models, lambda parser: None),
     ("tokens", tokens, _tokens_arguments),

@@ -60,7 +60,7 @@ def probabilities(entries: "list[TokenProbability]", console: PlainConsole | Non
         table.add_column(name, justify="right" if name in ("id", "probability") else "left")
     for entry in entries:
         bar = "█" * max(1, round(BAR_WIDTH * entry.probability))
-        table.add_row(_visible(entry.text), str(entry.token_id), f"{entry.probability:.4f}", Text(bar, "cyan"))
+        table.add_row(visible(entry.text), str(entry.token_id), f"{entry.probability:.4f}", Text(bar, "cyan"))
     rest = max(0.0, 1.0 - sum(entry.probability for entry in entries))
     table.add_row(Text("all others", "dim"), "", f"{rest:.4f}", Text("█" * round(BAR_WIDTH * rest), "dim"))
     (console or PlainConsole()).print(table)
@@ -70,11 +70,11 @@ def tokens(pieces: list[tuple[int, str]]) -> None:
     """Print the tokens of a text side by side, then their number."""
     console = PlainConsole()
     for token_id, text in pieces:
-        console.print(Text.assemble((_visible(text), "cyan"), (str(token_id), "dim")), end=" ")
+        console.print(Text.assemble((visible(text), "cyan"), (str(token_id), "dim")), end=" ")
     console.print(f"\n{len(pieces)} tokens")
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     return repr(text)[1:-1].replace(" ", "·") or "''"
 
 

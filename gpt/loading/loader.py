@@ -39,6 +39,7 @@ class LoadedModel(NamedTuple):
     name: str
     is_dummy: bool  # random weights
     dtype: torch.dtype  # of activations and cached values
+    source: Path | None = None  # the folder or file that it was read from; None where the weights are random
 
 
 def load_model(
@@ -65,7 +66,7 @@ def load_model(
     model.requires_grad_(False)
     model.eval()
     model.pack(format)
-    return LoadedModel(model, tokenizer, str(name), source is None, number_type)
+    return LoadedModel(model, tokenizer, str(name), source is None, number_type, source)
 
 
 def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None]:

@@ -89,10 +89,11 @@ def params_of(monkeypatch, *options):
 def test_every_option_reaches_its_field(monkeypatch):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in GIVEN.items()]
     options += ["--stop", "a", "--stop", "b", "--stop-token-ids", "3", "5", "--ignore-eos", "--logit-bias", "4=-2"]
+    options += ["--bad-words", "c"]
     assert params_of(monkeypatch, *options) == SamplingParams(
-        **GIVEN, stop=["a", "b"], stop_token_ids=[3, 5], ignore_eos=True, logit_bias={4: -2.0}
+        **GIVEN, stop=["a", "b"], stop_token_ids=[3, 5], ignore_eos=True, logit_bias={4: -2.0}, bad_words=["c"]
     )
-    assert {*GIVEN, "stop", "stop_token_ids", "ignore_eos"} == set(SAMPLING_OPTIONS)
+    assert {*GIVEN, "stop", "stop_token_ids", "ignore_eos", "bad_words"} == set(SAMPLING_OPTIONS)
 
 
 def test_without_options_only_the_length_is_the_command_line_s_own(monkeypatch):
