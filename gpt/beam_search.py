@@ -94,6 +94,27 @@ def check_options(beam_width: int, max_tokens: int, length_penalty: float, early
         raise ValueError(f"early_stopping must be True, False or 'never', not {early_stopping!r}")
 
 
+def search(
+    prompts: list[list[int]],
+    beam_width: int,
+    max_tokens: int,
+    room: int,
+    rules: tuple[float, bool | str],
+    eos_ids: tuple[int, ...],
+    expand: Expand,
+) -> list[BeamSearch]:
+    """The searches from these prompts, at their ends; rules are the length penalty and when to stop early.
+
+    No text gets longer than `room`.
+    """
+    lengths = [max(min(max_tokens, room - len(prompt)), 1) for prompt in prompts]
+    searches = [
+        BeamSearch(prompt, beam_width, length, *rules, eos_ids) for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    run(searches, expand)
+    return searches
+
+
 def run(searches: list[BeamSearch], expand: Expand) -> None:
     """Run all searches to their ends, together."""
     while open_searches := [search for search in searches if not search.done]:

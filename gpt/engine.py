@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.options.lora import Lora
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.request_state import RequestState, new_state, word_tokens
 from octavo.gpt.runner.model_runner import PendingStep, Runner
@@ -101,13 +102,13 @@ class Engine:
         params: SamplingParams,
         prompt: str | None = None,
         listener: Listener | None = None,
-        lora: str | None = None,
+        lora: Lora = None,
     ) -> RequestOutput:
-        """Queue a request and return its live output; lora is the name of the adapter that it wants.
+        """Queue a request and return its live output; lora is the adapter that it wants.
 
         ValueError if the request could never be served, QueueFullError if it cannot be taken now.
         """
-        prompt_ids, adapter = self.check(prompt_token_ids, params), self.runner.adapters.number(lora)
+        prompt_ids, (adapter,) = self.check(prompt_token_ids, params), self.runner.adapters.numbers(lora, 1)
         if self.is_full:
             raise QueueFullError(f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)")
         with AllOrNothing(self):
@@ -117,13 +118,13 @@ class Engine:
         self,
         requests: Seq[tuple[list[int], SamplingParams, str | None]],
         listener: Listener,
-        loras: Seq[str | None] = (),
+        lora: Lora | Seq[Lora] = None,
     ) -> list[RequestOutput]:
         """Take any number of requests that were checked: (ids, params, prompt). They are queued as room comes.
 
-        loras: the adapter that each wants; none where it is left out.
+        lora: the adapter that all want, or that each does.
         """
-        adapters = [self.runner.adapters.number(lora) for lora in loras or [None] * len(requests)]
+        adapters = self.runner.adapters.numbers(lora, len(requests))
         with AllOrNothing(self):
             return [self._take(*each, listener, adapter) for each, adapter in zip(requests, adapters, strict=True)]
 
