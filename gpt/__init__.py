@@ -18,6 +18,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.loading.loader import load_model, load_tokenizer
     from octavo.gpt.models.families.gpt2 import GPT2
     from octavo.gpt.models.families.llama import Llama
+    from octavo.gpt.options.lora import LoRARequest
     from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
@@ -30,6 +31,7 @@ __all__ = [
     "CompletionOutput",
     "EngineClosedError",
     "Llama",
+    "LoRARequest",
     "Logprob",
     "QueueFullError",
     "RequestOutput",
@@ -49,6 +51,7 @@ _HOMES = {
     "loading.loader": "load_model load_tokenizer",
     "models.families.gpt2": "GPT2",
     "models.families.llama": "Llama",
+    "options.lora": "LoRARequest",
     "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
     "sampling_params": "SamplingParams",
     "scoring": "Score",

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from octavo.gpt.engine_thread import EngineClosedError
 from octavo.gpt.llm import LLM
+from octavo.gpt.options.lora import Lora
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.prompts import Prompt, text_of
 from octavo.gpt.sampling_params import RequestOutputKind, SamplingParams
@@ -34,7 +35,7 @@ class AsyncLLM:
         self.llm = LLM(*args, **kwargs)
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, lora: Lora = None
     ) -> AsyncIterator[RequestOutput]:
         """Yield the request's output so far, each time that it has grown, the last time finished.
 
@@ -47,7 +48,7 @@ class AsyncLLM:
         params = sampling_params or self.llm.get_default_sampling_params()
         ids, snapshots = self.llm.encode_request(prompt, params), _Snapshots(params.output_kind)
         try:
-            adding = thread.submit(engine.add, ids, params, text_of(prompt), snapshots)
+            adding = thread.submit(engine.add, ids, params, text_of(prompt), snapshots, lora)
             await asyncio.wrap_future(adding)
             while True:
                 snapshot = await snapshots.get()

@@ -94,22 +94,25 @@ def check_options(beam_width: int, max_tokens: int, length_penalty: float, early
         raise ValueError(f"early_stopping must be True, False or 'never', not {early_stopping!r}")
 
 
-def begin(
+def search(
     prompts: list[list[int]],
-    max_len: int,
     beam_width: int,
     max_tokens: int,
-    length_penalty: float,
-    early_stopping: bool | str,
+    room: int,
+    rules: tuple[float, bool | str],
     eos_ids: tuple[int, ...],
+    expand: Expand,
 ) -> list[BeamSearch]:
-    """A search for each prompt, whose beams end where a sequence would have more than `max_len` tokens in the cache."""
-    return [
-        BeamSearch(
-            ids, beam_width, max(min(max_tokens, max_len + 1 - len(ids)), 1), length_penalty, early_stopping, eos_ids
-        )
-        for ids in prompts
+    """The searches from these prompts, at their ends; rules are the length penalty and when to stop early.
+
+    No text gets longer than `room`.
+    """
+    lengths = [max(min(max_tokens, room - len(prompt)), 1) for prompt in prompts]
+    searches = [
+        BeamSearch(prompt, beam_width, length, *rules, eos_ids) for prompt, length in zip(prompts, lengths, strict=True)
     ]
+    run(searches, expand)
+    return searches
 
 
 def run(searches: list[BeamSearch], expand: Expand) -> None:

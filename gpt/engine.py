@@ -10,10 +10,12 @@ from itertools import count
 from typing import Any
 
 from octavo.gpt.models.config import ModelConfig
+from octavo.gpt.options.lora import Lora
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.request_state import RequestState, new_state, word_tokens
 from octavo.gpt.runner.model_runner import PendingStep, Runner
 from octavo.gpt.sampling_params import SamplingParams, as_texts
+from octavo.gpt.scheduler.all_or_nothing import AllOrNothing
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
@@ -28,23 +30,6 @@ Listener = Callable[[RequestOutput], None]
 
 class QueueFullError(RuntimeError):
     """The engine holds as many waiting requests as it may."""
-
-
-class _AllOrNothing:
-    """Start an engine's books anew if the change of them that runs inside is cut off anywhere.
-
-    A generator would not do: interrupted between its two halves it is thrown away with an error of its own.
-    """
-
-    def __init__(self, engine: "Engine") -> None:
-        self.engine = engine
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is not None:
-            self.engine.recover(str(error) or type(error).__name__, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,30 +102,42 @@ class Engine:
         params: SamplingParams,
         prompt: str | None = None,
         listener: Listener | None = None,
+        lora: Lora = None,
     ) -> RequestOutput:
-        """Queue a request and return its live output.
+        """Queue a request and return its live output; lora is the adapter that it wants.
 
         ValueError if the request could never be served, QueueFullError if it cannot be taken now.
         """
-        prompt_ids = self.check(prompt_token_ids, params)
+        prompt_ids, (adapter,) = self.check(prompt_token_ids, params), self.runner.adapters.numbers(lora, 1)
         if self.is_full:
             raise QueueFullError(f"{self.config.max_num_waiting} requests are waiting already (max_num_waiting)")
-        with _AllOrNothing(self):
-            return self._take(prompt_ids, params, prompt, listener)
+        with AllOrNothing(self):
+            return self._take(prompt_ids, params, prompt, listener, adapter)
 
     def add_all(
-        self, requests: Seq[tuple[list[int], SamplingParams, str | None]], listener: Listener
+        self,
+        requests: Seq[tuple[list[int], SamplingParams, str | None]],
+        listener: Listener,
+        lora: Lora | Seq[Lora] = None,
     ) -> list[RequestOutput]:
-        """Take any number of requests that were checked: (ids, params, prompt). They are queued as room comes."""
-        with _AllOrNothing(self):
-            return [self._take(*request, listener) for request in requests]
+        """Take any number of requests that were checked: (ids, params, prompt). They are queued as room comes.
+
+        lora: the adapter that all want, or that each does.
+        """
+        adapters = self.runner.adapters.numbers(lora, len(requests))
+        with AllOrNothing(self):
+            return [self._take(*each, listener, adapter) for each, adapter in zip(requests, adapters, strict=True)]
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; ValueError where there is none of that name, or while requests use it."""
+        self.runner.adapters.remove(name, [state.sequence.adapter for state in self._states.values()])
 
     def step(self) -> list[RequestOutput]:
         """Run one forward step for everyone who can run; return the requests that got something new.
 
         A step that raises ends every request with an error, so no request goes on from a step half done.
         """
-        with _AllOrNothing(self):
+        with AllOrNothing(self):
             touched = self._step()
             for request in touched:
                 self._notify(request.request_id)
@@ -176,7 +173,12 @@ class Engine:
             self._notify(request_id)
 
     def _take(
-        self, prompt_ids: list[int], params: SamplingParams, prompt: str | None, listener: Listener | None
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        prompt: str | None,
+        listener: Listener | None,
+        adapter: int = 0,
     ) -> RequestOutput:
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
@@ -192,6 +194,7 @@ class Engine:
                 max_len=self.config.max_model_len,
                 eos_ids=self.model_config.eos_ids,
                 bad_words=bad_words,
+                adapter=adapter,
             )
             states.append(new_state(sequence, request, index, self.tokenizer, self.text_of))
         self._requests[request.request_id] = states
@@ -271,7 +274,7 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """End a request in whatever state it is; one that ended already, or is unknown, is left alone."""
-        with _AllOrNothing(self):
+        with AllOrNothing(self):
             for state in self._requests.get(request_id, []):
                 if not state.output.finished:
                     self._finish(state, "abort")
@@ -287,7 +290,7 @@ class Engine:
 
     def forget(self, listener: Listener) -> None:
         """End every request of a listener, without telling it."""
-        with _AllOrNothing(self):
+        with AllOrNothing(self):
             for request_id in [number for number, (_, other) in self._listening.items() if other is listener]:
                 del self._listening[request_id]
                 self.abort(request_id)

@@ -10,8 +10,7 @@ from typing import Any, Unpack
 
 import torch
 
-from octavo.gpt.beam_search import Beam, Continuations, begin, check_options
-from octavo.gpt.beam_search import run as run_searches
+from octavo.gpt.beam_search import Beam, Continuations, check_options, search
 from octavo.gpt.engine import Listener
 from octavo.gpt.engine_thread import EngineClosedError, EngineThread, make_engine
 from octavo.gpt.listeners import Ends, Pieces, progress
@@ -19,10 +18,11 @@ from octavo.gpt.loading.loader import load_model, resolve_device
 from octavo.gpt.models.base import Model
 from octavo.gpt.options.checks import integer
 from octavo.gpt.options.generation_config import sampling_defaults
+from octavo.gpt.options.lora import Lora
 from octavo.gpt.options.names import device_name, dtype_name
 from octavo.gpt.options.neutral import EngineOptions, RequestOptions, refuse_others, renamed, shows
-from octavo.gpt.outputs import RequestOutput, TokenProbability, raise_if_failed
-from octavo.gpt.prompts import Prompt, as_list, content, encode, text_of
+from octavo.gpt.outputs import RequestOutput, TokenProbability, likeliest, raise_if_failed
+from octavo.gpt.prompts import EncodesPrompts, Message, Prompt, as_list, text_of
 from octavo.gpt.quoting import quoted
 from octavo.gpt.runner.kv_cache import plan_memory
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
@@ -32,12 +32,10 @@ from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels import backends
 from octavo.kernels.ops import Ops
 
-Message = Mapping[str, Any]
-
 CUDA_GRAPHS = ("startup", "lazy", "off")
 
 
-class LLM:
+class LLM(EncodesPrompts):
     """A model, its cache and an engine.
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
@@ -56,6 +54,9 @@ class LLM:
     "auto" for the generation_config.json of the model, "octavo" for SamplingParams' own defaults, or a folder with such
     a file; override_generation_config has values in place of the file's. Other arguments of vLLM's are taken where
     they ask for nothing (`EngineOptions`).
+
+    adapters: folders of LoRA adapters in PEFT's format by the names that requests give as `lora`; adapter: the one of
+    requests that give none.
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).
@@ -85,6 +86,8 @@ class LLM:
         generation_config: str | Path = "auto",
         override_generation_config: dict[str, Any] | None = None,
         enforce_eager: bool = False,
+        adapter: str | Path | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
         **others: Unpack[EngineOptions],
     ) -> None:
         refuse_others("LLM", others, EngineOptions)
@@ -113,6 +116,7 @@ class LLM:
             self.engine = self.thread.own(
                 make_engine, loaded, self.config, self.device, seed or 0, enable_prefix_caching, cuda_graphs
             )
+            self.thread.call(self.engine.runner.adapters.load_all, adapter, adapters or {})
         except BaseException:
             self.thread.stop()
             raise
@@ -149,11 +153,19 @@ class LLM:
         self.thread.settle()
         return self.engine.has_unfinished
 
-    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Load a LoRA adapter, for requests to name; ValueError or FileNotFoundError says what is wrong."""
+        self.thread.call(self.engine.runner.adapters.load, name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; ValueError where there is none of that name, or while requests use it."""
+        self.thread.call(self.engine.unload_adapter, name)
+
+    def add(self, prompt: Prompt, params: SamplingParams | None = None, lora: Lora = None) -> int:
         """Queue a request for `step`, and return its number. QueueFullError when `max_num_waiting` wait already."""
         params = params or self.get_default_sampling_params()
         ids = self.encode_request(prompt, params)
-        return self.thread.call(self.engine.add, ids, params, text_of(prompt)).request_id
+        return self.thread.call(self.engine.add, ids, params, text_of(prompt), None, lora).request_id
 
     def step(self) -> list[RequestOutput]:
         """Run one forward step for all requests; return the live outputs of those that got something new.
@@ -182,9 +194,13 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         *,
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora: Lora | Sequence[Lora] = None,
+        lora_request: Lora | Sequence[Lora] = None,
         **others: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """Complete each prompt; order is kept. sampling_params: one for all, or one each; `params` is its old name.
+
+        lora: the name of the adapter of all, or of each; `lora_request` is vLLM's word for it.
 
         use_tqdm: whether several prompts show their progress, or a function that makes the bar.
         """
@@ -200,7 +216,7 @@ class LLM:
         ]
         listener = Ends()
         try:
-            requests = self.thread.call(self.engine.add_all, checked, listener)
+            requests = self.thread.call(self.engine.add_all, checked, listener, lora_request if lora is None else lora)
             for request in progress(requests, use_tqdm):
                 while not request.finished:
                     listener.queue.get()
@@ -211,7 +227,7 @@ class LLM:
             raise error
         return requests
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, lora: Lora = None) -> Iterator[str]:
         """Yield the completion's text, piece by piece; leaving the loop ends the request.
 
         The completion goes on while the caller does other things between two pieces.
@@ -221,12 +237,13 @@ class LLM:
             raise ValueError("stream needs a tokenizer and detokenize=True: else use generate with token ids")
         if params.n != 1:
             raise ValueError(f"stream gives one completion, n is {params.n}")
-        return self._stream(self.engine.check(self.encode_request(prompt, params), params), params, text_of(prompt))
+        ids = self.engine.check(self.encode_request(prompt, params), params)
+        return self._stream(ids, params, text_of(prompt), lora)
 
-    def _stream(self, ids: list[int], params: SamplingParams, text: str | None) -> Iterator[str]:
+    def _stream(self, ids: list[int], params: SamplingParams, text: str | None, lora: Lora) -> Iterator[str]:
         listener = Pieces()
         try:
-            request = self.thread.call(self.engine.add, ids, params, text, listener)
+            request = self.thread.call(self.engine.add, ids, params, text, listener, lora)
             while (piece := listener.queue.get()) is not None:
                 yield piece
             raise_if_failed(request)
@@ -250,28 +267,21 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         *,
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora: Lora | Sequence[Lora] = None,
+        lora_request: Lora | Sequence[Lora] = None,
         **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
         """The assistant's answer to one conversation, or to each of several; options are those of `ChatOptions`."""
         is_one = not messages or not isinstance(messages[0], list | tuple)
         conversations: Any = [messages] if is_one else messages
-        decode: Any = self.tokenizer and self.tokenizer.decode
-        each = [self.encode_chat(conversation, **options) for conversation in conversations]
-        prompts: list[Prompt] = [{"prompt_token_ids": ids, "prompt": decode(ids)} for ids in each]
-        return self.generate(prompts, self._renamed(sampling_params, params), use_tqdm)
+        prompts = [self._chat_prompt(self.encode_chat(conversation, **options)) for conversation in conversations]
+        given = self._renamed(sampling_params, params)
+        return self.generate(prompts, given, use_tqdm, lora=lora, lora_request=lora_request)
 
     def _renamed(self, sampling_params: Any, params: Any) -> SamplingParams | Sequence[SamplingParams]:
         """Return the params under whichever name they came; the defaults where they came under none."""
         given = renamed(sampling_params, params)
         return self.get_default_sampling_params() if given is None else given
-
-    def encode_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> list[int]:
-        """Return the token ids of a conversation in the model's own template, ready for the assistant's answer."""
-        if self.tokenizer is None:
-            raise ValueError(f"chat needs a tokenizer, and the model {self.name} has none")
-        if self.tokenizer.chat_template is None and options.get("chat_template") is None:
-            raise ValueError(f"the model {self.name} has no chat template")
-        return self.tokenizer.encode_chat(list(messages), limit=self.config.max_model_len, **options)
 
     def beam_search(
         self,
@@ -280,28 +290,24 @@ class LLM:
         max_tokens: int = 16,
         length_penalty: float = 1.0,
         early_stopping: bool | str = False,
+        lora: Lora = None,
     ) -> list[list[Beam]]:
         """Return for each prompt its `beam_width` best continuations, best first, by transformers' rules."""
         check_options(beam_width, max_tokens, length_penalty, early_stopping)
-        rules = beam_width, max_tokens, length_penalty, early_stopping, self.model.config.eos_ids
-        searches = begin([self.encode(prompt) for prompt in as_list(prompts)], self.config.max_model_len, *rules)
-        run_searches(searches, self._likeliest)
+        ids, rules = [self.encode(prompt) for prompt in as_list(prompts)], (length_penalty, early_stopping)
+        room, eos_ids = self.config.max_model_len + 1, self.model.config.eos_ids
+        searches = search(ids, beam_width, max_tokens, room, rules, eos_ids, partial(self._likeliest, lora=lora))
         decode = None if self.tokenizer is None else partial(self.tokenizer.decode, skip_special_tokens=True)
-        return [search.results(decode) for search in searches]
+        return [each.results(decode) for each in searches]
 
-    def _likeliest(self, texts: list[list[int]], number: int) -> list[Continuations]:
+    def _likeliest(self, texts: list[list[int]], number: int, lora: Lora) -> list[Continuations]:
         """Return the most likely next tokens of each text, with their log-probabilities, best first."""
         number = min(number, self.model.config.vocab_size)
-        requests = self.generate(texts, SamplingParams(temperature=0, max_tokens=1, logprobs=number), use_tqdm=False)
-        found = []
-        for request in requests:
-            raise_if_failed(request)
-            entries = sorted((request.outputs[0].logprobs or [{}])[0].items(), key=lambda entry: entry[1].rank)
-            found.append([(token_id, entry.logprob) for token_id, entry in entries])
-        return found
+        params = SamplingParams(temperature=0, max_tokens=1, logprobs=number)
+        return [likeliest(request) for request in self.generate(texts, params, use_tqdm=False, lora=lora)]
 
     def next_tokens(
-        self, prompt: Prompt, n: int = 10, sampling_params: SamplingParams | None = None
+        self, prompt: Prompt, n: int = 10, sampling_params: SamplingParams | None = None, lora: Lora = None
     ) -> list[TokenProbability]:
         """Return the n most likely next tokens, best first; n up to 1000.
 
@@ -309,42 +315,23 @@ class LLM:
         """
         n = integer("n", n, 1, MAX_LOGPROBS)
         if sampling_params is not None:
-            candidates = self.draw(prompt, sampling_params, n).candidates
+            candidates = self.draw(prompt, sampling_params, n, lora).candidates
             found = [(each.token_id, each.kept) for each in candidates if each.kept]
         else:
-            likeliest = self._likeliest([self.encode(prompt)], n)[0][:n]
-            found = [(token_id, math.exp(logprob)) for token_id, logprob in likeliest]
+            first = self._likeliest([self.encode(prompt)], n, lora)[0][:n]
+            found = [(token_id, math.exp(logprob)) for token_id, logprob in first]
         return [TokenProbability(i, self.engine.text_of(i) or "", probability) for i, probability in found]
 
-    def draw(self, prompt: Prompt, sampling_params: SamplingParams, n: int = 10) -> Draw:
+    def draw(self, prompt: Prompt, sampling_params: SamplingParams, n: int = 10, lora: Lora = None) -> Draw:
         """Return the n most likely next tokens: how likely in the model, after the temperature, after the filters."""
         ids = self.engine.check(self.encode(prompt), sampling_params)
         n = integer("n", n, 1, MAX_LOGPROBS)
-        return self.thread.call(draw, self.model, ids, sampling_params, n, self.device)
+        return self.thread.call(draw, self._model_with(lora), ids, sampling_params, n, self.device)
 
-    def score(self, prompt: Prompt) -> Score:
+    def score(self, prompt: Prompt, lora: Lora = None) -> Score:
         """Score how likely the model finds a text; beyond the context, it is read in windows that overlap by half."""
         window = min(self.config.max_model_len, self.model.config.context_size)
-        return self.thread.call(score, self.model, self.encode(prompt), window, self.device)
+        return self.thread.call(score, self._model_with(lora), self.encode(prompt), window, self.device)
 
-    def encode(self, prompt: Prompt, parse_special: bool | None = None) -> list[int]:
-        """Return a prompt as token ids; text begins with the model's beginning-of-text token where it wants one.
-
-        parse_special: as the LLM's own, unless given.
-        """
-        return self._as_ids(prompt, self.parse_special if parse_special is None else parse_special, None)
-
-    def encode_request(self, prompt: Prompt, params: SamplingParams) -> list[int]:
-        """Return the prompt's ids; ValueError for one that surely does not fit, before all of it is cut into tokens."""
-        kept = params.truncate_prompt_tokens
-        limit = self.config.max_model_len if params.overflow == "stop" and kept is None else None
-        ids = self._as_ids(prompt, self.parse_special, limit)
-        return ids if kept is None else ids[-(self.config.max_model_len if kept == -1 else kept) :]
-
-    def _as_ids(self, prompt: Prompt, parse_special: bool, limit: int | None) -> list[int]:
-        given = content(prompt)
-        if not isinstance(given, str):
-            return self.engine.checked_ids(given)
-        if self.tokenizer is None:
-            raise ValueError(f"the model {self.name} has no tokenizer: give token ids")
-        return encode(given, self.tokenizer, parse_special, limit)
+    def _model_with(self, lora: Lora) -> Model:
+        return self.thread.call(self.engine.runner.adapters.model_with, lora)

@@ -119,6 +119,13 @@ class RequestOutput:
         return f"RequestOutput(request_id={self.request_id}, prompt={prompt}, outputs={self.outputs!r})"
 
 
+def likeliest(request: RequestOutput) -> list[tuple[int, float]]:
+    """The ids and log-probabilities of a request's first token, best first; what ended the request, if it failed."""
+    raise_if_failed(request)
+    entries = sorted((request.outputs[0].logprobs or [{}])[0].items(), key=lambda entry: entry[1].rank)
+    return [(token_id, entry.logprob) for token_id, entry in entries]
+
+
 def raise_if_failed(request: RequestOutput) -> None:
     """Raise what ended the request: the step's own exception, or ValueError with a completion's message."""
     if request.error is not None:

@@ -4,10 +4,14 @@ Token ids may be a list, an array of NumPy or a tensor.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
+from octavo.gpt.engine import Engine
 from octavo.gpt.options.checks import plain
 from octavo.gpt.quoting import quoted
+from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler.config import EngineConfig
+from octavo.gpt.tokenizer.chat_template import ChatOptions
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 
@@ -23,6 +27,7 @@ class TokensPrompt(_WithText):
     prompt_token_ids: Sequence[int]
 
 
+Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
 KEYS = "prompt", "prompt_token_ids"
 
@@ -63,6 +68,49 @@ def encode(prompt: str, tokenizer: Tokenizer, parse_special: bool = False, limit
     """
     tokenizer.check_length(prompt, limit)
     return tokenizer.as_prompt(tokenizer.encode(prompt, parse_special))
+
+
+class EncodesPrompts:
+    """The part of an LLM that turns what callers give into token ids."""
+
+    name: str
+    tokenizer: Tokenizer | None
+    config: EngineConfig
+    engine: Engine
+    parse_special: bool
+
+    def encode_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> list[int]:
+        """Return the token ids of a conversation in the model's own template, ready for the assistant's answer."""
+        if self.tokenizer is None:
+            raise ValueError(f"chat needs a tokenizer, and the model {self.name} has none")
+        if self.tokenizer.chat_template is None and options.get("chat_template") is None:
+            raise ValueError(f"the model {self.name} has no chat template")
+        return self.tokenizer.encode_chat(list(messages), limit=self.config.max_model_len, **options)
+
+    def _chat_prompt(self, ids: list[int]) -> TokensPrompt:
+        return {"prompt_token_ids": ids, "prompt": None if self.tokenizer is None else self.tokenizer.decode(ids)}
+
+    def encode(self, prompt: Prompt, parse_special: bool | None = None) -> list[int]:
+        """Return a prompt as token ids; text begins with the model's beginning-of-text token where it wants one.
+
+        parse_special: as the LLM's own, unless given.
+        """
+        return self._as_ids(prompt, self.parse_special if parse_special is None else parse_special, None)
+
+    def encode_request(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        """Return the prompt's ids; ValueError for one that surely does not fit, before all of it is cut into tokens."""
+        kept = params.truncate_prompt_tokens
+        limit = self.config.max_model_len if params.overflow == "stop" and kept is None else None
+        ids = self._as_ids(prompt, self.parse_special, limit)
+        return ids if kept is None else ids[-(self.config.max_model_len if kept == -1 else kept) :]
+
+    def _as_ids(self, prompt: Prompt, parse_special: bool, limit: int | None) -> list[int]:
+        given = content(prompt)
+        if not isinstance(given, str):
+            return self.engine.checked_ids(given)
+        if self.tokenizer is None:
+            raise ValueError(f"the model {self.name} has no tokenizer: give token ids")
+        return encode(given, self.tokenizer, parse_special, limit)
 
 
 def _is_number(value: Any) -> bool:

@@ -152,6 +152,7 @@ def _llm(arguments: argparse.Namespace) -> "LLM":
         weights=arguments.weights,
         device=arguments.device,
         max_model_len=arguments.max_model_len,
+        adapter=arguments.adapter,
         parse_special=getattr(arguments, "parse_special", False),
         generation_config=getattr(arguments, "generation_config", "octavo"),
         seed=int.from_bytes(os.urandom(7), "little"),
@@ -223,6 +224,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
         shown = f"{what}{', '.join(known)}{OPEN.get(name, '')} (auto)"
         limited = None if name in OPEN else known
         parser.add_argument(f"--{name}", default="auto", choices=limited, metavar="NAME", help=shown)
+    parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter in PEFT's format")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 

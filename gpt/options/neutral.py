@@ -49,7 +49,10 @@ class EngineOptions(TypedDict, total=False):
     hf_config_path: None
     served_model_name: str | None
     use_tqdm_on_load: bool
-    enable_lora: Literal[False]
+    enable_lora: bool
+    max_loras: int
+    max_lora_rank: int
+    max_cpu_loras: int | None
     pooler_config: None
     mm_processor_kwargs: None
     limit_mm_per_prompt: None
@@ -79,7 +82,6 @@ class EngineOptions(TypedDict, total=False):
 class RequestOptions(TypedDict, total=False):
     """Of `LLM.generate` and others that take prompts."""
 
-    lora_request: None
     prompt_adapter_request: None
     guided_options_request: None
     priority: None

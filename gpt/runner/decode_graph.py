@@ -49,6 +49,11 @@ class DecodeStep:
         """Return token ids `[size]` int32, or in mode LOGITS logits `[size, vocab_size]` for `Sampler.finish`."""
         return self.sampler.start(self._hidden(size), self.input_batch.columns(size), mode)
 
+    def run_with(self, model: Model, size: int, mode: SampleMode) -> Tensor:
+        """Return what `run` does, computed by a model made for this step alone, which no capture holds."""
+        hidden = model(self.input_batch.batch(size), self.cache.layers)
+        return self.sampler.start(hidden, self.input_batch.columns(size), mode)
+
     def forget(self) -> None:
         """Drop what was captured: the weights are others now."""
         self._replays.clear()

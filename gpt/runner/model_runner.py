@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.batch import Batch
+from octavo.gpt.runner.adapters import AdapterTable
 from octavo.gpt.runner.decode_graph import Capture, DecodeStep, Graphs
 from octavo.gpt.runner.input_batch import InputBatch
 from octavo.gpt.runner.kv_cache import PagedCache
@@ -99,6 +101,7 @@ class Runner:
         self.sampler = Sampler(model, device)
         self.step = DecodeStep(model, cache, self.input_batch, self.sampler, graph_capture(model.ops))
         self.graphs = None if capture is None else Graphs(self.step, capture, config.max_num_seqs)
+        self.adapters = AdapterTable(model, device)
         self._weights = versions_of(model)
 
     @torch.inference_mode()
@@ -187,12 +190,16 @@ class Runner:
     def _decode(self) -> SampledRows:
         self.input_batch.prepare_decode()
         rows = self.input_batch.sampling_rows(0)
+        numbers = [sequence.adapter for sequence in rows.sequences]
         run = self.step.run if self.graphs is None else self.graphs.replay
+        if any(numbers):
+            run = partial(self.step.run_with, self.adapters.model_for(numbers))
         return self.sampler.finish(run(len(rows.sequences), rows.mode), rows)
 
     def _prefill(self, chunks: list[Chunk], sampled: list[SampledRows], prompts: list[PromptRows]) -> None:
         """Compute the chunks, and sample a token for each sequence whose prefill is complete: it gets a row."""
-        hidden = self.model(self._batch(chunks), self.cache.layers)
+        numbers = [chunk.sequence.adapter for chunk in chunks for _ in range(chunk.start, chunk.end)]
+        hidden = self.adapters.model_for(numbers)(self._batch(chunks), self.cache.layers)
         ends = list(accumulate(chunk.end - chunk.start for chunk in chunks))
         for chunk, end in zip(chunks, ends, strict=True):
             targets = _prompt_targets(chunk)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 
-def root_key(salt: str = "") -> bytes:
-    """Return the key before the first block: texts with different salts share nothing."""
-    return sha256(b"octavo" + salt.encode("utf-8", "surrogatepass")).digest()
+def root_key(salt: str = "", adapter: int = 0) -> bytes:
+    """Return the key before the first block: texts with different salts or adapters share nothing."""
+    return sha256(b"octavo" + adapter.to_bytes(8, "little") + salt.encode("utf-8", "surrogatepass")).digest()
 
 
 def chain_key(parent: bytes, token_ids: Sequence[int]) -> bytes:

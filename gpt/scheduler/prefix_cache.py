@@ -56,6 +56,6 @@ class PrefixCache:
         """Return the key of a full block; a sequence hashes each block once."""
         keys = sequence.block_keys
         while len(keys) <= index:
-            parent = keys[-1] if keys else root_key(sequence.params.cache_salt)
+            parent = keys[-1] if keys else root_key(sequence.params.cache_salt, sequence.adapter)
             keys.append(chain_key(parent, self._tokens(sequence, len(keys))))
         return keys[index]

@@ -32,6 +32,7 @@ class Sequence:
     eos_ids: tuple[int, ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()  # as tokens: the last is banned where the others are the newest output
     output: list[int] = field(default_factory=list)  # `append` is the only writer
+    adapter: int = 0  # the number of the adapter that it is computed with; 0: none
     context_start: int = 0
     num_computed: int = 0
     num_prefill: int = 0
