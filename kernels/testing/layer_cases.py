@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle, product
 from typing import Any
 
 import torch
@@ -73,9 +74,9 @@ def rope() -> Iterator[Case]:
         for dtype in FLOATS:
             for heads in ROPE_HEADS:
                 yield Case("rope", name_of(heads, pairing, dtype), partial(_rope, heads, interleaved, dtype, 6))
-            for rotary_dim, heads in PARTIAL:
-                name = name_of(f"{rotary_dim} of {heads}", pairing, dtype)
-                yield Case("rope", name, partial(_rope_partial, rotary_dim, heads, interleaved, dtype))
+        for (rotary_dim, heads), dtype in zip(PARTIAL, cycle(FLOATS), strict=False):
+            name = name_of(f"{rotary_dim} of {heads}", pairing, dtype)
+            yield Case("rope", name, partial(_rope_partial, rotary_dim, heads, interleaved, dtype))
         yield Case("rope", f"strides of their own, {pairing}", partial(_rope_apart, interleaved))
         yield Case("rope", f"no tokens, {pairing}", partial(_rope, (2, 1, 8), interleaved, torch.float16, 0))
 
@@ -139,12 +140,15 @@ WIDTHS = [(1, 1), (3, 50), (257, 64), (257, 77), (48, 576), (130, 1600)]  # out_
 
 
 def linear() -> Iterator[Case]:
-    """Of weights in every format; the tokens are few, many, and around powers of two."""
-    for dtype in FLOATS:
-        for format in (None, *FORMATS):
-            for rows in (1, 137):
-                for epilogue in EPILOGUES:
-                    yield _linear_case(rows, (97, 72), dtype, epilogue, format)
+    """Of weights in every format; the tokens are few, many, and around powers of two.
+
+    Activations beyond GELU are of one dtype each: what they add is the same in all.
+    """
+    always = list(EPILOGUES)[:4]
+    others = zip(list(EPILOGUES)[4:], cycle(FLOATS), strict=False)
+    for epilogue, dtype in (*product(always, FLOATS), *others):
+        for format, rows in product((None, *FORMATS), (1, 137)):
+            yield _linear_case(rows, (97, 72), dtype, epilogue, format)
     for widths in WIDTHS:
         for rows, dtype in ((7, torch.float16), (16, torch.bfloat16), (17, torch.float16), (65, torch.float32)):
             for format in (None, *FORMATS):

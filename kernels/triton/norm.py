@@ -39,7 +39,9 @@ def _norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, TILE)
     live = column < DIM
-    start = row // NUM_HEADS * stride_x + row % NUM_HEADS * stride_head
+    start = row * stride_x
+    if NUM_HEADS > 1:
+        start = row // NUM_HEADS * stride_x + row % NUM_HEADS * stride_head
     x = tl.load(x_ptr + start + column, live, 0.0).to(tl.float32)  # [TILE]
     if residual_ptr is not None:
         x += tl.load(residual_ptr + row * stride_residual + column, live, 0.0).to(tl.float32)
@@ -99,7 +101,7 @@ def _launch(
         weight,
         bias,
         x.stride(0),
-        x.stride(-2) if num_heads > 1 else 0,
+        x.stride(1) if num_heads > 1 else None,
         0 if residual is None else residual.stride(0),
         eps,
         NUM_HEADS=num_heads,

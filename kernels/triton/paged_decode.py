@@ -72,17 +72,15 @@ def _split_kernel(
     for item in range(tl.program_id(0), total * NUM_KV_HEADS, tl.num_programs(0)):
         piece, kv_head = item // NUM_KV_HEADS, item % NUM_KV_HEADS
         seq, before, _ = _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, window, piece, SPLIT, SEQS)
-        piece -= before  # of the sequence
+        first = (piece - before) * SPLIT
         context = tl.minimum(tl.load(context_lens_ptr + seq), capacity)
         low, lower = 0, None
         if window is not None:
             low = tl.maximum(context - window, 0)
             lower = tl.full([GROUP_TILE], 0, tl.int32) + low
-            piece += low // SPLIT
-        first = piece * SPLIT
-        last = tl.minimum(first + SPLIT, context)
-        if window is not None:
-            first = tl.maximum(first, low // BLOCK_N * BLOCK_N)
+            piece += low // SPLIT  # pieces before the window are nobody's
+            first = tl.maximum((piece - before) * SPLIT, low // BLOCK_N * BLOCK_N)
+        last = tl.minimum((piece - before) * SPLIT + SPLIT, context)
 
         head = kv_head * GROUP + member  # [GROUP_TILE]
         token = tl.load(cu_seqlens_q_ptr + seq).to(tl.int64)
@@ -98,7 +96,7 @@ def _split_kernel(
             m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
         )
 
-        index = (seq.to(tl.int64) * tl.cdiv(capacity, SPLIT) + piece) * NUM_KV_HEADS * GROUP + head
+        index = (seq.to(tl.int64) * tl.cdiv(capacity, SPLIT) + piece - before) * NUM_KV_HEADS * GROUP + head
         live = member < GROUP
         tl.store(stats_ptr + index * 2, m_i, mask=live)
         tl.store(stats_ptr + index * 2 + 1, l_i, mask=live)
