@@ -9,7 +9,7 @@ from octavo.gpt import LLM, AsyncLLM
 
 NAMES = [
     "GPT2", "LLM", "AsyncLLM", "Beam", "CompletionOutput", "EngineClosedError", "Llama", "Logprob", "QueueFullError",
-    "RequestOutput", "SamplingParams", "Score", "TokenProbability", "load_model",
+    "RequestOutput", "SamplingParams", "Score", "TokenProbability", "load_model", "load_tokenizer",
 ]  # fmt: skip
 
 
