@@ -81,9 +81,9 @@ def draw(model: Model, ids: list[int], params: SamplingParams, num: int, device:
     tokens = torch.tensor([ids], dtype=torch.int32, device=device)
     logits = model.logits(model(dense_batch(tokens), None)[-1:]).float()
     settings = (params.temperature, max(params.top_k, 0), params.top_p, params.min_p)
-    temperature, top_k, top_p, min_p = (torch.tensor([value], device=device) for value in settings)
+    temperature, top_k, top_p, min_p = (torch.tensor([value], dtype=torch.float32, device=device) for value in settings)
     if params.temperature > 0:
-        keep = keep_mask(logits, temperature.float().unsqueeze(1), top_k.int(), top_p.float(), min_p.float())
+        keep = keep_mask(logits, temperature.unsqueeze(1), top_k.int(), top_p, min_p)
         tempered = torch.softmax(logits.double() / params.temperature, -1)
     else:
         keep = F.one_hot(logits.argmax(-1), logits.shape[1]).bool()

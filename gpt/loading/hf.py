@@ -67,8 +67,9 @@ def _family(path: Path, table: dict[str, Any]) -> Family:
     for architecture in as_list(table.get("architectures")):
         family = by_architecture(architecture)
         if family is None:
-            known = ", ".join(name for each in FAMILIES.values() for name in each.architectures)
-            raise ValueError(f"{path}: architecture {one_line(str(architecture), 80)} is not supported (only {known})")
+            raise ValueError(
+                f"{path}: architecture {one_line(str(architecture), 80)} is not supported (only {', '.join(FAMILIES)})"
+            )
         named.append(family.name)
     for model_type in as_list(table.get("model_type")):
         family = by_model_type(model_type)

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers
 
 from octavo.gpt.quoting import quoted
-from octavo.gpt.tokenizer.build import all_merges, build, split_merge
+from octavo.gpt.tokenizer.engine import all_merges, build, split_merge
 from octavo.gpt.tokenizer.pretokenizer import PRE, SPACES_AS_MARKS, byte_level, cutter
 from octavo.gpt.tokenizer.template_files import gguf_templates
 from octavo.gpt.tokenizer.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ from octavo.gpt.loading.files import is_there, read_json, read_text, read_whole
 from octavo.gpt.models.config_reader import as_list
 from octavo.gpt.quoting import one_line, quoted
 from octavo.gpt.tokenizer import mistral
-from octavo.gpt.tokenizer.build import build, split_merge
+from octavo.gpt.tokenizer.engine import build, split_merge
 from octavo.gpt.tokenizer.ranks import END_OF_TEXT
 from octavo.gpt.tokenizer.template_files import folder_templates
 from octavo.gpt.tokenizer.tokenizer import MAX_ID, Tokenizer

@@ -16,7 +16,7 @@ import tokenizers
 
 from octavo.gpt.loading.files import is_folder, is_there, read_json, read_whole
 from octavo.gpt.quoting import one_line
-from octavo.gpt.tokenizer.build import build
+from octavo.gpt.tokenizer.engine import build
 from octavo.gpt.tokenizer.gguf import SPACE, merges_by_score, sentencepiece_engine
 from octavo.gpt.tokenizer.ranks import from_ranks
 from octavo.gpt.tokenizer.tokenizer import Tokenizer

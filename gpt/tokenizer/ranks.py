@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import models
 
 from octavo.gpt.loading.files import read_whole
-from octavo.gpt.tokenizer.build import all_merges
+from octavo.gpt.tokenizer.engine import all_merges
 from octavo.gpt.tokenizer.pretokenizer import PRE, byte_level
 from octavo.gpt.tokenizer.token_bytes import BYTE_SPELLING
 from octavo.gpt.tokenizer.tokenizer import Tokenizer

@@ -13,9 +13,8 @@ from typing import Any, Unpack
 import tokenizers
 
 from octavo.gpt.quoting import quoted
-from octavo.gpt.tokenizer.build import guarded
 from octavo.gpt.tokenizer.chat_template import RenderOptions, choose_template, render_hidden
-from octavo.gpt.tokenizer.control_tokens import ControlTokens
+from octavo.gpt.tokenizer.engine import ControlTokens, guarded
 from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
 from octavo.gpt.tokenizer.template_files import Templates
 from octavo.gpt.tokenizer.token_bytes import TokenBytes, most_characters
