@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from octavo.gpt import LLM, SamplingParams
+from octavo.gpt.models.registry import by_model_type
 from octavo.kernels.testing.numerics import assert_within
 
 TINY = {
@@ -60,6 +61,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type, and w
 PROMPT = [3, 14, 15, 9, 26, 5, 35, 8, 58, 9, 7, 9, 32, 38]
 COMPANY = [[4, 8, 15, 16, 23, 42], [1] * 9]
 BACKENDS = {"reference": 32, "cpu": 32, "triton": 2}  # and the number of tokens drawn
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def table() -> list[str]:
+    """The lines of the README: a network, its `model_type`, and the GGUF architectures that its family reads."""
+    lines = ["| network | `model_type` | backends | GGUF architectures of the family |", "| --- | --- | --- | --- |"]
+    for name, (kind, _) in VARIANTS.items():
+        family = by_model_type(kind)
+        assert family is not None
+        lines.append(f"| {name} | {kind} | {', '.join(BACKENDS)} | {', '.join(family.gguf_types) or '-'} |")
+    return lines
+
+
+def test_the_readme_lists_what_is_tested_here() -> None:
+    text = README.read_text()
+    listed = text.split("<!-- families -->\n")[1].split("<!-- /families -->")[0]
+    assert listed == "".join(line + "\n" for line in table())
 
 
 def make(name: str) -> Any:
