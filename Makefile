@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-kernels families fuzz real check codegen gpu bench bench-ops results clean
+.PHONY: help demo test test-slow test-kernels families fuzz real check codegen gpu bench bench-ops results clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -12,9 +12,12 @@ help:  ## what there is to make
 demo: $(READY)  ## ask SmolLM2 a question (fetches the model once, 94 MB)
 	@$(BIN)/octavo chat "What is the capital of Japan?" --temperature 0 --stats
 
-test: $(READY)  ## the whole test suite, on the CPU
+test: $(READY)  ## the test suite, on the CPU
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 \
-	  --dist loadfile -m "not codegen and not gpu and not families"
+	  --dist loadfile -m "not codegen and not gpu and not families and not slow"
+
+test-slow: $(READY)  ## what takes longest: whole benchmarks, long random runs, every family on every backend
+	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m "slow or families" tests
 
 test-kernels: $(READY)  ## the kernels alone, in Triton's interpreter, or on the GPU at hand
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \

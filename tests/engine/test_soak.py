@@ -17,6 +17,8 @@ from counted import count
 from tiny import TINY, tiny_engine, tiny_model
 from watched import check, check_idle, finish, letters, poison, yielded
 
+pytestmark = pytest.mark.slow  # thousands of random steps
+
 NUM_REQUESTS = 2000
 VOCAB, WINDOW = 97, 32
 SMALL = {

@@ -16,6 +16,8 @@ from octavo.kernels.ops import REFERENCE
 
 from bench_tiny import bench, checkpoint
 
+pytestmark = pytest.mark.slow  # whole benchmarks, as a user runs them
+
 GRID = ("--batch", "1,3", "--context", "8,16", "--new-tokens", "5", "--quick", "--threads", "1")
 
 

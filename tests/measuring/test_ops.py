@@ -16,6 +16,8 @@ from octavo.kernels.ops import OP_NAMES, REFERENCE
 from bench_tiny import bench, checkpoint
 from tiny import TINY_GPT2
 
+pytestmark = pytest.mark.slow  # whole benchmarks, as a user runs them
+
 SIZES = ("--batch", "2", "--context", "20", "--prefill", "17", "--threads", "1")
 
 

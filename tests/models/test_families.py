@@ -121,10 +121,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return save
 
 
-# On the interpreter a few networks meet every kind of attention, norm and rotary; `make families` has all of them.
-ON_TRITON = ("Gemma 2", "Qwen 3", "Phi-2", "GLM-4", "StarCoder 2")
+# A few networks meet every kind of attention, norm and rotary; `make families` has all of them on all backends.
+OFTEN = ("Gemma 2", "Qwen 3", "Phi-2", "GLM-4", "StarCoder 2")
 CASES = [
-    pytest.param(name, backend, marks=[pytest.mark.families] if backend == "triton" and name not in ON_TRITON else [])
+    pytest.param(name, backend, marks=[] if backend == "reference" or name in OFTEN else [pytest.mark.families])
     for name in VARIANTS
     for backend in BACKENDS
 ]

@@ -131,6 +131,7 @@ def test_sizes_follow_from_the_network(oracle, folder):
     assert sum(w.numel() for w in ours.parameters()) == sum(w.numel() for w in theirs.parameters())
 
 
+@pytest.mark.slow
 def test_it_is_benchmarked(folder, tmp_path, monkeypatch):
     peaks = Peaks(2e10, 3e10, {"float32": 1e11})
     monkeypatch.setattr("octavo.bench.run.measure_peaks", lambda device, dtypes: peaks)
