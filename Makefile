@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INSTALLED := $(VENV)/.installed
 
 .PHONY: help demo test test-slow test-kernels families fuzz real check codegen gpu bench bench-ops results clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
-demo: $(READY)  ## ask SmolLM2 a question (fetches the model once, 94 MB)
+demo: $(INSTALLED)  ## ask SmolLM2 a question (fetches the model once, 94 MB)
 	@$(BIN)/octavo chat "What is the capital of Japan?" --temperature 0 --stats
 
 test: $(READY)  ## the test suite, on the CPU
@@ -81,16 +82,25 @@ bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared 
 clean:  ## remove what was built, and the environment
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 
-# The environment, made again only when what it should hold changed.
+# The environments, made again only when what they should hold changed: for use, and for work on the project.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(call install,.)
+	@touch $@
+
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
-	  "octavo: the pins in constraints.txt are for Python 3.11 and 3.12, this is %d.%d: make PYTHON=python3.12 ..." % v)'
+	$(call install,.[test$(COMMA)dev])
+	@touch $(INSTALLED) $@
+
+COMMA := ,
+define install
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else \
+	  "octavo: the pins in constraints.txt are for Python 3.11 to 3.14, this is %d.%d: make PYTHON=python3.12 ..." % v)'
 	@echo "octavo: setting up $(VENV), a few minutes the first time" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]' || { \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)' || { \
 	  echo "octavo: pip could not install the pins of constraints.txt for $$($(PYTHON) --version)." \
 	       "If it names no matching wheel, use another Python: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@touch $@
+endef
 
 # mypy wants the import path as folders: octavo/kernels, octavo/gpt, octavo/bench.
 build/types:
