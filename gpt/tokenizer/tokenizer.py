@@ -5,8 +5,8 @@ control token is ordinary text, unless `parse_special` asks; else only chat temp
 """
 
 import operator
-import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -47,7 +47,7 @@ class Tokenizer:
         self.eos_id = self.eos_ids[0] if self.eos_ids else None
         self.add_bos = bool(self.before)
         self.chat_template = chat_template
-        self._engine, self._source, self._lock = engine, source, threading.Lock()
+        self._engine, self._source = engine, source
         self._make_special([id for id in (bos_id, *self.eos_ids) if id is not None])
         vocabulary = engine.get_vocab(with_added_tokens=True)
         self._check_numbers(vocabulary)
@@ -57,6 +57,7 @@ class Tokenizer:
         self._bytes = TokenBytes(engine, source)
         self._control = ControlTokens(engine)
         self._most_characters = most_characters(engine, vocabulary)  # of one token; 0: no bound
+        engine.encode_special_tokens = True
 
     def _make_special(self, ids: Iterable[int]) -> None:
         """Have the engine pass over these tokens, which begin and end texts, wherever it passes over control tokens."""
@@ -83,13 +84,21 @@ class Tokenizer:
         rendered; leave it False for text of others, who could forge the ends of turns.
         """
         self._check(text)
-        with self._lock:  # what the engine passes over is a setting of its own
-            self._engine.encode_special_tokens = not parse_special
-            ids: list[int] = guarded(
-                f"{self._source}: this text cannot be cut",
-                lambda: self._engine.encode(text, add_special_tokens=False).ids,
-            )
+        engine = self._parsing_engine if parse_special else self._engine
+        ids: list[int] = guarded(
+            f"{self._source}: this text cannot be cut", lambda: engine.encode(text, add_special_tokens=False).ids
+        )
         return ids
+
+    @cached_property
+    def _parsing_engine(self) -> tokenizers.Tokenizer:
+        """A copy of the engine that makes control tokens of text that spells them, made when it is first needed.
+
+        One engine and a lock would do, if a lock could not stay locked where an interrupt falls beside its release.
+        """
+        engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
+        engine.encode_special_tokens = False
+        return engine
 
     def as_prompt(self, ids: list[int]) -> list[int]:
         """Return a text's ids between those that this model's prompts begin and end with; BOS for no ids at all."""
