@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.gpt.loading.checkpoint import Checkpoint
-from octavo.gpt.loading.gguf_file import GGUFFile, open_gguf
+from octavo.gpt.loading.gguf_parts import GGUFParts, open_gguf_parts
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.config_reader import ConfigReader
 from octavo.gpt.models.family import Family
@@ -16,19 +16,22 @@ END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def open_gguf_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """The checkpoint and the file's metadata. ValueError names the file, and the key or tensor at fault."""
-    file = open_gguf(path)
+    """The checkpoint and the file's metadata; the other parts of a split model are found by name.
+
+    ValueError names the file, and the key or tensor at fault.
+    """
+    file = open_gguf_parts(path)
     name = file.metadata.get("general.architecture")
     if name not in tuple(FAMILIES):
         raise ValueError(
             f"{path}: architecture {one_line(str(name), 80)} is not supported (only {', '.join(FAMILIES)})"
         )
     family = FAMILIES[name]
-    tensors = {tensor: (file, tensor) for tensor in file.tensors if tensor not in family.gguf_constants}
-    return Checkpoint(path, _config(file, family), tensors, family.gguf_names), file.metadata
+    tensors = {name: (part, name) for name, part in file.owners.items() if name not in family.gguf_constants}
+    return Checkpoint(file.path, _config(file, family), tensors, family.gguf_names), file.metadata
 
 
-def _config(file: GGUFFile, family: Family) -> ModelConfig:
+def _config(file: GGUFParts, family: Family) -> ModelConfig:
     """The network that the metadata and the presence of optional tensors describe."""
     config = family.from_gguf(ConfigReader(file.path, file.metadata, f"{family.name}."), file)
     vocabulary = ConfigReader(file.path, file.metadata, "tokenizer.ggml.")
