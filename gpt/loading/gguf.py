@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.gpt.loading.checkpoint import Checkpoint
-from octavo.gpt.loading.gguf_file import GGUFFile, open_gguf
+from octavo.gpt.loading.gguf_parts import GGUFParts, open_gguf_parts
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.registry import FAMILIES, by_gguf_architecture
@@ -16,18 +16,23 @@ END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def open_gguf_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """The checkpoint and the file's metadata. ValueError names the file, and the key or tensor at fault."""
-    file = open_gguf(path)
+    """The checkpoint and the file's metadata; the other parts of a split model are found by name.
+
+    ValueError names the file, and the key or tensor at fault.
+    """
+    file = open_gguf_parts(path)
     name = file.metadata.get("general.architecture")
     family = by_gguf_architecture(name) if isinstance(name, str) else None
     if family is None or family.from_gguf is None:
         known = ", ".join(each for family in FAMILIES.values() for each in family.gguf_types)
         raise ValueError(f"{path}: architecture {one_line(str(name), 80)} is not supported (only {known})")
-    tensors = {tensor: (file, tensor) for tensor in file.tensors if tensor not in family.gguf_constants}
-    return Checkpoint(path, _config(file, family.from_gguf, f"{name}."), tensors, family.gguf_names), file.metadata
+    tensors = {tensor: (part, tensor) for tensor, part in file.owners.items() if tensor not in family.gguf_constants}
+    return Checkpoint(file.path, _config(file, family.from_gguf, f"{name}."), tensors, family.gguf_names), file.metadata
 
 
-def _config(file: GGUFFile, from_gguf: Callable[[ConfigReader, TensorSource], ModelConfig], prefix: str) -> ModelConfig:
+def _config(
+    file: GGUFParts, from_gguf: Callable[[ConfigReader, TensorSource], ModelConfig], prefix: str
+) -> ModelConfig:
     """The network that the metadata and the presence of optional tensors describe."""
     config = from_gguf(ConfigReader(file.path, file.metadata, prefix), file)
     vocabulary = ConfigReader(file.path, file.metadata, "tokenizer.ggml.")

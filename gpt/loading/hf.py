@@ -18,15 +18,21 @@ from octavo.gpt.models.registry import FAMILIES, by_architecture, by_model_type,
 from octavo.gpt.quoting import one_line, quoted
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TIED = "tie_word_embeddings"
 OLD_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # a method's own file, and its name
+WRAPPERS = r"^(module\.|base_model\.model\.)+|(?<![^.])_orig_mod\."  # what training wraps round a network
+BUFFERS = r"(.*\.)?rotary\w*\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|(.*\.)?attn\.masked_bias"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def open_folder(folder: Path) -> Checkpoint:
     """ValueError or FileNotFoundError names the file, and the option or tensor at fault."""
-    config, scheme = read_config(folder), scheme_of(_reader(folder))
+    config, reader = read_config(folder), _reader(folder)
+    scheme = scheme_of(reader)
     family, index_file = family_of(config), _index_file(folder)
     stored = _sharded(index_file) if index_file.name == INDEX else _whole(index_file)
+    if TIED not in reader.table and not any(re.search(r"(^|\.)lm_head\.", name) for name in stored):
+        config = replace(config, tied_embeddings=True)
     if scheme is not None:
         if family.hf_transposed:
             raise ValueError(f"{index_file}: {scheme.label} weights are not supported in a {family.name}")
@@ -139,8 +145,10 @@ def _canonical(
     """The tensors the network needs, their names without the family's prefix; an unused head is left out."""
     tensors: dict[str, tuple[TensorFile, str]] = {}
     for full_name, file in stored.items():
-        name = full_name.removeprefix(family.hf_prefix)
-        if re.fullmatch(family.hf_buffers, name) or (name == "lm_head.weight" and config.tied_embeddings):
+        name = re.sub(WRAPPERS, "", full_name).removeprefix(family.hf_prefix)
+        if re.fullmatch(rf"{BUFFERS}|{family.hf_buffers}", name) or (
+            name == "lm_head.weight" and config.tied_embeddings
+        ):
             continue
         if name in tensors:
             raise ValueError(f"{index_file}: tensor {one_line(name, 80)} is there twice, with and without its prefix")

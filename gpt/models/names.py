@@ -34,6 +34,5 @@ SANDWICH = {  # four norms a layer, as Gemma 2 and 3 and GLM-4 name them
     "layers.{}.mlp_post_norm": ("layers.{}.post_feedforward_layernorm",),
 }
 
-HF_BUFFERS = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # what old checkpoints carry and no network needs
 
 ROTARY = ("layers.{}.self_attn.q_proj", "layers.{}.self_attn.k_proj", "blk.{}.attn_q", "blk.{}.attn_k")

@@ -128,9 +128,31 @@ def test_buffers_of_old_checkpoints_and_an_unused_head_are_skipped(tmp_path: Pat
     save_folder(tmp_path / "gpt2", GPT2, with_prefix({**tensors, **extra}) | {"lm_head.weight": torch.zeros(31, 12)})
     assert_equal(weights(tmp_path / "gpt2"), expected_gpt2(tensors))
     llama = llama_tensors()
-    old = {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(3)}
+    buffers = (
+        "layers.1.self_attn.rotary_emb.inv_freq",
+        "layers.0.self_attn.rotary_emb.cos_cached",
+        "rotary_emb.inv_freq",
+    )
+    old = {f"model.{name}": torch.ones(3) for name in buffers}
     save_folder(tmp_path / "llama", LLAMA, llama | old)
     assert_equal(weights(tmp_path / "llama"), expected_llama(llama))
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "base_model.model."])
+def test_what_training_wrapped_round_the_network_is_left_out_of_names(tmp_path: Path, wrapper: str) -> None:
+    tensors = llama_tensors()
+    save_folder(tmp_path, LLAMA, {wrapper + name: tensor for name, tensor in tensors.items()})
+    assert_equal(weights(tmp_path), expected_llama(tensors))
+
+
+def test_a_head_that_is_not_there_is_the_embedding_unless_the_configuration_denies_it(tmp_path: Path) -> None:
+    tensors = llama_tensors()
+    del tensors["lm_head.weight"]
+    save_folder(tmp_path, LLAMA, tensors)
+    assert_equal(weights(tmp_path), expected_llama(tensors))
+    save_folder(tmp_path, LLAMA | {"tie_word_embeddings": False}, tensors)
+    with pytest.raises(ValueError, match=r"tensor lm_head\.weight is missing"):
+        load(tmp_path)
 
 
 def test_an_untied_head_is_honoured(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig, LayerType
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_NAMES, HF_BUFFERS, HF_NAMES, SANDWICH
+from octavo.gpt.models.names import GGUF_NAMES, HF_NAMES, SANDWICH
 from octavo.gpt.models.reading import (
     decoder_from_gguf,
     decoder_from_hf,
@@ -115,7 +115,6 @@ GEMMA_FAMILY = Family(
     hf_names=HF_NAMES | SANDWICH,
     gguf_names=GGUF_NAMES,
     hf_norm_offset=1.0,
-    hf_buffers=HF_BUFFERS,
 )
 GEMMA1_FAMILY = Family(
     name="gemma1",
@@ -128,5 +127,4 @@ GEMMA1_FAMILY = Family(
     hf_names=HF_NAMES,
     gguf_names=GGUF_NAMES,
     hf_norm_offset=1.0,
-    hf_buffers=HF_BUFFERS,
 )

@@ -8,7 +8,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_NAMES, HF_BUFFERS, HF_NAMES
+from octavo.gpt.models.names import GGUF_NAMES, HF_NAMES
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf
 
 FUSED = {"layers.{}.mlp.gate_up_proj": ("layers.{}.mlp.gate_up_proj",)}
@@ -45,7 +45,6 @@ GLM_FAMILY = Family(
     network=Decoder,
     from_hf=glm_from_hf,
     hf_names=HF_NAMES | FUSED,
-    hf_buffers=HF_BUFFERS,
 )
 GLM4_FAMILY = Family(
     name="glm4",
@@ -60,5 +59,4 @@ GLM4_FAMILY = Family(
         "layers.{}.mlp_post_norm": ("layers.{}.post_mlp_layernorm",),
     },
     gguf_names=GGUF_NAMES | {"layers.{}.mlp.gate_up_proj": ("blk.{}.ffn_up",)},
-    hf_buffers=HF_BUFFERS,
 )

@@ -7,7 +7,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_NAMES, HF_BUFFERS, HF_NAMES, ROTARY
+from octavo.gpt.models.names import GGUF_NAMES, HF_NAMES, ROTARY
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf
 from octavo.gpt.models.rope_reader import GGUF_CONSTANTS
 
@@ -49,7 +49,6 @@ FAMILY = Family(
     from_gguf=from_gguf,
     hf_names=HF_NAMES,
     gguf_names=GGUF_NAMES,
-    hf_buffers=HF_BUFFERS,
     gguf_constants=GGUF_CONSTANTS,
     rotary=ROTARY,
     gguf_interleaved=True,

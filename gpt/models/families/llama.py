@@ -11,7 +11,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig, LayerType
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_NAMES, HF_BUFFERS, HF_NAMES, ROTARY
+from octavo.gpt.models.names import GGUF_NAMES, HF_NAMES, ROTARY
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf, whole_or_window
 from octavo.gpt.models.rope import RopeScaling
 from octavo.gpt.models.rope_reader import GGUF_CONSTANTS
@@ -110,7 +110,6 @@ FAMILY = Family(
     to_gguf=to_gguf,
     hf_names=HF_NAMES,
     gguf_names=GGUF_NAMES,
-    hf_buffers=HF_BUFFERS,
     gguf_constants=GGUF_CONSTANTS,
     rotary=ROTARY,
     gguf_interleaved=True,

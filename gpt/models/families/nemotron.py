@@ -9,7 +9,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_NAMES, HF_BUFFERS, HF_NAMES
+from octavo.gpt.models.names import GGUF_NAMES, HF_NAMES
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf
 
 SHAPE: dict[str, Any] = {"norm": "layer", "norm_bias": True, "gated": False, "activation": "relu2"}
@@ -38,5 +38,4 @@ FAMILY = Family(
     hf_names=HF_NAMES,
     gguf_names=GGUF_NAMES,
     hf_norm_offset=1.0,
-    hf_buffers=HF_BUFFERS,
 )

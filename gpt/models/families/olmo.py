@@ -9,7 +9,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_NAMES, HF_BUFFERS, HF_NAMES, SANDWICH
+from octavo.gpt.models.names import GGUF_NAMES, HF_NAMES, SANDWICH
 from octavo.gpt.models.reading import (
     decoder_from_gguf,
     decoder_from_hf,
@@ -61,5 +61,4 @@ FAMILY = Family(
     from_gguf=from_gguf,
     hf_names=HF_NAMES | SANDWICH,
     gguf_names=GGUF_NAMES,
-    hf_buffers=HF_BUFFERS,
 )

@@ -10,7 +10,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_FUSED, GGUF_NAMES, HF_BUFFERS
+from octavo.gpt.models.names import GGUF_FUSED, GGUF_NAMES
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf, gguf_window, whole_or_window
 from octavo.gpt.models.rope_reader import GGUF_CONSTANTS
 
@@ -65,7 +65,6 @@ PHI2_FAMILY = Family(
         "norm": ("final_layernorm",),
     },
     gguf_names=GGUF_NAMES | GGUF_FUSED,
-    hf_buffers=HF_BUFFERS,
 )
 PHI3_FAMILY = Family(
     name="phi3",
@@ -78,6 +77,5 @@ PHI3_FAMILY = Family(
         "layers.{}.mlp_norm": ("layers.{}.post_attention_layernorm",),
     },
     gguf_names=GGUF_NAMES | GGUF_FUSED | {"layers.{}.mlp.gate_up_proj": ("blk.{}.ffn_up",)},
-    hf_buffers=HF_BUFFERS,
     gguf_constants=GGUF_CONSTANTS,
 )

@@ -9,7 +9,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_NAMES, HF_BUFFERS, HF_NAMES
+from octavo.gpt.models.names import GGUF_NAMES, HF_NAMES
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf
 
 SHAPE: dict[str, Any] = {"norm": "layer", "norm_bias": True}
@@ -44,5 +44,4 @@ FAMILY = Family(
     from_gguf=from_gguf,
     hf_names=HF_NAMES,
     gguf_names=GGUF_NAMES,
-    hf_buffers=HF_BUFFERS,
 )
