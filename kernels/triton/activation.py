@@ -34,12 +34,12 @@ def _gated_kernel(
 ):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    live = column < HIDDEN_DIM
+    mask = column < HIDDEN_DIM
     gate_ptrs = gate_up_ptr + token * stride_gate_up + column
-    gate = tl.load(gate_ptrs, live, 0.0).to(tl.float32)  # [TILE]
-    up = tl.load(gate_ptrs + HIDDEN_DIM, live, 0.0).to(tl.float32)
+    gate = tl.load(gate_ptrs, mask, 0.0).to(tl.float32)  # [TILE]
+    up = tl.load(gate_ptrs + HIDDEN_DIM, mask, 0.0).to(tl.float32)
     y = (gelu(gate) if ACTIVATION == "gelu" else silu(gate)) * up
-    tl.store(y_ptr + token * HIDDEN_DIM + column, y.to(y_ptr.dtype.element_ty), live)
+    tl.store(y_ptr + token * HIDDEN_DIM + column, y.to(y_ptr.dtype.element_ty), mask)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

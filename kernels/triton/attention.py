@@ -4,9 +4,9 @@
 
 One program owns BLOCK_M queries of one head of one sequence and walks over their keys: first the tiles of BLOCK_N keys
 that all its queries see, with no mask, then the tiles that the diagonal crosses. Query tiles of a sequence start
-longest first, so the last ones to run are short; SECTION heads advance together, so that their keys and values are
-read from L2 by many tiles at once. A head of k and v serves its group of query heads in place. A head_dim that is no
-power of two is padded inside. Rows of q beyond the last sequence (padding) come out as zeros.
+longest first, so the last ones to run are short; HEADS_TOGETHER heads advance side by side, so that their keys and
+values are read from L2 by many tiles at once. A head of k and v serves its group of query heads in place. A head_dim
+that is no power of two is padded inside. Rows of q beyond the last sequence (padding) come out as zeros.
 q, k and v may be strided views of one fused projection whose last dimension is contiguous; rows that start at multiples
 of 16 bytes load at full width. The mathematics of a tile is in attention_tile.py; https://arxiv.org/abs/2307.08691
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.attention_tile import (
-    SECTION,
+    HEADS_TOGETHER,
     attend,
     first_tiles,
     fold_sink,
@@ -41,7 +41,7 @@ def _attend_keys(
     begin,
     row,
     lower,
-    column,
+    offs_d,
     first,
     last,
     m_i,
@@ -56,12 +56,12 @@ def _attend_keys(
 ):
     """Fold keys `[first, last)` of one sequence into m, l and acc; without MASKED all rows must see them all."""
     lane = tl.arange(0, BLOCK_N)
-    k_tile = k_ptr + (begin + first) * stride_k + lane[:, None] * stride_k + column[None, :]
-    v_tile = v_ptr + (begin + first) * stride_v + lane[:, None] * stride_v + column[None, :]
+    k_tile = k_ptr + (begin + first) * stride_k + lane[:, None] * stride_k + offs_d[None, :]
+    v_tile = v_ptr + (begin + first) * stride_v + lane[:, None] * stride_v + offs_d[None, :]
     for start in range(first, last, BLOCK_N):
         key = start + lane
-        k = load_rows(k_tile, key, last, column, HEAD_DIM, MASKED)  # [BLOCK_N, D]
-        v = load_rows(v_tile, key, last, column, HEAD_DIM, MASKED)  # [BLOCK_N, D]
+        k = load_rows(k_tile, key, last, offs_d, HEAD_DIM, MASKED)  # [BLOCK_N, D]
+        v = load_rows(v_tile, key, last, offs_d, HEAD_DIM, MASKED)  # [BLOCK_N, D]
         visible = key[None, :] <= row[:, None]
         if lower is not None:
             visible &= key[None, :] >= lower[:, None]
@@ -94,24 +94,32 @@ def _causal_attention_kernel(
     HEAD_DIM: tl.constexpr,
     HEAD_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
-    SECTION: tl.constexpr,
+    HEADS_TOGETHER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     seq, num_seqs = tl.program_id(2), tl.num_programs(2) - 1
-    head = tl.program_id(1) * SECTION + tl.program_id(0) % SECTION
+    head = tl.program_id(1) * HEADS_TOGETHER + tl.program_id(0) % HEADS_TOGETHER
     if head >= NUM_HEADS:
         return
-    turn, num_turns = tl.program_id(0) // SECTION, tl.num_programs(0) // SECTION
-    column = tl.arange(0, HEAD_TILE)
+    tile_q, num_tiles_q = tl.program_id(0) // HEADS_TOGETHER, tl.num_programs(0) // HEADS_TOGETHER
+    offs_d = tl.arange(0, HEAD_TILE)
     begin = tl.load(cu_seqlens_ptr + seq)
     if seq == num_seqs:  # the padding after the last sequence
         zero_rows(
-            o_ptr, begin + turn * BLOCK_M, num_tokens, num_turns * BLOCK_M, head, column, NUM_HEADS, HEAD_DIM, BLOCK_M
+            o_ptr,
+            begin + tile_q * BLOCK_M,
+            num_tokens,
+            num_tiles_q * BLOCK_M,
+            head,
+            offs_d,
+            NUM_HEADS,
+            HEAD_DIM,
+            BLOCK_M,
         )
         return
     length = tl.load(cu_seqlens_ptr + seq + 1) - begin
-    first_row = (tl.cdiv(length, BLOCK_M) - 1 - turn) * BLOCK_M
+    first_row = (tl.cdiv(length, BLOCK_M) - 1 - tile_q) * BLOCK_M
     if first_row < 0:
         return
     row = first_row + tl.arange(0, BLOCK_M)
@@ -122,8 +130,8 @@ def _causal_attention_kernel(
     q_ptr += (begin + first_row) * stride_q_token + head * stride_q_head
     k_ptr += head // GROUP * stride_k_head
     v_ptr += head // GROUP * stride_v_head
-    q_tile = q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_q_token + column[None, :]
-    q = load_rows(q_tile, row, length, column, HEAD_DIM, True)  # [BLOCK_M, D]
+    q_tile = q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_q_token + offs_d[None, :]
+    q = load_rows(q_tile, row, length, offs_d, HEAD_DIM, True)  # [BLOCK_M, D]
     m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_TILE], tl.float32)
@@ -132,15 +140,15 @@ def _causal_attention_kernel(
         _, first_key, first_full = first_tiles(first_row, last_full, window, BLOCK_M, BLOCK_N)
         lower = row + 1 - window
         m_i, l_i, acc = _attend_keys(
-            q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, lower, column, first_key, first_full,
+            q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, lower, offs_d, first_key, first_full,
             m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, PRECISION, True,
         )  # fmt: skip
     m_i, l_i, acc = _attend_keys(
-        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, None, column, first_full, last_full,
+        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, None, offs_d, first_full, last_full,
         m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, PRECISION, False,
     )  # fmt: skip
     m_i, l_i, acc = _attend_keys(
-        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, lower, column, last_full, last_key,
+        q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, lower, offs_d, last_full, last_key,
         m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, PRECISION, True,
     )  # fmt: skip
     if sinks_ptr is not None:
@@ -148,8 +156,8 @@ def _causal_attention_kernel(
         acc *= alpha[:, None]
 
     o = normalise(l_i, acc).to(o_ptr.dtype.element_ty)
-    o_tile = o_ptr + ((begin + row)[:, None] * NUM_HEADS + head) * HEAD_DIM + column[None, :]
-    tl.store(o_tile, o, mask=(row < length)[:, None] & (column < HEAD_DIM)[None, :])
+    o_tile = o_ptr + ((begin + row)[:, None] * NUM_HEADS + head) * HEAD_DIM + offs_d[None, :]
+    tl.store(o_tile, o, mask=(row < length)[:, None] & (offs_d < HEAD_DIM)[None, :])
 
 
 def causal_attention(
@@ -183,7 +191,11 @@ def causal_attention(
     num_heads, head_dim = q.shape[1:]
     config = launch.attention(q.device, q.dtype, head_dim)
     tiles = max(1, triton.cdiv(max_seqlen, config["BLOCK_M"]))
-    grid = (tiles * SECTION, triton.cdiv(num_heads, SECTION), len(cu_seqlens))  # the last "sequence" is the padding
+    grid = (
+        tiles * HEADS_TOGETHER,
+        triton.cdiv(num_heads, HEADS_TOGETHER),
+        len(cu_seqlens),
+    )  # the last "sequence" is the padding
     _causal_attention_kernel[grid](
         q,
         k,
@@ -202,7 +214,7 @@ def causal_attention(
         HEAD_DIM=head_dim,
         HEAD_TILE=head_tile(head_dim),
         PRECISION="ieee",
-        SECTION=SECTION,
+        HEADS_TOGETHER=HEADS_TOGETHER,
         **config,
     )
     return o

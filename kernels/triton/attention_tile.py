@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = math.log2(math.e)
-SECTION = 4  # heads that advance side by side in prefill
+HEADS_TOGETHER = 4  # heads that advance side by side in prefill
 
 
 @triton.jit
@@ -66,15 +66,15 @@ def attend(q, k, v, visible, m_i, l_i, acc, scale_log2, cap_scale, MASKED: tl.co
 
 
 @triton.jit
-def load_rows(pointers, row, num_rows, column, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
+def load_rows(pointers, row, num_rows, offs_d, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
     """Rows `[N, D]` of q, k or v; zeros from num_rows on (if MASKED: dead memory may hold NaN) and beyond the head."""
-    PADDED: tl.constexpr = column.shape[0] > HEAD_DIM
+    PADDED: tl.constexpr = offs_d.shape[0] > HEAD_DIM
     if MASKED and PADDED:
-        return tl.load(pointers, mask=(row < num_rows)[:, None] & (column < HEAD_DIM)[None, :], other=0.0)
+        return tl.load(pointers, mask=(row < num_rows)[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
     elif MASKED:
         return tl.load(pointers, mask=(row < num_rows)[:, None], other=0.0)
     elif PADDED:
-        return tl.load(pointers, mask=(column < HEAD_DIM)[None, :], other=0.0)
+        return tl.load(pointers, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
     else:
         return tl.load(pointers)
 
@@ -83,7 +83,7 @@ def load_rows(pointers, row, num_rows, column, HEAD_DIM: tl.constexpr, MASKED: t
 @triton.jit
 def attend_cache(
     q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
-    position, lower, low, column, first, last, m_i, l_i, acc, scale_log2, cap_scale,
+    position, lower, low, offs_d, first, last, m_i, l_i, acc, scale_log2, cap_scale,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):
@@ -102,8 +102,8 @@ def attend_cache(
         else:
             block = tl.load(table_ptr + key // BLOCK_SIZE)
         slot = block.to(tl.int64) * stride_block + key % BLOCK_SIZE * stride_slot
-        k = load_rows(k_cache_ptr + slot[:, None] + column[None, :], row, last, column, HEAD_DIM, MASKED)
-        v = load_rows(v_cache_ptr + slot[:, None] + column[None, :], row, last, column, HEAD_DIM, MASKED)
+        k = load_rows(k_cache_ptr + slot[:, None] + offs_d[None, :], row, last, offs_d, HEAD_DIM, MASKED)
+        v = load_rows(v_cache_ptr + slot[:, None] + offs_d[None, :], row, last, offs_d, HEAD_DIM, MASKED)
         visible = key[None, :] <= position[:, None]
         if lower is not None:
             visible &= key[None, :] >= lower[:, None]
@@ -138,13 +138,13 @@ def normalise(l_i, acc):
 
 @triton.jit
 def zero_rows(
-    o_ptr, first, last, step, head, column, NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr
+    o_ptr, first, last, step, head, offs_d, NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr
 ):
     """Zeros in one head's rows `[first, last)` of a contiguous o: TILE of them, every `step` rows."""
     for start in range(first, last, step):
         row = start + tl.arange(0, TILE)
-        mask = (row < last)[:, None] & (column < HEAD_DIM)[None, :]
-        offset = (row[:, None].to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + column[None, :]
+        mask = (row < last)[:, None] & (offs_d < HEAD_DIM)[None, :]
+        offset = (row[:, None].to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + offs_d[None, :]
         tl.store(o_ptr + offset, tl.zeros(offset.shape, o_ptr.dtype.element_ty), mask=mask)
 
 

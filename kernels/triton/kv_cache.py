@@ -49,14 +49,14 @@ def _write_kv_kernel(
     block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)  # [TILE]
     head, dim = column // HEAD_DIM, column % HEAD_DIM
-    live = column < NUM_KV_HEADS * HEAD_DIM
+    mask = column < NUM_KV_HEADS * HEAD_DIM
 
-    k = tl.load(k_ptr + token * stride_k_token + head * stride_k_head + dim, mask=live)
-    v = tl.load(v_ptr + token * stride_v_token + head * stride_v_head + dim, mask=live)
+    k = tl.load(k_ptr + token * stride_k_token + head * stride_k_head + dim, mask=mask)
+    v = tl.load(v_ptr + token * stride_v_token + head * stride_v_head + dim, mask=mask)
     k_row = k_cache_ptr + block * stride_k_cache_block + offset * stride_k_cache_slot
     v_row = v_cache_ptr + block * stride_v_cache_block + offset * stride_v_cache_slot
-    tl.store(k_row + head * stride_k_cache_head + dim, k, mask=live)
-    tl.store(v_row + head * stride_v_cache_head + dim, v, mask=live)
+    tl.store(k_row + head * stride_k_cache_head + dim, k, mask=mask)
+    tl.store(v_row + head * stride_v_cache_head + dim, v, mask=mask)
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:

@@ -67,7 +67,7 @@ def _linear_kernel(
     m = (group * GROUP + rest % height) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (rest // height) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    m_live, n_live = m[:, None] < num_tokens, n[:, None] < OUT_FEATURES
+    m_mask, n_mask = m[:, None] < num_tokens, n[:, None] < OUT_FEATURES
     m_row, n_row = m.to(tl.int64)[:, None], n.to(tl.int64)[:, None]
     x_ptrs = x_ptr + m_row * stride_x + k[None, :]
     weight_ptrs = weight_ptr + n_row * stride_weight + k[None, :]
@@ -75,20 +75,20 @@ def _linear_kernel(
     y = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(0, IN_FEATURES, BLOCK_K):
         if IN_FEATURES % BLOCK_K == 0:
-            x = tl.load(x_ptrs + start, m_live, 0.0)  # [BLOCK_M, BLOCK_K]
-            weight = tl.load(weight_ptrs + start, n_live, 0.0)  # [BLOCK_N, BLOCK_K]
+            x = tl.load(x_ptrs + start, m_mask, 0.0)  # [BLOCK_M, BLOCK_K]
+            weight = tl.load(weight_ptrs + start, n_mask, 0.0)  # [BLOCK_N, BLOCK_K]
         else:
-            k_live = start + k[None, :] < IN_FEATURES
-            x = tl.load(x_ptrs + start, m_live & k_live, 0.0)
-            weight = tl.load(weight_ptrs + start, n_live & k_live, 0.0)
+            k_mask = start + k[None, :] < IN_FEATURES
+            x = tl.load(x_ptrs + start, m_mask & k_mask, 0.0)
+            weight = tl.load(weight_ptrs + start, n_mask & k_mask, 0.0)
         y = tl.dot(weight, x.T, y, input_precision="ieee")
 
     if bias_ptr is not None:
         y += tl.load(bias_ptr + n, n < OUT_FEATURES, 0.0).to(tl.float32)[:, None]
     y = _activated(y, ACTIVATION)
     y = y.T  # [BLOCK_M, BLOCK_N]
-    live = m_live & (n[None, :] < OUT_FEATURES)
-    tl.store(y_ptr + m_row * stride_y + n[None, :], y.to(y_ptr.dtype.element_ty), live)
+    mask = m_mask & (n[None, :] < OUT_FEATURES)
+    tl.store(y_ptr + m_row * stride_y + n[None, :], y.to(y_ptr.dtype.element_ty), mask)
 
 
 GROUP = 8  # tiles of tokens that share a tile of weights in L2

@@ -38,23 +38,23 @@ def _norm_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, TILE)
-    live = column < DIM
+    mask = column < DIM
     start = row * stride_x
     if NUM_HEADS > 1:
         start = row // NUM_HEADS * stride_x + row % NUM_HEADS * stride_head
-    x = tl.load(x_ptr + start + column, live, 0.0).to(tl.float32)  # [TILE]
+    x = tl.load(x_ptr + start + column, mask, 0.0).to(tl.float32)  # [TILE]
     if residual_ptr is not None:
-        x += tl.load(residual_ptr + row * stride_residual + column, live, 0.0).to(tl.float32)
+        x += tl.load(residual_ptr + row * stride_residual + column, mask, 0.0).to(tl.float32)
         stored = x.to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + row * DIM + column, stored, live)
+        tl.store(sum_ptr + row * DIM + column, stored, mask)
         x = stored.to(tl.float32)
     if CENTER:
-        x = tl.where(live, x - tl.sum(x) / DIM, 0.0)
+        x = tl.where(mask, x - tl.sum(x) / DIM, 0.0)
     deviation = tl.sqrt_rn(tl.sum(x * x) / DIM + eps)
-    y = x * tl.div_rn(1.0, deviation) * tl.load(weight_ptr + column, live, 0.0).to(tl.float32)
+    y = x * tl.div_rn(1.0, deviation) * tl.load(weight_ptr + column, mask, 0.0).to(tl.float32)
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + column, live, 0.0).to(tl.float32)
-    tl.store(y_ptr + row * DIM + column, y.to(y_ptr.dtype.element_ty), live)
+        y += tl.load(bias_ptr + column, mask, 0.0).to(tl.float32)
+    tl.store(y_ptr + row * DIM + column, y.to(y_ptr.dtype.element_ty), mask)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

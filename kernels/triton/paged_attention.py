@@ -19,7 +19,7 @@ from torch import Tensor
 
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.attention_tile import (
-    SECTION,
+    HEADS_TOGETHER,
     attend_cache,
     first_tiles,
     fold_sink,
@@ -45,22 +45,22 @@ def _prefill_kernel(
     sinks_ptr, num_tokens, capacity, window, scale_log2, cap_scale,
     stride_q_token, stride_q_head, stride_block, stride_slot, stride_head, stride_table,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr, SECTION: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr, HEADS_TOGETHER: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     seq, num_seqs = tl.program_id(2), tl.num_programs(2) - 1
-    head = tl.program_id(1) * SECTION + tl.program_id(0) % SECTION
+    head = tl.program_id(1) * HEADS_TOGETHER + tl.program_id(0) % HEADS_TOGETHER
     if head >= NUM_HEADS:
         return
-    turn, num_turns = tl.program_id(0) // SECTION, tl.num_programs(0) // SECTION
-    column = tl.arange(0, HEAD_TILE)
+    tile_q, num_tiles_q = tl.program_id(0) // HEADS_TOGETHER, tl.num_programs(0) // HEADS_TOGETHER
+    offs_d = tl.arange(0, HEAD_TILE)
     begin = tl.load(cu_seqlens_q_ptr + seq)
     if seq == num_seqs:  # the padding after the last sequence
-        start = begin + turn * BLOCK_M
-        zero_rows(o_ptr, start, num_tokens, num_turns * BLOCK_M, head, column, NUM_HEADS, HEAD_DIM, BLOCK_M)
+        start = begin + tile_q * BLOCK_M
+        zero_rows(o_ptr, start, num_tokens, num_tiles_q * BLOCK_M, head, offs_d, NUM_HEADS, HEAD_DIM, BLOCK_M)
         return
     num_queries = tl.load(cu_seqlens_q_ptr + seq + 1) - begin
-    first_row = (tl.cdiv(num_queries, BLOCK_M) - 1 - turn) * BLOCK_M
+    first_row = (tl.cdiv(num_queries, BLOCK_M) - 1 - tile_q) * BLOCK_M
     if first_row < 0:
         return
     row = first_row + tl.arange(0, BLOCK_M)
@@ -75,8 +75,8 @@ def _prefill_kernel(
     k_cache_ptr += head // GROUP * stride_head
     v_cache_ptr += head // GROUP * stride_head
     table_ptr = block_table_ptr + seq.to(tl.int64) * stride_table
-    q_tile = q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_q_token + column[None, :]
-    q = load_rows(q_tile, row, num_queries, column, HEAD_DIM, True)  # [BLOCK_M, D]
+    q_tile = q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_q_token + offs_d[None, :]
+    q = load_rows(q_tile, row, num_queries, offs_d, HEAD_DIM, True)  # [BLOCK_M, D]
     m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_TILE], tl.float32)
@@ -86,17 +86,17 @@ def _prefill_kernel(
         lower = position + 1 - window
         m_i, l_i, acc = attend_cache(
             q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
-            position, lower, low, column, first_key, first_full,
+            position, lower, low, offs_d, first_key, first_full,
             m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
         )
     m_i, l_i, acc = attend_cache(
         q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
-        position, None, low, column, first_full, last_full,
+        position, None, low, offs_d, first_full, last_full,
         m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, False,
     )
     m_i, l_i, acc = attend_cache(
         q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
-        position, lower, low, column, last_full, last_key,
+        position, lower, low, offs_d, last_full, last_key,
         m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
     )
     if sinks_ptr is not None:
@@ -104,8 +104,8 @@ def _prefill_kernel(
         acc *= alpha[:, None]
 
     o = normalise(l_i, acc).to(o_ptr.dtype.element_ty)
-    o_tile = o_ptr + ((begin + row)[:, None] * NUM_HEADS + head) * HEAD_DIM + column[None, :]
-    tl.store(o_tile, o, mask=(row < num_queries)[:, None] & (column < HEAD_DIM)[None, :])
+    o_tile = o_ptr + ((begin + row)[:, None] * NUM_HEADS + head) * HEAD_DIM + offs_d[None, :]
+    tl.store(o_tile, o, mask=(row < num_queries)[:, None] & (offs_d < HEAD_DIM)[None, :])
 # fmt: on
 
 
@@ -143,7 +143,11 @@ def paged_attention(
     block_size, num_kv_heads = k_cache.shape[1:3]
     config = launch.attention(q.device, q.dtype, head_dim)
     tiles = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
-    grid = (tiles * SECTION, triton.cdiv(num_heads, SECTION), len(cu_seqlens_q))  # the last "sequence" is the padding
+    grid = (
+        tiles * HEADS_TOGETHER,
+        triton.cdiv(num_heads, HEADS_TOGETHER),
+        len(cu_seqlens_q),
+    )  # the last "sequence" is the padding
     _prefill_kernel[grid](
         q,
         k_cache,
@@ -166,7 +170,7 @@ def paged_attention(
         HEAD_TILE=head_tile(head_dim),
         BLOCK_SIZE=block_size,
         PRECISION="ieee",
-        SECTION=SECTION,
+        HEADS_TOGETHER=HEADS_TOGETHER,
         **config,
     )
     return o

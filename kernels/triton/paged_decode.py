@@ -67,7 +67,7 @@ def _split_kernel(
     HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr,
     SPLIT: tl.constexpr, SEQS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
-    column, member = tl.arange(0, HEAD_TILE), tl.arange(0, GROUP_TILE)
+    offs_d, offs_g = tl.arange(0, HEAD_TILE), tl.arange(0, GROUP_TILE)
     _, _, total = _find_piece(context_lens_ptr, cu_seqlens_q_ptr, num_seqs, capacity, window, 0, SPLIT, SEQS)
     for item in range(tl.program_id(0), total * NUM_KV_HEADS, tl.num_programs(0)):
         piece, kv_head = item // NUM_KV_HEADS, item % NUM_KV_HEADS
@@ -82,26 +82,26 @@ def _split_kernel(
             first = tl.maximum((piece - before) * SPLIT, low // BLOCK_N * BLOCK_N)
         last = tl.minimum((piece - before) * SPLIT + SPLIT, context)
 
-        head = kv_head * GROUP + member  # [GROUP_TILE]
+        head = kv_head * GROUP + offs_g  # [GROUP_TILE]
         token = tl.load(cu_seqlens_q_ptr + seq).to(tl.int64)
-        q_tile = q_ptr + token * stride_q_token + head[:, None] * stride_q_head + column[None, :]
-        q = load_rows(q_tile, member, GROUP, column, HEAD_DIM, True)  # [GROUP_TILE, D]
+        q_tile = q_ptr + token * stride_q_token + head[:, None] * stride_q_head + offs_d[None, :]
+        q = load_rows(q_tile, offs_g, GROUP, offs_d, HEAD_DIM, True)  # [GROUP_TILE, D]
         m_i = tl.full([GROUP_TILE], -float("inf"), tl.float32)
         l_i = tl.zeros([GROUP_TILE], tl.float32)
         acc = tl.zeros([GROUP_TILE, HEAD_TILE], tl.float32)
         m_i, l_i, acc = attend_cache(
             q, k_cache_ptr + kv_head * stride_head, v_cache_ptr + kv_head * stride_head,
             block_table_ptr + seq.to(tl.int64) * stride_table, stride_block, stride_slot,
-            tl.full([GROUP_TILE], 0, tl.int32) + last - 1, lower, low, column, first, last,
+            tl.full([GROUP_TILE], 0, tl.int32) + last - 1, lower, low, offs_d, first, last,
             m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
         )
 
         index = (seq.to(tl.int64) * tl.cdiv(capacity, SPLIT) + piece - before) * NUM_KV_HEADS * GROUP + head
-        live = member < GROUP
+        live = offs_g < GROUP
         tl.store(stats_ptr + index * 2, m_i, mask=live)
         tl.store(stats_ptr + index * 2 + 1, l_i, mask=live)
-        mask = live[:, None] & (column < HEAD_DIM)[None, :]
-        tl.store(partial_ptr + index[:, None] * HEAD_DIM + column[None, :], acc, mask=mask)
+        mask = live[:, None] & (offs_d < HEAD_DIM)[None, :]
+        tl.store(partial_ptr + index[:, None] * HEAD_DIM + offs_d[None, :], acc, mask=mask)
 
 
 @triton.jit(
@@ -115,9 +115,9 @@ def _merge_kernel(
     SPLIT: tl.constexpr, MERGE: tl.constexpr,
 ):
     seq, head = tl.program_id(0), tl.program_id(1)
-    column = tl.arange(0, HEAD_TILE)
+    offs_d = tl.arange(0, HEAD_TILE)
     first_padding = tl.maximum(tl.load(cu_seqlens_q_ptr + num_seqs), seq)  # this program's row, if it is padding
-    zero_rows(o_ptr, first_padding, tl.minimum(seq + 1, num_tokens), 1, head, column, NUM_HEADS, HEAD_DIM, 1)
+    zero_rows(o_ptr, first_padding, tl.minimum(seq + 1, num_tokens), 1, head, offs_d, NUM_HEADS, HEAD_DIM, 1)
     if seq >= num_seqs:
         return
     token = tl.load(cu_seqlens_q_ptr + seq)
@@ -140,8 +140,8 @@ def _merge_kernel(
         index = (begin + piece) * NUM_HEADS + head  # [MERGE]
         m_part = tl.load(stats_ptr + index * 2, mask=live, other=-float("inf"))
         l_part = tl.load(stats_ptr + index * 2 + 1, mask=live, other=0.0)
-        acc_tile = partial_ptr + index[:, None] * HEAD_DIM + column[None, :]
-        acc_part = load_rows(acc_tile, piece, num_pieces, column, HEAD_DIM, True)  # [MERGE, D]
+        acc_tile = partial_ptr + index[:, None] * HEAD_DIM + offs_d[None, :]
+        acc_part = load_rows(acc_tile, piece, num_pieces, offs_d, HEAD_DIM, True)  # [MERGE, D]
         m_new = tl.maximum(m_i, tl.max(m_part, 0))
         alpha, weight = tl.exp2(m_i - m_new), tl.exp2(m_part - m_new)
         l_i = l_i * alpha + tl.sum(weight * l_part, 0)
@@ -151,8 +151,8 @@ def _merge_kernel(
         l_i, alpha = fold_sink(m_i, l_i, tl.load(sinks_ptr + head))
         acc *= alpha
     o = acc / tl.where(l_i == 0.0, 1.0, l_i)
-    offset = (token.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + column
-    tl.store(o_ptr + offset, o.to(o_ptr.dtype.element_ty), mask=column < HEAD_DIM)
+    offset = (token.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + offs_d
+    tl.store(o_ptr + offset, o.to(o_ptr.dtype.element_ty), mask=offs_d < HEAD_DIM)
 # fmt: on
 
 

@@ -54,29 +54,29 @@ def _rope_kernel(
 
     position = tl.load(positions_ptr + token).to(tl.int64)
     column = tl.arange(0, TILE_HALF)
-    known = (position >= 0) & (position < context_size) & (column < HALF_DIM)
-    cos = tl.load(cos_ptr + position * HALF_DIM + column, known, float("nan"))[None, :]  # [1, TILE_HALF]
-    sin = tl.load(sin_ptr + position * HALF_DIM + column, known, float("nan"))[None, :]
+    table_mask = (position >= 0) & (position < context_size) & (column < HALF_DIM)
+    cos = tl.load(cos_ptr + position * HALF_DIM + column, table_mask, float("nan"))[None, :]  # [1, TILE_HALF]
+    sin = tl.load(sin_ptr + position * HALF_DIM + column, table_mask, float("nan"))[None, :]
 
     if INTERLEAVED:
         pair = tl.arange(0, 2 * TILE_HALF)[None, :]
-        live = (head < num_heads) & (pair < 2 * HALF_DIM)
-        x = tl.load(x_ptr + head * stride_head + pair, live, 0.0).to(tl.float32)  # [TILE_HEADS, 2 * TILE_HALF]
+        mask = (head < num_heads) & (pair < 2 * HALF_DIM)
+        x = tl.load(x_ptr + head * stride_head + pair, mask, 0.0).to(tl.float32)  # [TILE_HEADS, 2 * TILE_HALF]
         a, b = tl.split(x.reshape(TILE_HEADS, TILE_HALF, 2))
         y = tl.join(a * cos - b * sin, b * cos + a * sin).reshape(TILE_HEADS, 2 * TILE_HALF)
-        tl.store(y_ptr + head * HEAD_DIM + pair, y.to(y_ptr.dtype.element_ty), live)
+        tl.store(y_ptr + head * HEAD_DIM + pair, y.to(y_ptr.dtype.element_ty), mask)
     else:
-        live = (head < num_heads) & (column < HALF_DIM)[None, :]
+        mask = (head < num_heads) & (column < HALF_DIM)[None, :]
         x_ptrs, y_ptrs = x_ptr + head * stride_head + column[None, :], y_ptr + head * HEAD_DIM + column[None, :]
-        a = tl.load(x_ptrs, live, 0.0).to(tl.float32)  # [TILE_HEADS, TILE_HALF]
-        b = tl.load(x_ptrs + HALF_DIM, live, 0.0).to(tl.float32)
-        tl.store(y_ptrs, (a * cos - b * sin).to(y_ptr.dtype.element_ty), live)
-        tl.store(y_ptrs + HALF_DIM, (b * cos + a * sin).to(y_ptr.dtype.element_ty), live)
+        a = tl.load(x_ptrs, mask, 0.0).to(tl.float32)  # [TILE_HEADS, TILE_HALF]
+        b = tl.load(x_ptrs + HALF_DIM, mask, 0.0).to(tl.float32)
+        tl.store(y_ptrs, (a * cos - b * sin).to(y_ptr.dtype.element_ty), mask)
+        tl.store(y_ptrs + HALF_DIM, (b * cos + a * sin).to(y_ptr.dtype.element_ty), mask)
 
     if HEAD_DIM > 2 * HALF_DIM:
         rest = 2 * HALF_DIM + tl.arange(0, TILE_REST)[None, :]
-        live = (head < num_heads) & (rest < HEAD_DIM)
-        tl.store(y_ptr + head * HEAD_DIM + rest, tl.load(x_ptr + head * stride_head + rest, live, 0.0), live)
+        mask = (head < num_heads) & (rest < HEAD_DIM)
+        tl.store(y_ptr + head * HEAD_DIM + rest, tl.load(x_ptr + head * stride_head + rest, mask, 0.0), mask)
 
 
 def rope(

@@ -60,17 +60,17 @@ def _score_kernel(
     x = tl.where(n[None, :] < VOCAB_SIZE, x, -float("inf"))
 
     rows = tl.minimum(m, num_rows - 1)[:, None]  # past the last row it is repeated
-    heat = tl.load(temperature_ptr + rows)
-    heat = tl.where(heat > 0, tl.minimum(heat, FLOAT_MAX), 0.0)
-    broken = tl.max((x != x).to(tl.int32), 1, keep_dims=True) > 0
+    temperature = tl.load(temperature_ptr + rows)
+    temperature = tl.where(temperature > 0, tl.minimum(temperature, FLOAT_MAX), 0.0)
+    has_nan = tl.max((x != x).to(tl.int32), 1, keep_dims=True) > 0
     score = tl.where(x != x, -float("inf"), x).to(tl.float64)
-    if tl.max(heat) > 0:
+    if tl.max(temperature) > 0:
         quads = tile * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)[None, :] + tl.zeros([BLOCK_M, 1], tl.int32)
         noise = gumbel_noise(tl.load(seeds_ptr + rows), tl.load(positions_ptr + rows), quads)
-        score += heat.to(tl.float64) * noise.to(tl.float64)
+        score += temperature.to(tl.float64) * noise.to(tl.float64)
     best, token = best_of(score, n[None, :])
     at = rows.to(tl.int64) * NUM_TILES + tile
-    tl.store(tile_score_ptr + at, tl.where(broken, float("nan"), best), m_live)
+    tl.store(tile_score_ptr + at, tl.where(has_nan, float("nan"), best), m_live)
     tl.store(tile_id_ptr + at, token, m_live)
 
 
@@ -78,16 +78,16 @@ def _score_kernel(
 def _best_kernel(token_ids_ptr, tile_score_ptr, tile_id_ptr, NUM_TILES: tl.constexpr, TILE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     best, token = tl.full([1, 1], -float("inf"), tl.float64), tl.full([1, 1], -1, tl.int32)
-    broken = tl.zeros([1, 1], tl.int32)
+    has_nan = tl.zeros([1, 1], tl.int32)
     for start in range(0, NUM_TILES, TILE):
         tiles = start + tl.arange(0, TILE)[None, :]
         score = tl.load(tile_score_ptr + row * NUM_TILES + tiles, tiles < NUM_TILES, -float("inf"))
         ids = tl.load(tile_id_ptr + row * NUM_TILES + tiles, tiles < NUM_TILES, 0)
-        broken = tl.maximum(broken, tl.max((score != score).to(tl.int32), 1, keep_dims=True))
+        has_nan = tl.maximum(has_nan, tl.max((score != score).to(tl.int32), 1, keep_dims=True))
         tile_best, winner = best_of(tl.where(score != score, -float("inf"), score), ids)
         token = tl.where(tile_best > best, winner, token)  # later tiles hold higher ids: a tie changes nothing
         best = tl.maximum(best, tile_best)
-    tl.store(token_ids_ptr + row + tl.zeros([1, 1], tl.int32), tl.where(broken > 0, -1, token))
+    tl.store(token_ids_ptr + row + tl.zeros([1, 1], tl.int32), tl.where(has_nan > 0, -1, token))
 
 
 def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""apply_penalties: change logits in place by what each sequence has said so far, then by a bias per id.
+"""apply_penalties: change logits in place by what each sequence has generated so far, then by a bias per id.
 
-    logit / r or * r, whichever makes it less likely, if said or in the prompt
+    logit / r or * r, whichever makes it less likely, if generated or in the prompt
     logit - frequency * count - presence * (count > 0)
     logit + bias
 
@@ -68,7 +68,7 @@ def apply_penalties(
     bias_ids: Tensor,
     bias_values: Tensor,
 ) -> None:
-    """Change logits `[num_seqs, vocab_size]` in place by what each sequence has said so far (vLLM's semantics).
+    """Change logits `[num_seqs, vocab_size]` in place by what each sequence has generated so far (vLLM's semantics).
 
     logits in float32, float16 or bfloat16; counts `[num_seqs, vocab_size]` int32, how often each id was generated;
     in_prompt `[num_seqs, vocab_size]` bool: all three may have strided rows. repetition_penalty r > 0 (1 off),

@@ -40,7 +40,7 @@ from octavo.kernels.triton.sampling.top_k_top_p import find_cut, is_kept
 
 @triton.jit
 def _draw_survivor(
-    heat,
+    temperature,
     floor,
     scale,
     peak,
@@ -68,7 +68,7 @@ def _draw_survivor(
         kept = is_kept(key, ids, cut_key, cut_id) & (gap_below(x, peak) * scale >= floor)
         slot = start + lane // (GROUP // 4)
         quads = tl.load(list_row + slot, slot < count, 0) * (GROUP // 4) + lane % (GROUP // 4)
-        score = x.to(tl.float64) + heat.to(tl.float64) * gumbel_noise(seeds, positions, quads).to(tl.float64)
+        score = x.to(tl.float64) + temperature.to(tl.float64) * gumbel_noise(seeds, positions, quads).to(tl.float64)
         chunk_best, winner = best_of(tl.where(kept, score, -float("inf")), ids)
         token = tl.where(chunk_best > best, winner, token)  # later chunks hold higher ids: a tie changes nothing
         best = tl.maximum(best, chunk_best)
@@ -102,8 +102,10 @@ def _choose_kernel(
     CHUNK: tl.constexpr,
 ):
     rows = row_numbers(num_rows, ROWS)
-    heat, k, p, floor, filtered = load_parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, rows, VOCAB_SIZE)
-    peak, log_total, legal = row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES)
+    temperature, k, p, floor, filtered = load_parameters(
+        temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, rows, VOCAB_SIZE
+    )
+    peak, log_total, valid = row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES)
     logits_row, key_row = logits_ptr + rows * stride, group_key_ptr + rows * NUM_GROUPS
 
     tiles = rows * NUM_TILES + numbers(NUM_TILES)
@@ -112,7 +114,7 @@ def _choose_kernel(
     _, token = best_of(score, tl.load(tile_id_ptr + tiles, scored, 0))
     if tl.max(filtered.to(tl.int32)) > 0:
         list_row = list_ptr + rows * NUM_GROUPS
-        scale = tl.where(heat > 0, tl.minimum(tl.div_rn(1.0, heat), FLOAT_MAX), 0.0)
+        scale = tl.where(temperature > 0, tl.minimum(tl.div_rn(1.0, temperature), FLOAT_MAX), 0.0)
         cut_key, cut_id = tl.full([ROWS, 1], NO_CUT, tl.int32), tl.full([ROWS, 1], VOCAB_SIZE, tl.int32)
         if tl.min(k) < VOCAB_SIZE:
             cut_key, cut_id = find_cut(
@@ -126,14 +128,14 @@ def _choose_kernel(
             )  # fmt: skip
         seeds, positions = tl.load(seeds_ptr + rows), tl.load(positions_ptr + rows)
         survivor = _draw_survivor(
-            heat, floor, scale, peak, cut_key, cut_id, seeds, positions, logits_row, key_row, list_row,
+            temperature, floor, scale, peak, cut_key, cut_id, seeds, positions, logits_row, key_row, list_row,
             VOCAB_SIZE, NUM_GROUPS, GROUP, CHUNK,
         )  # fmt: skip
         token = tl.where(filtered, survivor, token)
 
-    logprob = gap_below(load_logits(logits_row + token, legal), peak) - log_total
-    tl.store(token_ids_ptr + rows, tl.where(legal, token, -1))
-    tl.store(logprobs_ptr + rows, tl.where(legal, logprob, float("nan")))
+    logprob = gap_below(load_logits(logits_row + token, valid), peak) - log_total
+    tl.store(token_ids_ptr + rows, tl.where(valid, token, -1))
+    tl.store(logprobs_ptr + rows, tl.where(valid, logprob, float("nan")))
 
 
 COLUMNS = {

@@ -36,15 +36,15 @@ def row_numbers(num_rows, ROWS: tl.constexpr):
 @triton.jit
 def load_parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, rows, VOCAB_SIZE: tl.constexpr):
     """Each `[ROWS, 1]`: the temperature, 0 for greedy; k, p and the floor of log min-p; whether any of them filters."""
-    heat, min_p = tl.load(temperature_ptr + rows), tl.load(min_p_ptr + rows)
+    temperature, min_p = tl.load(temperature_ptr + rows), tl.load(min_p_ptr + rows)
     k, p = tl.load(top_k_ptr + rows), tl.load(top_p_ptr + rows)
-    drawn = heat > 0
-    heat = tl.where(drawn, tl.minimum(heat, FLOAT_MAX), 0.0)
+    drawn = temperature > 0
+    temperature = tl.where(drawn, tl.minimum(temperature, FLOAT_MAX), 0.0)
     k = tl.where(drawn & (k > 0) & (k < VOCAB_SIZE), k, VOCAB_SIZE)
     p = tl.where(drawn & (p < 1), p, 1.0)
     clamped = tl.minimum(tl.maximum(min_p, 1.1754943508222875e-38), 1.0)
     floor = tl.where(drawn & (min_p > 0), natural_log(clamped, clamped - 1.0), -float("inf"))
-    return heat, k, p, floor, (k < VOCAB_SIZE) | (p < 1) | (floor > -float("inf"))
+    return temperature, k, p, floor, (k < VOCAB_SIZE) | (p < 1) | (floor > -float("inf"))
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -76,11 +76,11 @@ def _scan_kernel(
     ids = tile * TILE + tl.arange(0, TILE)[None, :]  # [1, TILE]
     x = load_logits(logits_ptr + rows * stride + ids, ids < VOCAB_SIZE)  # [ROWS, TILE]
 
-    broken = tl.max((x != x).to(tl.int32), 1, keep_dims=True) > 0
+    has_nan = tl.max((x != x).to(tl.int32), 1, keep_dims=True) > 0
     x = tl.where(x != x, -float("inf"), x)
     peak = tl.max(x, 1, keep_dims=True)
     at = rows * NUM_TILES + tile
-    tl.store(tile_peak_ptr + at, tl.where(broken, float("nan"), peak))
+    tl.store(tile_peak_ptr + at, tl.where(has_nan, float("nan"), peak))
     tl.store(tile_sum_ptr + at, tl.sum(tl.exp(gap_below(x, peak)), 1, keep_dims=True))
 
     highest = tl.max(tl.reshape(x, [ROWS, TILE // GROUP, GROUP]), 2)  # [ROWS, TILE / GROUP]
@@ -88,13 +88,15 @@ def _scan_kernel(
     tl.store(group_key_ptr + rows * NUM_GROUPS + groups, to_key(highest), groups < NUM_GROUPS)
 
     if DRAW:
-        heat, _, _, _, filtered = load_parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, rows, VOCAB_SIZE)
+        temperature, _, _, _, filtered = load_parameters(
+            temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, rows, VOCAB_SIZE
+        )
         if tl.min(filtered.to(tl.int32)) == 0:
             score = x.to(tl.float64)
-            if tl.max(heat) > 0:
+            if tl.max(temperature) > 0:
                 quads = tile * (TILE // 4) + tl.arange(0, TILE // 4)[None, :] + tl.zeros([ROWS, 1], tl.int32)
                 seeds, positions = tl.load(seeds_ptr + rows), tl.load(positions_ptr + rows)
-                score += heat.to(tl.float64) * gumbel_noise(seeds, positions, quads).to(tl.float64)
+                score += temperature.to(tl.float64) * gumbel_noise(seeds, positions, quads).to(tl.float64)
             best, token = best_of(score, ids)
             tl.store(tile_score_ptr + at, best)
             tl.store(tile_id_ptr + at, token)
@@ -113,12 +115,12 @@ def row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES: tl.constexpr):
     there = tiles < NUM_TILES
     peaks = tl.load(tile_peak_ptr + rows * NUM_TILES + tiles, there, -float("inf"))
     sums = tl.load(tile_sum_ptr + rows * NUM_TILES + tiles, there, 0.0)
-    broken = tl.max((peaks != peaks).to(tl.int32), 1, keep_dims=True) > 0
+    has_nan = tl.max((peaks != peaks).to(tl.int32), 1, keep_dims=True) > 0
     peak = tl.max(tl.where(peaks != peaks, -float("inf"), peaks), 1, keep_dims=True)
     total = tl.sum(tl.exp(gap_below(peaks, peak)) * sums, 1, keep_dims=True)
-    legal = (peak > -float("inf")) & (broken == 0)
-    total = tl.where(legal, total, 1.0)
-    return peak, natural_log(total, total - 1.0), legal
+    valid = (peak > -float("inf")) & (has_nan == 0)
+    total = tl.where(valid, total, 1.0)
+    return peak, natural_log(total, total - 1.0), valid
 
 
 @triton.jit

@@ -46,7 +46,7 @@ def _rank_kernel(
     CHUNK: tl.constexpr,
 ):
     rows = row_numbers(num_rows, ROWS)
-    peak, log_total, legal = row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES)
+    peak, log_total, valid = row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES)
     logits_row, key_row = logits_ptr + rows * stride, group_key_ptr + rows * NUM_GROUPS
     list_row = list_ptr + rows * NUM_GROUPS
     no_cut, every_id = tl.full([ROWS, 1], NO_CUT, tl.int32), tl.full([ROWS, 1], VOCAB_SIZE, tl.int32)
@@ -66,8 +66,8 @@ def _rank_kernel(
             token = tl.where(chunk_best > best, winner, token)  # later chunks hold higher ids: a tie changes nothing
             best = tl.maximum(best, chunk_best)
         logprob = gap_below(from_key(best), peak) - log_total
-        tl.store(ids_ptr + rows * num + place, tl.where(legal, token, -1))
-        tl.store(logprobs_ptr + rows * num + place, tl.where(legal, logprob, float("nan")))
+        tl.store(ids_ptr + rows * num + place, tl.where(valid, token, -1))
+        tl.store(logprobs_ptr + rows * num + place, tl.where(valid, logprob, float("nan")))
         last_key, last_id = best, token
 
 
