@@ -17,6 +17,10 @@ from counted import count
 from watched import is_empty
 
 WINDOW = 24
+MAX_TOKENS = 30
+# A shift computes the context anew. With a budget of one token a step, every token of a full context costs as many
+# steps as the window has tokens; a preempted sequence computes them once more.
+MAX_STEPS = 2 * (MAX_TOKENS + 1) * WINDOW  # a sequence
 
 
 def token_of(sequence: Sequence, index: int) -> int:
@@ -94,7 +98,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=WINDOW),
-        max_tokens=st.integers(1, 30),
+        max_tokens=st.integers(1, MAX_TOKENS),
         overflow=st.sampled_from(["stop", "shift"]),
         n=st.integers(1, 3),
     )
@@ -188,7 +192,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Every admitted sequence finishes in bounded steps, and then everything is back."""
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(200 * (len(self.live) + 1)):
+        for _ in range(MAX_STEPS * (len(self.live) + 1)):
             if not self.live:
                 break
             self.step()
