@@ -72,8 +72,8 @@ class KernelCache(NullCache):
 
 
 def is_kept(function: Callable[..., Any]) -> bool:
-    """Whether its machine code may be kept: it lies in this folder, whose sources are the key, and they are there."""
-    return bool(SOURCES) and function.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
+    """Whether its machine code may be kept: the key holds the sources below this folder, its own among them."""
+    return bool(SOURCES) and function.__module__.startswith(__name__.rpartition(".")[0] + ".")
 
 
 def folders() -> Iterator[Path]:
