@@ -74,6 +74,9 @@ CASES = {
     "Command R7B": Case("Command R7B", "llama3_1", config={"rotary_pct": 1.0}),
 }
 
+# Rows of whole blocks of 256 values, the largest of llama.cpp's types.
+BLOCKS = Case("Llama", "llama2", {"hidden_size": 256, "intermediate_size": 512})
+
 
 class Answers(NamedTuple):
     """A folder in transformers' format, and what its network says."""
