@@ -143,7 +143,7 @@ _LLAMA3_BOS = {
 # tokens that no merge builds unused there, the tokenizers package does not.
 _WHOLE = _LLAMA3_BOS | {"smaug-bpe", "glm4", "glm5", "youtu", "minicpm5", "granite-embed-multi-97m"}
 _BOS = _LLAMA3_BOS | {"chameleon", "gemma4"}
-_NFC = {"qwen2", "qwen35"}  # whose tokenizer.json normalises; llama.cpp does not
+_NFC = {"qwen2"}  # whose tokenizer.json composes text; llama.cpp does not
 
 PRE = {
     name: PreTokenizer(splits, name in _WHOLE, name in _BOS, name in _NFC)
