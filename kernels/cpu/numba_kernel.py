@@ -73,21 +73,20 @@ def recording(calls: list[Callable[[], Any]]) -> Iterator[None]:
         _recorded.reset(token)
 
 
-def cpu_kernel(layout: str, exact: bool = False) -> Callable[[Callable[[Any], None]], "Kernel"]:
+def cpu_kernel(layout: str) -> Callable[[Callable[[Any], None]], "Kernel"]:
     """Make a kernel of a function, its arguments declared in order, a letter each.
 
-    Tensors come first: v of the call's dtype, i int32, f float32, b int8. Numbers follow: q whole, d float. Where it is
-    exact, every sum and product is rounded by itself, in the order in which it is written.
+    Tensors come first: v of the call's dtype, i int32, f float32, b int8. Numbers follow: q whole, d float.
     """
-    return lambda function: Kernel(function, layout, exact)
+    return lambda function: Kernel(function, layout)
 
 
 class Kernel:
     """A function of packed arguments, compiled once for each dtype of its values. See `cpu_kernel`."""
 
-    def __init__(self, function: Callable[[Any], None], layout: str, exact: bool = False) -> None:
+    def __init__(self, function: Callable[[Any], None], layout: str) -> None:
         kinds = layout.replace(" ", "")
-        self.function, self.layout, self._fastmath = function, layout, set() if exact else FASTMATH_REASSOC
+        self.function, self.layout = function, layout
         self._pointers = tuple(POINTERS[kind] for kind in kinds if kind in POINTERS)
         self._struct = struct.Struct(re.sub(f"[{''.join(POINTERS)}]", "q", kinds))
         self._compiled: dict[torch.dtype, Any] = {}
@@ -117,7 +116,7 @@ class Kernel:
 
     def _compile(self, dtype: torch.dtype) -> None:
         signature = (types.CPointer(DTYPES[dtype]),), types.void
-        compiled: Any = CFunc(self.function, signature, {}, {"fastmath": self._fastmath, "error_model": "numpy"})
+        compiled: Any = CFunc(self.function, signature, {}, {"fastmath": FASTMATH_REASSOC, "error_model": "numpy"})
         if is_kept(self.function):
             compiled._cache = KernelCache(self.function)
         compiled.compile()

@@ -5,6 +5,8 @@ found by a histogram of the logits' bits, with no sort. The draw computes noise 
 registers, and leaves blocks out in which nothing is kept.
 """
 
+import math
+
 import numpy as np
 import torch
 from numba import njit
@@ -15,13 +17,24 @@ from octavo.kernels.cpu.linear import linear
 from octavo.kernels.sampling_math import EXP_FIT, LOG_FIT, TOP_P_UNIT, gap_below
 from octavo.kernels.weights import Weight
 
-BLOCK = 64  # ids whose noise is computed at once
-SUM_BLOCK = 1024  # ids whose weights are added in float32; these sums are added in float64
+# Inner loops round as they are written: without a word about fastmath they would have their caller's. Nothing but
+# other loops calls them, so there is less to compile.
+INNER = {"fastmath": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
-DIGITS = (21, 11), (10, 11), (0, 10)  # a logit's 32 bits as three digits: their first bit and their width
+BLOCK = 64  # ids whose noise is computed at once
+
+DIGIT = 11  # bits of a rank that a histogram looks at in one pass, of three
+LOWEST = -(2**31)
+RANK_OF_NONE = np.int32(0x807FFFFF - 2**32)  # of -inf
+
+# What sampling_math computes with, as constants of one type: a number in a loop would make it float64 or int64.
 LOG_TERMS, EXP_TERMS = (tuple(map(np.float32, reversed(fit))) for fit in (LOG_FIT, EXP_FIT))
-FLOAT_MAX, FLOAT_TINY = np.finfo(np.float32).max, np.finfo(np.float32).tiny
-NO_ID = np.uint32(0x007FFFFF)  # the rank of -inf
+ZERO, ONE_HALF, ONE, UNITS = map(np.float32, (0, 0.5, 1, TOP_P_UNIT))
+UNIT, HALF_UNIT, BELOW_ONE = map(np.float32, (2.0**-32, 2.0**-33, 1 - 2.0**-24))
+LOG_2, LOG2_E, LOG_2_HIGH, LOG_2_LOW = map(np.float32, (0.69314718, 1.4426950, 0.693359375, -2.1219444e-4))
+FLOAT_MAX, FLOAT_TINY, LOWEST_SCALED = np.finfo(np.float32).max, np.finfo(np.float32).tiny, np.float32(-64)
+FACTOR_0, FACTOR_2, STEP_0, STEP_1 = map(np.uint64, (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))
+NOTHING, HALF, WORD = map(np.uint64, (0, 32, 0xFFFFFFFF))
 
 
 def sample(
@@ -74,7 +87,7 @@ def _choose(
     return token_ids, logprobs
 
 
-@nk.cpu_kernel("fffff iiii qqq", exact=True)
+@nk.cpu_kernel("fffff iiii qqq")
 def _sample(fields):
     logits, temperatures, top_ps, min_ps, logprobs = nk.float32_ptrs(fields, 0, 5)
     top_ks, positions, seeds, token_ids = nk.int32_ptrs(fields, 5, 4)
@@ -91,16 +104,16 @@ def _sample(fields):
             has_filters = top_ks[row] > 0 or top_ps[row] < 1 or min_ps[row] > 0
             if has_filters:
                 _filter(logits, start, peak, temperature, limits, weights)
-            key = np.uint32(positions[row]), np.uint32(seeds[2 * row]), np.uint32(seeds[2 * row + 1])
+            key = _word(positions[row]), _word(seeds[2 * row]), _word(seeds[2 * row + 1])
             chosen = _draw(logits, start, temperature, key, has_filters, weights, score)
         token_ids[row] = chosen
         logprobs[row] = np.nan
         if chosen >= 0 and wants_logprobs:
-            gap = _scaled(logits[start + chosen], peak, np.float32(1))
+            gap = _scaled(logits[start + chosen], peak, ONE)
             logprobs[row] = gap - _log_total(logits, start, vocab_size, peak)
 
 
-@nk.cpu_kernel("ff i qqq", exact=True)
+@nk.cpu_kernel("ff i qqq")
 def _likeliest(fields):
     """The `num` likeliest ids of each row, each below a number that falls with its logit: sorted as int64, in order."""
     logits, log_totals = nk.float32_ptrs(fields, 0, 2)
@@ -112,85 +125,91 @@ def _likeliest(fields):
         start, out = row * vocab_size, 2 * row * num
         best = _first_maximum(logits, start, vocab_size)
         log_totals[row] = _log_total(logits, start, vocab_size, logits[start + best]) if best >= 0 else np.nan
-        weights[:] = 1
+        _fill(weights, 1)
         if num < vocab_size:
             _keep_first(logits, start, weights, num)
         for i in range(vocab_size):
             if weights[i] != 0:
-                places[out], places[out + 1] = i, np.int64(0x7FFFFFFF) - np.int64(_rank(logits[start + i]))
+                places[out], places[out + 1] = i, ~_rank(logits[start + i])
                 out += 2
 
 
-@njit
+@njit(**INNER)
 def _rank(x):
-    """An integer that grows with the logit, the same for both zeros."""
-    bits = np.float32(x + np.float32(0)).view(np.uint32)
-    return np.uint32(bits ^ (np.uint32(np.uint32(bits).view(np.int32) >> np.int32(31)) | np.uint32(0x80000000)))
+    """An int32 that grows with the logit, the same for both zeros."""
+    bits = np.float32(x + ZERO).view(np.int32)
+    return np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
-@njit
+@njit(**INNER)
 def _first_maximum(logits, start, size):
     """The lowest id of a row's largest logit; -1 if there is a NaN, or nothing above -inf."""
-    best, nans = np.uint32(0), np.uint32(0)
+    best, nans = np.int32(RANK_OF_NONE), 0
     for i in range(start, start + size):
         best = max(best, _rank(logits[i]))
-        nans |= np.uint32(logits[i] != logits[i])
-    if nans != 0 or best <= NO_ID:
-        return np.int64(-1)
-    place = np.int64(0)
+        nans |= logits[i] != logits[i]
+    if nans or best == RANK_OF_NONE:
+        return -1
+    place = 0
     while _rank(logits[start + place]) != best:
         place += 1
     return place
 
 
-@njit
+@njit(**INNER)
 def _scaled(x, peak, inverse):
     """How far a logit lies below the largest, 0 at the largest even at +inf, times that factor."""
-    return (np.float32(0) if x == peak else x - peak) * inverse
+    return (ZERO if x == peak else x - peak) * inverse
 
 
-@njit
+@njit(**INNER)
 def _filter(logits, start, peak, temperature, limits, weights):
     """Leave a weight above 0 to what passes top-k, then top-p, then min-p."""
     top_k, top_p, min_p = limits
-    inverse = min(np.float32(1) / temperature, FLOAT_MAX)
-    weights[:] = 1
+    inverse = min(ONE / temperature, FLOAT_MAX)
+    _fill(weights, 1)
     if 0 < top_k < weights.size:
-        _keep_first(logits, start, weights, top_k)
+        _keep_first(logits, start, weights, np.int64(top_k))
     if top_p < 1:
         total = np.int64(0)
         for i in range(weights.size):
             weights[i] = _weight_q44(_scaled(logits[start + i], peak, inverse)) if weights[i] != 0 else 0
             total += weights[i]
-        wanted = np.int64(np.ceil(np.float64(total) * np.float64(top_p)))
-        _keep_first(logits, start, weights, max(wanted, 1))
+        wanted = math.ceil(np.float64(total) * np.float64(top_p))
+        _keep_first(logits, start, weights, np.int64(max(wanted, 1)))
     if min_p > 0:
-        limited = np.float32(min(max(min_p, FLOAT_TINY), np.float32(1)))
-        floor = _natural_log(limited, limited - np.float32(1))
+        limited = min(max(min_p, FLOAT_TINY), ONE)
+        floor = _natural_log(limited, limited - ONE)
         for i in range(weights.size):
             weights[i] = weights[i] if _scaled(logits[start + i], peak, inverse) >= floor else 0
 
 
-@njit
+@njit(**INNER)
+def _fill(weights, value):
+    for i in range(weights.size):
+        weights[i] = value
+
+
+@njit(**INNER)
 def _keep_first(logits, start, weights, wanted):
     """Set the weight of an id to 0 if those that rank before it weigh `wanted` or more; ties rank by id.
 
-    What ranks before the last id that stays is found digit by digit, from the highest.
+    The rank of the last id that stays is found digit by digit, from the highest.
     """
-    mass = np.empty(2**11, np.int64)
-    above, last = np.int64(0), np.uint64(0)
-    for shift, width in DIGITS:
-        mass[:] = 0
+    mass = np.empty(2**DIGIT, np.int64)
+    above, last = 0, 0
+    for shift in range(2 * DIGIT, -1, -DIGIT):
+        _fill(mass, 0)
         for i in range(weights.size):
-            rank = np.uint64(_rank(logits[start + i]))
-            if rank >> np.uint64(shift + width) == last >> np.uint64(shift + width):
-                mass[(rank >> np.uint64(shift)) & np.uint64(2**width - 1)] += weights[i]
-        digit = 2**width - 1
+            rank = _rank(logits[start + i]) - LOWEST
+            if rank >> (shift + DIGIT) == last >> (shift + DIGIT):
+                mass[(rank >> shift) & (2**DIGIT - 1)] += weights[i]
+        digit = 2**DIGIT - 1
         while digit > 0 and above + mass[digit] < wanted:
             above += mass[digit]
             digit -= 1
-        last |= np.uint64(digit) << np.uint64(shift)
-    rank_of_last = np.uint32(last)
+        last |= digit << shift
+    rank_of_last = np.int32(last + LOWEST)
     for i in range(weights.size):
         weights[i] = weights[i] if _rank(logits[start + i]) >= rank_of_last else 0
     for i in range(weights.size):
@@ -200,7 +219,7 @@ def _keep_first(logits, start, weights, wanted):
             above += weight
 
 
-@njit
+@njit(**INNER)
 def _draw(logits, start, temperature, key, has_filters, weights, score):
     """The id, of those with a weight, whose logit with noise is the largest; ties go to the lowest."""
     best, chosen, heat = -np.inf, -1, np.float64(temperature)
@@ -217,7 +236,7 @@ def _draw(logits, start, temperature, key, has_filters, weights, score):
     return chosen
 
 
-@njit
+@njit(**INNER)
 def _any(weights, first, size):
     found = np.int64(0)
     for i in range(first, first + size):
@@ -225,57 +244,61 @@ def _any(weights, first, size):
     return found != 0
 
 
-@njit
+@njit(**INNER)
+def _word(number):
+    return np.uint64(number) & WORD
+
+
+@njit(**INNER)
 def _noise(group, key, noise):
     """Gumbel noise of a block whose first id is four times `group`: see the reference's `gumbel_noise`."""
     position, low, high = key
-    words = np.empty(BLOCK, np.uint32)
+    words = np.empty(BLOCK, np.uint64)
     for g in range(BLOCK // 4):
-        c0, c1, c2, c3 = np.uint32(group + g), position, np.uint32(0), np.uint32(0)
+        c0, c1, c2, c3 = _word(group + g), position, NOTHING, NOTHING
         k0, k1 = low, high
         for _ in range(10):  # sampling_math's `philox`
-            a, b = np.uint64(c0) * np.uint64(0xD2511F53), np.uint64(c2) * np.uint64(0xCD9E8D57)
-            c0, c2 = np.uint32(b >> np.uint64(32)) ^ c1 ^ k0, np.uint32(a >> np.uint64(32)) ^ c3 ^ k1
-            c1, c3 = np.uint32(b), np.uint32(a)
-            k0, k1 = np.uint32(k0 + np.uint32(0x9E3779B9)), np.uint32(k1 + np.uint32(0xBB67AE85))
+            a, b = c0 * FACTOR_0, c2 * FACTOR_2
+            c0, c1, c2, c3 = (b >> HALF) ^ c1 ^ k0, b & WORD, (a >> HALF) ^ c3 ^ k1, a & WORD
+            k0, k1 = (k0 + STEP_0) & WORD, (k1 + STEP_1) & WORD
         words[4 * g], words[4 * g + 1], words[4 * g + 2], words[4 * g + 3] = c0, c1, c2, c3
     for i in range(BLOCK):
-        noise[i] = _gumbel(words[i])
+        noise[i] = _gumbel(np.float32(np.uint32(words[i])))
 
 
-@njit
+@njit(**INNER)
 def _gumbel(word):
     """sampling_math's `gumbel`, to the bit."""
-    uniform = np.float32(word) * np.float32(2.0**-32) + np.float32(2.0**-33)
-    uniform = min(uniform, np.float32(1 - 2.0**-24))
-    exponential = -_natural_log(np.float32(1) - uniform, -uniform)
-    return -_natural_log(exponential, exponential - np.float32(1))
+    uniform = min(word * UNIT + HALF_UNIT, BELOW_ONE)
+    exponential = -_natural_log(ONE - uniform, -uniform)
+    return -_natural_log(exponential, exponential - ONE)
 
 
-@njit
+@njit(**INNER)
 def _natural_log(x, x_minus_1):
     """sampling_math's `natural_log`, to the bit."""
-    bits = np.int32(np.float32(x).view(np.int32) - np.int32(0x3F3504F3))
-    exponent = np.int32(bits >> np.int32(23))
-    mantissa = np.int32((bits & np.int32(0x7FFFFF)) + np.int32(0x3F3504F3)).view(np.float32)
-    f = x_minus_1 if exponent == 0 else mantissa - np.float32(1)
+    bits = np.int32(np.float32(x).view(np.int32) - 0x3F3504F3)
+    exponent = np.int32(bits >> 23)
+    mantissa = np.int32((bits & 0x7FFFFF) + 0x3F3504F3).view(np.float32)
+    f = x_minus_1 if exponent == 0 else mantissa - ONE
     square = f * f
-    curve = f * square * _polynomial(LOG_TERMS, f) - np.float32(0.5) * square
-    return np.float32(exponent) * np.float32(0.69314718) + (f + curve)
+    return np.float32(exponent) * LOG_2 + (f + (f * square * _polynomial(LOG_TERMS, f) - ONE_HALF * square))
 
 
-@njit
+@njit(**INNER)
 def _weight_q44(scaled):
     """sampling_math's `weights_q44`, to the bit."""
-    x = max(scaled, np.float32(-64))
-    power = np.floor(x * np.float32(1.4426950) + np.float32(0.5))
-    r = x - power * np.float32(0.693359375) - power * np.float32(-2.1219444e-4)
-    exp = r * r * _polynomial(EXP_TERMS, r) + r + np.float32(1)
-    bits = np.int32(np.float32(exp).view(np.int32) + np.int32(np.int32(power) << np.int32(23)))
-    return np.int64(np.int32(bits).view(np.float32) * np.float32(TOP_P_UNIT))
+    x = max(scaled, LOWEST_SCALED)
+    nearest = x * LOG2_E + ONE_HALF
+    whole = np.int32(nearest)  # cut off towards 0
+    power = np.float32(whole) - np.float32(np.float32(whole) > nearest)
+    r = x - power * LOG_2_HIGH - power * LOG_2_LOW
+    exp = r * r * _polynomial(EXP_TERMS, r) + r + ONE
+    bits = np.int32(np.float32(exp).view(np.int32) + (np.int32(power) << 23))
+    return np.int64(np.int32(bits).view(np.float32) * UNITS)
 
 
-@njit
+@njit(**INNER)
 def _polynomial(terms, x):
     value = terms[0]
     for term in terms[1:]:
@@ -283,18 +306,10 @@ def _polynomial(terms, x):
     return value
 
 
-@njit
+@njit(**INNER)
 def _log_total(logits, start, size, peak):
     """The log of a row's sum of `exp(logit - peak)`; where the row has +inf, its mass lies there."""
-    total = np.float64(0)
-    for first in range(start, start + size, SUM_BLOCK):
-        total += _sum_exp(logits, first, min(first + SUM_BLOCK, start + size), peak)
-    return np.float32(np.log(total))
-
-
-@njit(fastmath=nk.FASTMATH_REASSOC)
-def _sum_exp(logits, first, last, peak):
-    total = np.float32(0)
-    for i in range(first, last):
-        total += nk.exp(_scaled(logits[i], peak, np.float32(1)))
-    return total
+    total = np.int64(0)
+    for i in range(start, start + size):
+        total += _weight_q44(_scaled(logits[i], peak, ONE))
+    return np.float32(math.log(total * (1 / TOP_P_UNIT)))
