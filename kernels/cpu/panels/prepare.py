@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -137,7 +137,17 @@ def _round_block(planes: int) -> Any:
     return round_block
 
 
-_round_8, _round_15 = _round_block(1), _round_block(2)
+_round_block_8, _round_block_15 = _round_block(1), _round_block(2)
+
+
+@njit(fastmath=False)  # else numba would let LLVM take a kernel's liberties with the rounding
+def _round_8(x, start, address):
+    _round_block_8(x, start, address)
+
+
+@njit(fastmath=False)
+def _round_15(x, start, address):
+    _round_block_15(x, start, address)
 
 
 def _largest(builder: Any, parts: list[Any]) -> Any:
