@@ -1,6 +1,7 @@
 """Names of the hub beside a server that speaks its API: what is fetched, what the cache does, and each refusal."""
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.utils
 import pytest
 import torch
 from huggingface_hub import constants
@@ -210,6 +212,27 @@ def test_what_cannot_be_stored(hub: Hub, error: Exception, said: str, monkeypatc
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert refusal("owner/name").endswith(f"hub cannot be stored in {constants.HF_HUB_CACHE}: {said}")
+
+
+def test_progress_bars_are_the_library_s_and_closed(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    download, drawn, screen = huggingface_hub.snapshot_download, [], io.StringIO()
+
+    def snapshot_download(*arguments: Any, tqdm_class: Any = None, **options: Any) -> str:
+        if tqdm_class:
+            drawn.append(tqdm_class(total=3, file=screen, disable=False))
+            assert issubclass(tqdm_class, huggingface_hub.utils.tqdm)
+        return download(*arguments, tqdm_class=tqdm_class, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    resolve("owner/name")
+    assert len(drawn) == 2
+    assert all(bar.disable for bar in drawn)  # as tqdm marks closed ones
+    assert screen.getvalue().endswith("\n")  # what is printed next begins a line
+    assert capsys.readouterr() == ("", "")  # no terminal
+    resolve("owner/name")
+    assert len(drawn) == 2  # none where all is there
 
 
 def test_adapters(hub: Hub, folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ Where the hub gives no answer, what the cache holds is used.
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,13 +39,14 @@ class Repository(NamedTuple):
         if folder := self.cached or self._whole_folder(files):
             return folder
         try:
-            folder = huggingface_hub.snapshot_download(
-                self.name.repository,
-                revision=self.name.revision,
-                allow_patterns=[glob.escape(file) for file in files],
-                endpoint=_endpoint(),
-                tqdm_class=_Bars,
-            )
+            with _progress_bars() as bars:
+                folder = huggingface_hub.snapshot_download(
+                    self.name.repository,
+                    revision=self.name.revision,
+                    allow_patterns=[glob.escape(file) for file in files],
+                    endpoint=_endpoint(),
+                    tqdm_class=bars,
+                )
         except Exception as error:
             raise refusal(self.name, error) from None
         return Path(folder)
@@ -57,11 +59,21 @@ class Repository(NamedTuple):
         return paths[0].parents[files[0].count("/")] if len(paths) == len(files) else None
 
 
-class _Bars(huggingface_hub.utils.tqdm):
-    """The library's progress bars, on terminals alone."""
+@contextmanager
+def _progress_bars() -> Iterator[type]:
+    """The library's progress bars, on terminals alone; all are closed, or what is printed next would lie among them."""
+    opened: list[Any] = []
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"disable": None, **options})
+    class Bars(huggingface_hub.utils.tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{"disable": None, **options})
+            opened.append(self)
+
+    try:
+        yield Bars
+    finally:
+        for bar in opened:
+            bar.close()
 
 
 def open_repository(name: HubName) -> Repository:
