@@ -12,7 +12,7 @@ OTHERS = [
     ".gitattributes", "README.md", "consolidated.safetensors", "flax_model.msgpack", "model.fp16.safetensors",
     "onnx/config.json", "onnx/model.safetensors", "onnx/tokenizer.json", "original/params.json", "params.json",
     "original/tokenizer.model", "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5",
-    "trainer_state.json",
+    "tokenizer_2/spiece.model", "trainer_state.json",
 ]  # fmt: skip
 ONE = [*OTHERS, "config.json", "generation_config.json", "model.safetensors", *TOKENIZER]
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
