@@ -55,8 +55,8 @@ class LLM(EncodesPrompts):
     a file; override_generation_config has values in place of the file's. Other arguments of vLLM's are taken where
     they ask for nothing (`EngineOptions`).
 
-    adapters: folders of LoRA adapters in PEFT's format by the names that requests give as `lora`; adapter: the one of
-    requests that give none.
+    adapters: folders of LoRA adapters in PEFT's format, or owner/name of the hub, by the names that requests give as
+    `lora`; adapter: the one of requests that give none.
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).

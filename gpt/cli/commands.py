@@ -224,7 +224,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
         shown = f"{what}{', '.join(known)}{OPEN.get(name, '')} (auto)"
         limited = None if name in OPEN else known
         parser.add_argument(f"--{name}", default="auto", choices=limited, metavar="NAME", help=shown)
-    parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter in PEFT's format")
+    parser.add_argument("--adapter", metavar="NAME", help="a LoRA adapter in PEFT's format: a folder or owner/name")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 
