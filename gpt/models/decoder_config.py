@@ -98,3 +98,8 @@ class DecoderConfig(ModelConfig):
     def window(self, i: int) -> int:
         """The tokens that layer i's attention sees, 0 for all."""
         return self.sliding_window if self.layer_type(i).is_sliding else 0
+
+    @property
+    def attention_window(self) -> int:
+        windows = [self.window(i) for i in range(self.num_layers)]
+        return max(windows) if all(windows) else 0
