@@ -64,8 +64,8 @@ def plan_memory(
 
     limits are EngineConfig's other fields. ValueError naming both numbers where what was asked cannot be had.
     """
-    if max_model_len is not None and max_model_len > model.context_size:
-        raise ValueError(f"max_model_len ({max_model_len}) is more than the model's context of {model.context_size}")
+    if max_model_len is not None and max_model_len > model.longest_context:
+        raise ValueError(f"max_model_len ({max_model_len}) is more than the model's context of {model.longest_context}")
     wanted = model.context_size if max_model_len is None else max_model_len
     limits["sliding_window"] = model.attention_window
     asked = EngineConfig(wanted, num_blocks=1 if num_blocks is None else num_blocks, **limits)
