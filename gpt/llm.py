@@ -330,7 +330,7 @@ class LLM(EncodesPrompts):
 
     def score(self, prompt: Prompt, lora: Lora = None) -> Score:
         """Score how likely the model finds a text; beyond the context, it is read in windows that overlap by half."""
-        window = min(self.config.max_model_len, self.model.config.context_size)
+        window = self.config.max_model_len
         return self.thread.call(score, self._model_with(lora), self.encode(prompt), window, self.device)
 
     def _model_with(self, lora: Lora) -> Model:
