@@ -28,7 +28,11 @@ class TokensPrompt(_WithText):
 
 
 Message = Mapping[str, Any]
+Conversations = Sequence[Message | Sequence[Message]]  # one or several
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+# One or several. Type checkers read a list in place as what the one Sequence here says; two of them, and mypy finds a
+# `list[object]` in right programs. Numbers among prompts are refused when they come.
+Prompts = str | TextPrompt | TokensPrompt | Sequence[int | Prompt]
 KEYS = "prompt", "prompt_token_ids"
 
 
