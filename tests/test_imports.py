@@ -105,6 +105,29 @@ def test_every_folder_is_a_listed_package():
     assert set(listed) == package_folders()
 
 
+STARTS = {  # what a program begins with -> the packages of others that this loads
+    "import octavo.gpt": set(),
+    "from octavo.gpt.cli import main; main(['--version'])": {"rich"},
+    "from octavo.gpt.cli import main; main(['--help'])": {"rich"},
+    "from octavo.gpt import *": {"gguf", "jinja2", "markupsafe", "numpy", "tokenizers", "torch", "tqdm"},
+}
+OPTIONAL_OR_SLOW = {"huggingface_hub", "numba", "pygments", "tiktoken", "tqdm", "transformers", "triton"}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_start_loads_no_package_that_it_can_do_without(start):
+    """Of those that others load in turn, only the slow ones and the optional ones count."""
+    program = (
+        f"import atexit, sys; before = {{*sys.modules}}\n"
+        f"atexit.register(lambda: print(*{{*sys.modules}} - before, file=sys.stderr))\n{start}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in done.stderr.split()}
+    of_ours = {name.partition(".")[0] for path in modules("gpt") for name in imports(path)} | OPTIONAL_OR_SLOW
+    assert "octavo" in loaded
+    assert loaded & of_ours - sys.stdlib_module_names - {"octavo"} == STARTS[start]
+
+
 def blocked(statement: str, module: str) -> subprocess.CompletedProcess:
     code = f"import sys; sys.modules[{module!r}] = None; {statement}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
