@@ -274,7 +274,7 @@ class LLM(EncodesPrompts):
         """The assistant's answer to one conversation, or to each of several; options are those of `ChatOptions`."""
         is_one = not messages or not isinstance(messages[0], list | tuple)
         conversations: Any = [messages] if is_one else messages
-        prompts = [self._chat_prompt(self.encode_chat(conversation, **options)) for conversation in conversations]
+        prompts = [self.chat_prompt(conversation, **options) for conversation in conversations]
         given = self._renamed(sampling_params, params)
         return self.generate(prompts, given, use_tqdm, lora=lora, lora_request=lora_request)
 

@@ -91,7 +91,9 @@ class EncodesPrompts:
             raise ValueError(f"the model {self.name} has no chat template")
         return self.tokenizer.encode_chat(list(messages), limit=self.config.max_model_len, **options)
 
-    def _chat_prompt(self, ids: list[int]) -> TokensPrompt:
+    def chat_prompt(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> TokensPrompt:
+        """Return a conversation as a prompt: the ids of `encode_chat`, and the text that they spell."""
+        ids = self.encode_chat(messages, **options)
         return {"prompt_token_ids": ids, "prompt": None if self.tokenizer is None else self.tokenizer.decode(ids)}
 
     def encode(self, prompt: Prompt, parse_special: bool | None = None) -> list[int]:

@@ -125,6 +125,10 @@ async def streamed(messages: list[dict[str, str]]) -> AsyncIterator[str]:
         yield request.outputs[0].text
     for _ in llm.generate("text"):  # wrong: attr-defined, reportGeneralTypeIssues, reportUnknownVariableType
         pass
+    async for request in llm.chat(messages, tools=[{"type": "function"}], chat_template_kwargs={"today": "now"}):
+        yield request.outputs[0].text
+    llm.chat(messages, tool=[])  # wrong: call-arg, reportCallIssue
+    await llm.generate([1, 2], lora_request=LoRARequest("poet", 1, "folder")).aclose()
     await llm.close()
 
 
