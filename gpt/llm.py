@@ -22,7 +22,7 @@ from octavo.gpt.options.lora import Lora
 from octavo.gpt.options.names import device_name, dtype_name
 from octavo.gpt.options.neutral import EngineOptions, RequestOptions, refuse_others, renamed, shows
 from octavo.gpt.outputs import RequestOutput, TokenProbability, likeliest, raise_if_failed
-from octavo.gpt.prompts import EncodesPrompts, Message, Prompt, as_list, text_of
+from octavo.gpt.prompts import Conversations, EncodesPrompts, Prompt, Prompts, as_list, text_of
 from octavo.gpt.quoting import quoted
 from octavo.gpt.runner.kv_cache import plan_memory
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
@@ -189,7 +189,7 @@ class LLM(EncodesPrompts):
     @shows(RequestOptions)
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         *,
@@ -262,7 +262,7 @@ class LLM(EncodesPrompts):
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        messages: Conversations,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         *,
@@ -274,7 +274,7 @@ class LLM(EncodesPrompts):
         """The assistant's answer to one conversation, or to each of several; options are those of `ChatOptions`."""
         is_one = not messages or not isinstance(messages[0], list | tuple)
         conversations: Any = [messages] if is_one else messages
-        prompts = [self._chat_prompt(self.encode_chat(conversation, **options)) for conversation in conversations]
+        prompts = [self.chat_prompt(conversation, **options) for conversation in conversations]
         given = self._renamed(sampling_params, params)
         return self.generate(prompts, given, use_tqdm, lora=lora, lora_request=lora_request)
 
@@ -285,7 +285,7 @@ class LLM(EncodesPrompts):
 
     def beam_search(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         beam_width: int = 4,
         max_tokens: int = 16,
         length_penalty: float = 1.0,
