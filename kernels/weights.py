@@ -103,7 +103,8 @@ def round_activations(x: Tensor) -> Tensor:
     """
     blocks = x.float().unflatten(1, (-1, ACTIVATION_BLOCK))
     largest, levels = blocks.abs().amax(2, keepdim=True), activation_levels(x.dtype)
-    inverse = torch.where(largest > 0, levels / largest, 0.0)
+    quotient = torch.full_like(largest, levels) / largest  # `levels / largest` would multiply by a rounded reciprocal
+    inverse = torch.where(largest > 0, quotient, 0.0)
     return ((blocks * inverse).round() * (largest * (1 / levels))).flatten(1)
 
 
