@@ -7,13 +7,15 @@ to where the captured result lies. A function that looks at the values of a tens
 
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor, strided
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from octavo.kernels.cpu.numba_kernel import recording
+from octavo.kernels.cpu.numba_kernel import Launch, recording
+from octavo.kernels.cpu.region import Region
 
 ALLOCATIONS = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
 
@@ -28,13 +30,23 @@ def capture(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
     capturing = _Capture()
     with recording(capturing.calls), capturing:
         result = function()
+    capturing.calls = _joined(capturing.calls)
 
     def replay() -> Tensor:
-        for call in capturing.calls:
+        for call in capturing.calls:  # which keeps alive what was captured
             call()
         return result
 
     return replay
+
+
+def _joined(calls: list[Call]) -> list[Call]:
+    """The calls, with one region for kernels that follow each other."""
+    joined: list[Call] = []
+    for are_launches, run in groupby(calls, lambda call: isinstance(call, Launch)):
+        group: list[Any] = list(run)
+        joined += [Region(group)] if are_launches else group
+    return joined
 
 
 class _Capture(TorchDispatchMode):

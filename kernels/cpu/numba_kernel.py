@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding
@@ -57,7 +57,19 @@ def _team() -> tuple[Callable[..., None], tuple[Any, Any]]:
 _start, _askers = _team()
 for _name, _asker in zip(PLACES, _askers, strict=True):
     llvmlite.binding.add_symbol(_name, ctypes.cast(_asker, ctypes.c_void_p).value)
-_thread, _num_threads = (types.ExternalFunction(name, types.int32()) for name in PLACES)
+_thread, team_size = (types.ExternalFunction(name, types.int32()) for name in PLACES)
+
+
+@dataclass(slots=True)
+class Launch:
+    """A kernel and its packed arguments, ready to run any number of times on the memory that they point to."""
+
+    address: int  # of the machine code
+    fields: bytes
+    num_threads: int
+
+    def __call__(self) -> None:
+        _start(self.address, self.fields, self.num_threads, 0)
 
 
 _recorded: ContextVar[list[Callable[[], Any]] | None] = ContextVar("recorded", default=None)
@@ -96,13 +108,17 @@ class Kernel:
 
         TypeError where the arguments are not those of the layout, in number or in kind.
         """
+        launch = self.prepare(dtype, work, *arguments)
+        launch()
+        if (calls := _recorded.get()) is not None:
+            calls.append(launch)
+
+    def prepare(self, dtype: torch.dtype, work: int, *arguments: Tensor | int | float) -> Launch:
+        """What `__call__` would run. The arguments must outlive it."""
         if dtype not in self._compiled:
             self._compile(dtype)
         num_threads = 1 if work <= SERIAL_LIMIT else torch.get_num_threads()
-        call = partial(_start, self._compiled[dtype].address, self._pack(dtype, arguments), num_threads, 0)
-        call()
-        if (calls := _recorded.get()) is not None:
-            calls.append(call)
+        return Launch(self._compiled[dtype].address, self._pack(dtype, arguments), num_threads)
 
     def _pack(self, dtype: torch.dtype, arguments: tuple[Any, ...]) -> bytes:
         tensors, numbers = arguments[: len(self._pointers)], arguments[len(self._pointers) :]
@@ -157,7 +173,7 @@ float_args = _fields(lambda _: types.float64)
 @njit
 def thread_range(count):
     """Return the first of this thread's part of `count` items, and the one behind its last."""
-    thread, num_threads = _thread(), _num_threads()
+    thread, num_threads = _thread(), team_size()
     return count * thread // num_threads, count * (thread + 1) // num_threads
 
 
