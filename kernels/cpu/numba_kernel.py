@@ -37,36 +37,40 @@ SERIAL_LIMIT = 2**14  # up to so many values touched, waking other threads costs
 FASTMATH_REASSOC = {"reassoc", "contract", "nsz", "arcp"}  # sums run in wide registers; infinities and NaN stay
 FASTMATH_CONTRACT = {"contract"}
 
-PLACES = "octavo_thread", "octavo_num_threads"  # names under which compiled code finds the two functions
+PLACES = "octavo_thread", "octavo_num_threads", "octavo_barrier"  # names under which compiled code finds the three
 
 
-def _team() -> tuple[Callable[..., None], tuple[Any, Any]]:
-    """Return libgomp's `GOMP_parallel` and its two functions for a thread's number; without libgomp, stand-ins that
-    run a kernel on one thread."""
+def _team() -> tuple[Callable[..., None], tuple[Any, Any, Any]]:
+    """Return libgomp's `GOMP_parallel` and what a thread of it may call: its number, how many there are, a barrier.
+
+    Without libgomp, stand-ins that run a kernel on one thread.
+    """
     try:
         library = ctypes.CDLL("libgomp.so.1", mode=getattr(os, "RTLD_NOLOAD", 0))
     except OSError:
         entry, number = ctypes.CFUNCTYPE(None, ctypes.c_char_p), ctypes.CFUNCTYPE(ctypes.c_int)
-        alone = number(lambda: 0), number(lambda: 1)
+        alone = number(lambda: 0), number(lambda: 1), ctypes.CFUNCTYPE(None)(lambda: None)
         return lambda address, fields, num_threads, flags: entry(address)(fields), alone
     library.GOMP_parallel.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint
     library.GOMP_parallel.restype = None
-    return library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
+    return library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier)
 
 
-_start, _askers = _team()
-for _name, _asker in zip(PLACES, _askers, strict=True):
-    llvmlite.binding.add_symbol(_name, ctypes.cast(_asker, ctypes.c_void_p).value)
-_thread, team_size = (types.ExternalFunction(name, types.int32()) for name in PLACES)
+_start, _asked = _team()
+for _name, _function in zip(PLACES, _asked, strict=True):
+    llvmlite.binding.add_symbol(_name, ctypes.cast(_function, ctypes.c_void_p).value)
+_thread, team_size = (types.ExternalFunction(name, types.int32()) for name in PLACES[:2])
+barrier = types.ExternalFunction(PLACES[2], types.void())
 
 
 @dataclass(slots=True)
 class Launch:
-    """A kernel and its packed arguments, ready to run any number of times on the memory that they point to."""
+    """A kernel and its arguments, ready to run any number of times on the memory that it keeps alive."""
 
     address: int  # of the machine code
-    fields: bytes
+    fields: bytes  # the arguments, packed
     num_threads: int
+    arguments: tuple[Tensor | int | float, ...]
 
     def __call__(self) -> None:
         _start(self.address, self.fields, self.num_threads, 0)
@@ -114,11 +118,11 @@ class Kernel:
             calls.append(launch)
 
     def prepare(self, dtype: torch.dtype, work: int, *arguments: Tensor | int | float) -> Launch:
-        """What `__call__` would run. The arguments must outlive it."""
+        """Return what `__call__` runs."""
         if dtype not in self._compiled:
             self._compile(dtype)
         num_threads = 1 if work <= SERIAL_LIMIT else torch.get_num_threads()
-        return Launch(self._compiled[dtype].address, self._pack(dtype, arguments), num_threads)
+        return Launch(self._compiled[dtype].address, self._pack(dtype, arguments), num_threads, arguments)
 
     def _pack(self, dtype: torch.dtype, arguments: tuple[Any, ...]) -> bytes:
         tensors, numbers = arguments[: len(self._pointers)], arguments[len(self._pointers) :]
