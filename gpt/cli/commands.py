@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # PyTorch is imported by what loads a model, and by nothing e
 
 MODEL_OPTIONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("backend", ("reference", "cpu", "triton"), ""),
-    ("dtype", ("float32", "bfloat16", "float16", "int8"), "of activations: "),
-    ("weights", ("int8",), "as --dtype, or in a format: "),
+    ("dtype", ("float32", "bfloat16", "float16"), "of activations: "),
+    ("weights", ("q8_0", "q4_0", "q4_1"), "as --dtype, or in a format: "),
     ("device", ("cpu", "cuda"), ""),
 )
 OPEN = {"backend": " or package.module:NAME"}  # what an option takes besides its choices

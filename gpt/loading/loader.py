@@ -81,16 +81,16 @@ def load_model(
 
 def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None]:
     """The dtype of activations and the format of weights, None for dense; ValueError where the backend has none."""
-    if dtype in FORMATS:
-        warnings.warn(f"dtype={dtype!r} is now weights={dtype!r} and will be refused", FutureWarning, stacklevel=3)
-        dtype, weights = "bfloat16", dtype
+    if "int8" in (dtype, weights):
+        warnings.warn("int8 is now weights='q8_0' and will be refused", FutureWarning, stacklevel=3)
+        dtype, weights = ("auto" if dtype == "int8" else dtype), "q8_0"
     if weights == "auto":
         return dtype, None
     if weights not in FORMATS:
         raise ValueError(f"weights must be auto or {', '.join(FORMATS)}, not {quoted(weights)}")
     if weights not in ops.formats:
         raise ValueError(f"weights {weights} are not for backend {ops.name}, which takes dense ones: use backend cpu")
-    return ("bfloat16" if dtype == "auto" else dtype), weights
+    return dtype, weights
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:

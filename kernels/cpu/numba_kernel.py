@@ -27,8 +27,9 @@ from torch import Tensor
 
 from octavo.kernels.cpu.kernel_cache import KernelCache, is_kept
 
-# Letters of a layout that stand for tensors, and their dtypes; None is the dtype of the call.
-POINTERS = {"v": None, "i": torch.int32, "f": torch.float32, "b": torch.int8}
+# Letters of a layout that stand for tensors, and their dtypes; None is the dtype of the call, ANY whatever there is.
+ANY = object()
+POINTERS = {"v": None, "i": torch.int32, "f": torch.float32, "a": ANY}
 
 # Halves are held as their bits: uint16 is a bfloat16, int16 a float16.
 DTYPES = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
@@ -92,7 +93,8 @@ def recording(calls: list[Callable[[], Any]]) -> Iterator[None]:
 def cpu_kernel(layout: str) -> Callable[[Callable[[Any], None]], "Kernel"]:
     """Make a kernel of a function, its arguments declared in order, a letter each.
 
-    Tensors come first: v of the call's dtype, i int32, f float32, b int8. Numbers follow: q whole, d float.
+    Tensors come first: v of the call's dtype, i int32, f float32, a of any, which reaches the kernel as an address
+    among the whole numbers. Numbers follow: q whole, d float.
     """
     return lambda function: Kernel(function, layout)
 
@@ -127,7 +129,8 @@ class Kernel:
     def _pack(self, dtype: torch.dtype, arguments: tuple[Any, ...]) -> bytes:
         tensors, numbers = arguments[: len(self._pointers)], arguments[len(self._pointers) :]
         try:
-            if all(t.dtype is (wanted or dtype) for t, wanted in zip(tensors, self._pointers, strict=True)):
+            kinds = zip(tensors, self._pointers, strict=True)
+            if all(wanted is ANY or tensor.dtype is (wanted or dtype) for tensor, wanted in kinds):
                 return self._struct.pack(*[tensor.data_ptr() for tensor in tensors], *numbers)
         except (struct.error, AttributeError, TypeError, ValueError):
             pass
@@ -135,12 +138,17 @@ class Kernel:
         raise TypeError(f"{self.function.__name__} takes ({self.layout}) with values of {dtype}, not ({given})")
 
     def _compile(self, dtype: torch.dtype) -> None:
-        signature = (types.CPointer(DTYPES[dtype]),), types.void
-        compiled: Any = CFunc(self.function, signature, {}, {"fastmath": FASTMATH_REASSOC, "error_model": "numpy"})
-        if is_kept(self.function):
-            compiled._cache = KernelCache(self.function)
-        compiled.compile()
-        self._compiled[dtype] = compiled
+        self._compiled[dtype] = compile_kept(self.function, types.void(types.CPointer(DTYPES[dtype])), FASTMATH_REASSOC)
+
+
+def compile_kept(function: Callable[..., Any], signature: Any, fastmath: Any = False) -> Any:
+    """Compile a function, or read its machine code from disk: numba's `CFunc`, whose `address` C code can call."""
+    options = {"fastmath": fastmath, "error_model": "numpy"}
+    compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, options)
+    if is_kept(function):
+        compiled._cache = KernelCache(function)
+    compiled.compile()
+    return compiled
 
 
 def _fields(kind: Callable[[Any], Any]) -> Any:
@@ -169,7 +177,33 @@ def _fields(kind: Callable[[Any], Any]) -> Any:
 float_ptrs = _fields(lambda fields: fields)
 int32_ptrs = _fields(lambda _: types.CPointer(types.int32))
 float32_ptrs = _fields(lambda _: types.CPointer(types.float32))
-int8_ptrs = _fields(lambda _: types.CPointer(types.int8))
+
+
+def _pointer(kind: Callable[[Any], Any]) -> Any:
+    """Make a reader of an address as a pointer, its type found from the other arguments."""
+
+    @intrinsic
+    def point(context: Any, address: Any, like: Any) -> Any:
+        result = kind(like)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(result))
+
+        return result(types.int64, like), generate
+
+    return point
+
+
+pointer_like = _pointer(lambda like: like)  # pointer_like(address, pointer): to the same type of values
+_float32_pointer = _pointer(lambda _: types.CPointer(types.float32))
+
+
+@njit
+def float32_pointer(address):
+    """An address as a pointer to float32."""
+    return _float32_pointer(address, None)
+
+
 int_args = _fields(lambda _: types.int64)
 float_args = _fields(lambda _: types.float64)
 
