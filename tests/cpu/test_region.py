@@ -11,23 +11,22 @@ import torch
 
 from octavo.kernels.cpu import norm, numba_kernel
 from octavo.kernels.cpu.graph import capture
-from octavo.kernels.cpu.linear_int8 import linear_int8
-from octavo.kernels.weights import Int8Weight, quantise
+from octavo.kernels.cpu.linear import linear, pack
+from octavo.kernels.weights import Weight
 
 WIDTH, LAYERS = 256, 8
 SCALE = torch.rand(WIDTH) + 0.5
 
 
-def weights(seed: int, count: int = LAYERS) -> list[Int8Weight]:
+def weights(seed: int, count: int = LAYERS) -> list[Weight]:
     generator = torch.Generator().manual_seed(seed)
-    each = [quantise(torch.randn(WIDTH, WIDTH, generator=generator), "int8") for _ in range(count)]
-    return [Int8Weight(weight.values, weight.scale.float()) for weight in each]
+    return [pack(torch.randn(WIDTH, WIDTH, generator=generator)) for _ in range(count)]
 
 
-def layers(x: torch.Tensor, stack: list[Int8Weight]) -> torch.Tensor:
+def layers(x: torch.Tensor, stack: list[Weight]) -> torch.Tensor:
     """Each product needs all that every thread computed of the one before; the norms are too small for two threads."""
     for weight in stack:
-        x = norm.rms_norm(linear_int8(x, weight, None, None), SCALE, 1e-5)
+        x = norm.rms_norm(linear(x, weight), SCALE, 1e-5)
     return x
 
 
@@ -108,7 +107,7 @@ def test_a_graph_keeps_what_its_kernels_read():
     replay = recorded(6)[1]
     wanted = replay().clone()
     junk = [torch.full((2, WIDTH), torch.nan) for _ in range(50)]  # takes whatever memory was given back
-    junk += [weight.scale.fill_(torch.nan) for weight in weights(7)]
+    junk += [torch.full((WIDTH, WIDTH), torch.nan) for _ in range(LAYERS)]
     assert torch.equal(replay(), wanted)
     del junk
 
