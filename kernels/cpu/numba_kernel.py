@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding
@@ -38,27 +38,43 @@ SERIAL_LIMIT = 2**14  # up to so many values touched, waking other threads costs
 FASTMATH_REASSOC = {"reassoc", "contract", "nsz", "arcp"}  # sums run in wide registers; infinities and NaN stay
 FASTMATH_CONTRACT = {"contract"}
 
-PLACES = "octavo_thread", "octavo_num_threads"  # names under which compiled code finds the two functions
+PLACES = "octavo_thread", "octavo_num_threads", "octavo_barrier"  # names under which compiled code finds the three
 
 
-def _team() -> tuple[Callable[..., None], tuple[Any, Any]]:
-    """Return libgomp's `GOMP_parallel` and its two functions for a thread's number; without libgomp, stand-ins that
-    run a kernel on one thread."""
+def _team() -> tuple[Callable[..., None], tuple[Any, Any, Any]]:
+    """Return libgomp's `GOMP_parallel` and what a thread of it may call: its number, how many there are, a barrier.
+
+    Without libgomp, stand-ins that run a kernel on one thread.
+    """
     try:
         library = ctypes.CDLL("libgomp.so.1", mode=getattr(os, "RTLD_NOLOAD", 0))
     except OSError:
         entry, number = ctypes.CFUNCTYPE(None, ctypes.c_char_p), ctypes.CFUNCTYPE(ctypes.c_int)
-        alone = number(lambda: 0), number(lambda: 1)
+        alone = number(lambda: 0), number(lambda: 1), ctypes.CFUNCTYPE(None)(lambda: None)
         return lambda address, fields, num_threads, flags: entry(address)(fields), alone
     library.GOMP_parallel.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint
     library.GOMP_parallel.restype = None
-    return library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
+    return library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier)
 
 
-_start, _askers = _team()
-for _name, _asker in zip(PLACES, _askers, strict=True):
-    llvmlite.binding.add_symbol(_name, ctypes.cast(_asker, ctypes.c_void_p).value)
-_thread, _num_threads = (types.ExternalFunction(name, types.int32()) for name in PLACES)
+_start, _asked = _team()
+for _name, _function in zip(PLACES, _asked, strict=True):
+    llvmlite.binding.add_symbol(_name, ctypes.cast(_function, ctypes.c_void_p).value)
+_thread, team_size = (types.ExternalFunction(name, types.int32()) for name in PLACES[:2])
+barrier = types.ExternalFunction(PLACES[2], types.void())
+
+
+@dataclass(slots=True)
+class Launch:
+    """A kernel and its arguments, ready to run any number of times on the memory that it keeps alive."""
+
+    address: int  # of the machine code
+    fields: bytes  # the arguments, packed
+    num_threads: int
+    arguments: tuple[Tensor | int | float, ...]
+
+    def __call__(self) -> None:
+        _start(self.address, self.fields, self.num_threads, 0)
 
 
 _recorded: ContextVar[list[Callable[[], Any]] | None] = ContextVar("recorded", default=None)
@@ -98,13 +114,17 @@ class Kernel:
 
         TypeError where the arguments are not those of the layout, in number or in kind.
         """
+        launch = self.prepare(dtype, work, *arguments)
+        launch()
+        if (calls := _recorded.get()) is not None:
+            calls.append(launch)
+
+    def prepare(self, dtype: torch.dtype, work: int, *arguments: Tensor | int | float) -> Launch:
+        """Return what `__call__` runs."""
         if dtype not in self._compiled:
             self._compile(dtype)
         num_threads = 1 if work <= SERIAL_LIMIT else torch.get_num_threads()
-        call = partial(_start, self._compiled[dtype].address, self._pack(dtype, arguments), num_threads, 0)
-        call()
-        if (calls := _recorded.get()) is not None:
-            calls.append(call)
+        return Launch(self._compiled[dtype].address, self._pack(dtype, arguments), num_threads, arguments)
 
     def _pack(self, dtype: torch.dtype, arguments: tuple[Any, ...]) -> bytes:
         tensors, numbers = arguments[: len(self._pointers)], arguments[len(self._pointers) :]
@@ -191,7 +211,7 @@ float_args = _fields(lambda _: types.float64)
 @njit
 def thread_range(count):
     """Return the first of this thread's part of `count` items, and the one behind its last."""
-    thread, num_threads = _thread(), _num_threads()
+    thread, num_threads = _thread(), team_size()
     return count * thread // num_threads, count * (thread + 1) // num_threads
 
 

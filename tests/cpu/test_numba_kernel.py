@@ -109,8 +109,13 @@ ctypes.CDLL = refuse
 import torch
 from octavo.kernels import reference
 from octavo.kernels.cpu import norm
+from octavo.kernels.cpu.graph import capture
 x, weight = torch.randn(200, 576), torch.rand(576)
 assert torch.allclose(norm.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), atol=1e-5)
+with torch.inference_mode():
+    replay = capture(lambda: norm.rms_norm(norm.rms_norm(x, weight, 1e-5), weight, 1e-5))
+    x.normal_()
+    assert torch.equal(replay(), norm.rms_norm(norm.rms_norm(x, weight, 1e-5), weight, 1e-5))
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
