@@ -85,11 +85,20 @@ class DecodePlan:
         """The distributions of the peers."""
         return [registry.PEERS[name.partition(":")[0]].distribution for name in self.peers]
 
-    def open(self, entry: Entry) -> Contender:
-        """The contender with its weights loaded and room for every point of the grid."""
+    def settings(self, entry: Entry) -> RunSettings:
+        """With room for every point of the grid."""
         batch = max(point.batch for point in self.points)
         context = max(point.prompt_tokens + point.new_tokens for point in self.points)
-        settings = RunSettings(self.source, entry.dtype, self.device, torch.get_num_threads(), batch, context)
+        return RunSettings(self.source, entry.dtype, self.device, torch.get_num_threads(), batch, context)
+
+    def prepare(self, entry: Entry) -> None:
+        """Make the files that the contender reads."""
+        if isinstance(entry.who, str):
+            registry.prepare(entry.who, self.settings(entry))
+
+    def open(self, entry: Entry) -> Contender:
+        """The contender with its weights loaded."""
+        settings = self.settings(entry)
         return registry.open_peer(entry.who, settings) if isinstance(entry.who, str) else Octavo(settings, entry.who)
 
 
@@ -154,6 +163,7 @@ class DecodeRun:
         """The contender with its weights loaded; None where it cannot run, which is then written down."""
         name, version, memory = entry.name, "", PeakMemory(self.plan.device)
         try:
+            self.plan.prepare(entry)
             with memory.at_work():
                 start = time.perf_counter()
                 contender = self.plan.open(entry)
