@@ -13,9 +13,9 @@ from octavo.bench import options
 from octavo.bench.measuring.decoding import DecodePlan, DecodeRun
 from octavo.bench.measuring.workloads import EFFORTS, grid_point
 from octavo.bench.peers import registry
+from octavo.bench.peers.formats import FORMATS
 from octavo.bench.peers.sources import open_source
 from octavo.bench.run import ResultLog, run_command
-from octavo.kernels.weights import FORMATS
 
 EXAMPLE = "python -m octavo.bench decode --model smollm2 --batch 1,8 --context 128 --peers transformers"
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="auto",
         metavar="NAME,...",
-        help="formats measured besides dense weights: int8 (auto: none)",
+        help=f"formats measured besides dense weights: {', '.join(FORMATS)} (auto: none)",
     )
     parser.add_argument(
         "--peers", default="none", metavar="NAME,...",

@@ -10,13 +10,13 @@ import torch
 
 from octavo.bench.measuring.workloads import at_least
 from octavo.bench.peers.base import backend
+from octavo.bench.peers.formats import FORMATS
 from octavo.bench.peers.sources import ModelSource, open_source
 from octavo.bench.reporting import records
 from octavo.bench.reporting.records import Results
 from octavo.gpt.loading.loader import resolve_device, resolve_dtype
 from octavo.kernels.backends import best_for
 from octavo.kernels.ops import Ops
-from octavo.kernels.weights import FORMATS
 
 RESULTS = Path("build/bench")  # where results go unless told otherwise, a folder a run
 

@@ -21,12 +21,12 @@ from octavo.bench.measuring.timing import Probe
 from octavo.bench.measuring.workloads import CHECK, Effort, GridPoint, prompts
 from octavo.bench.peers import base, registry
 from octavo.bench.peers.base import Contender, Generation, Octavo, RunSettings, UnsupportedError
+from octavo.bench.peers.formats import FORMATS
 from octavo.bench.peers.sources import ModelSource
 from octavo.bench.reporting.schema import Decode
 from octavo.bench.run import ResultLog, reason
 from octavo.gpt.loading.loader import DTYPES
 from octavo.kernels.ops import Ops
-from octavo.kernels.weights import FORMATS
 
 STEP_WORTH = 25  # prompt tokens that take about as long as one decode step, for the progress bar
 
@@ -60,7 +60,7 @@ class DecodePlan:
         """The contenders in each dtype; a peer in a format of its own runs once, whatever the dtypes of the run."""
         found: dict[Any, Entry] = {}
         for dtype in self.dtypes:
-            peers = [registry.in_int8(name) if dtype in FORMATS else name for name in self.peers]
+            peers = [registry.in_format(name, dtype) if dtype in FORMATS else name for name in self.peers]
             contenders: list[Ops | str] = [*self.backends, *(name for name in peers if name)]
             for who in contenders:
                 once = isinstance(who, str) and registry.has_own_format(who)
@@ -95,6 +95,8 @@ class DecodePlan:
         """Make the files that the contender reads."""
         if isinstance(entry.who, str):
             registry.prepare(entry.who, self.settings(entry))
+        else:
+            base.file_read(self.settings(entry))
 
     def open(self, entry: Entry) -> Contender:
         """The contender with its weights loaded."""

@@ -13,6 +13,7 @@ QUANTISED = {"int8": 1.0, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32}
 MADE = ("q4_k_m", "q5_k_m", "q6_k")  # LLM reads these from a file that llama.cpp makes of the model
 FILE = "file"  # the blocks of the model's own GGUF file
 FORMATS = (FILE, *QUANTISED, *MADE)
+SAME_SIZE = {"int8": "q8_0"}  # of ours, llama.cpp's that stands beside it where it has another name
 
 UNREAD = ("position_embd.weight",)  # a table of which a step reads one row
 

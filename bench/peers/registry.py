@@ -1,7 +1,9 @@
 """The peers: each optional, each used as its own users use it, on the same weights and token ids."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from octavo.bench.peers import formats
@@ -16,7 +18,7 @@ class Peer(NamedTuple):
     distribution: str
     adapter: str  # `module.function` of octavo.bench.peers: given settings and variant, it makes the contender
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
-    int8: str | None = None  # the variant whose weights have one byte
+    formats: Mapping[str, str] = MappingProxyType({})  # of weights in a run -> the variant that stands beside ours
     prepare: str = ""  # like adapter, called before it outside all timing: makes files that later runs find
     needs_cuda: bool = False
     disturbs: bool = False  # its threads do not sleep: open but idle, it slows others on a CPU
@@ -29,10 +31,12 @@ PEERS = {
     ),
     "llama.cpp": Peer(
         "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "llamacpp.LlamaCpp",
-        ("f16", "q8_0", "q4_0", "q4_1", "q4_k_m", "q5_k_m", "q6_k", "file"), int8="q8_0", prepare="llamacpp.prepare",
+        ("f16", "q8_0", "q4_0", "q4_1", "q4_k_m", "q5_k_m", "q6_k", "file"),
+        {name: formats.SAME_SIZE.get(name, name) for name in formats.FORMATS}, prepare="llamacpp.prepare",
     ),
     "ctranslate2": Peer(
-        "ctranslate2", "pip install ctranslate2", "ctranslate2", "ct2.CTranslate2", ("int8",), int8="int8",
+        "ctranslate2", "pip install ctranslate2", "ctranslate2", "ct2.CTranslate2", ("int8",),
+        {"int8": "int8", "q8_0": "int8"},
         disturbs=True,
     ),
     "vllm": Peer("vllm", "pip install vllm", "vllm", "servers.VLLM", needs_cuda=True),
@@ -71,12 +75,12 @@ def disturbs(name: str) -> bool:
     return PEERS[name.partition(":")[0]].disturbs
 
 
-def in_int8(name: str) -> str | None:
-    """The name of the peer, or of its variant, with weights of one byte; None where there is none."""
+def in_format(name: str, format: str) -> str | None:
+    """The name of the peer, or of its variant, with weights in a run's format; None where there is none."""
     if has_own_format(name):
         return name
     peer = PEERS.get(name)  # none for a variant
-    return f"{name}:{peer.int8}" if peer and peer.int8 else None
+    return f"{name}:{peer.formats[format]}" if peer and format in peer.formats else None
 
 
 def installed(device_type: str) -> list[str]:

@@ -65,6 +65,20 @@ def test_marks_of_noise_and_of_quantised_weights():
     assert "(random weights)" in render(results(record(dummy=True)))
 
 
+def test_formats_are_ratios_of_llama_cpps_same_ones():
+    lines = [
+        record(step=0.01), record("llama.cpp", step=0.02), record("octavo:cpu", step=0.01, dtype="int8"),
+        record("llama.cpp:q8_0", step=0.03, dtype="q8_0", verdict="quantised"),
+        record("octavo:cpu", step=0.01, dtype="q4_0"), record("octavo:cpu", step=0.01, batch=2),
+    ]  # fmt: skip
+    shown = [line.split(" | ") for line in render(results(*lines)).splitlines() if line.startswith("|")]
+    first = shown[0].index("prefill x llama.cpp")
+    assert shown[0][first + 1] == "decode x llama.cpp"
+    ratios = [row[first : first + 2] for row in shown[2:]]
+    assert ratios == [["2.00"] * 2, ["1.00"] * 2, ["3.00"] * 2, ["1.00"] * 2, ["-"] * 2, ["-"] * 2]
+    assert "x llama.cpp" not in render(results(record()))
+
+
 def test_provenance_stands_below_the_table():
     text = render(results(*GRID, run=replace(RUN, dirty=True, load=1.5, planned=20)))
     assert "a processor, 2 cores, 2 threads, bandwidth 30 GB/s, float32 matmul 0.1 TFLOP/s (measured)." in text
