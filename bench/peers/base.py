@@ -48,6 +48,10 @@ class Contender(ABC):
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         """Exactly `new_tokens` greedy tokens for each prompt, end-of-text ignored."""
 
+    def nll(self, ids: list[int]) -> float:
+        """Minus the mean log-probability of each id but the first, in nats."""
+        raise UnsupportedError("it does not tell how likely a text is")
+
     def close(self) -> None:
         """Release the model."""
         vars(self).clear()
@@ -136,6 +140,9 @@ class Octavo(Contender):
         first = next(i for i, count in enumerate(given) if count) if any(given) else len(given)
         steps = [lap for lap, count in zip(laps, given, strict=True) if count == len(prompts)]
         return Generation([outputs[number].token_ids for number in numbers], sum(laps[:first]), steps)
+
+    def nll(self, ids: list[int]) -> float:
+        return self.llm.score(ids).nll
 
 
 def file_read(settings: RunSettings) -> Path | None:

@@ -38,7 +38,7 @@ class LlamaContext:
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.threads, self.max_context = threads, max_context
         self.context: Any = None
-        self.num_seqs = 0  # that the context has room for
+        self.room = 0, 0  # of the context: sequences, and logits of one call
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         """Exactly `new_tokens` greedy tokens for each prompt; all prompts are of one length."""
@@ -58,10 +58,10 @@ class LlamaContext:
 
     def losses(self, ids: list[int]) -> np.ndarray:
         """Minus the logarithm of the probability of each id but the first, float64 `[len(ids) - 1]`."""
-        self._make_room(1, ROWS)
-        tokens, found = np.array(ids), []
-        for start in range(0, len(ids) - 1, ROWS):
-            rows = np.arange(start, min(start + ROWS, len(ids) - 1))
+        tokens, found, size = np.array(ids), [], min(ROWS, self.max_context)
+        self._make_room(1, size)
+        for start in range(0, len(ids) - 1, size):
+            rows = np.arange(start, min(start + size, len(ids) - 1))
             batch = Rows(tokens[rows], rows, np.zeros(len(rows)), np.ones(len(rows)))
             for row in self._decode(batch):
                 logits = self._logits(batch, row).astype(np.float64)
@@ -95,7 +95,7 @@ class LlamaContext:
 
     def _make_room(self, num_seqs: int, num_outputs: int) -> None:
         """An empty cache for that many sequences: of one alone as its users have it, whatever else the run measures."""
-        if self.context and self.num_seqs == num_seqs:
+        if self.context and self.room == (num_seqs, num_outputs):
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
             return
         self._free_context()
@@ -103,7 +103,7 @@ class LlamaContext:
         params.n_ctx, params.n_seq_max = num_seqs * self.max_context, num_seqs
         params.n_batch, params.n_outputs_max = ROWS, num_outputs
         params.n_threads = params.n_threads_batch = self.threads
-        self.context, self.num_seqs = llama_cpp.llama_init_from_model(self.model, params), num_seqs
+        self.context, self.room = llama_cpp.llama_init_from_model(self.model, params), (num_seqs, num_outputs)
         if not self.context:
             raise ValueError(f"llama.cpp has no room for {num_seqs} sequences of {self.max_context} tokens")
 

@@ -25,6 +25,9 @@ class LlamaCpp(Contender):
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         return self.llama.generate(prompts, new_tokens)
 
+    def nll(self, ids: list[int]) -> float:
+        return float(self.llama.losses(ids).mean())
+
     def close(self) -> None:
         self.llama.close()
         super().close()

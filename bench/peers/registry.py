@@ -70,6 +70,11 @@ def has_own_format(name: str) -> bool:
     return name.partition(":")[2] in (*formats.FORMATS, "f16")
 
 
+def dtype_of(name: str, dtype: str) -> str:
+    """The dtype or format that a contender of that name runs in, asked for with a run's dtype."""
+    return name.partition(":")[2] if has_own_format(name) else dtype
+
+
 def disturbs(name: str) -> bool:
     """Whether nothing else should be measured while the peer is open."""
     return PEERS[name.partition(":")[0]].disturbs
