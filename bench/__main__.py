@@ -21,7 +21,7 @@ COMMANDS = {  # each is a module; only the one that is asked for is imported, wi
     "tune": "search launch configs on this GPU, print the faster ones as JSON",
 }
 PROG = "octavo.bench"
-WIDTH = 140  # columns, where the output is no terminal
+WIDTH = 178  # columns, where the output is no terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
