@@ -15,12 +15,13 @@ COMMANDS = {  # each is a module; only the one that is asked for is imported, wi
     "host": "what a step costs the host, with a model that returns at once",
     "serve": "load on AsyncLLM: throughput, latency, goodput",
     "engine": "prefix caching and continuous batching against doing without",
+    "perplexity": "how well each format of weights predicts a text, beside llama.cpp",
     "report": "Markdown tables and pictures of results",
     "compare": "what got slower between two runs; exit code 1 if anything did",
     "tune": "search launch configs on this GPU, print the faster ones as JSON",
 }
 PROG = "octavo.bench"
-WIDTH = 140  # columns, where the output is no terminal
+WIDTH = 178  # columns, where the output is no terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,33 +12,17 @@ from rich.console import Console
 from octavo.bench import options
 from octavo.bench.measuring.decoding import DecodePlan, DecodeRun
 from octavo.bench.measuring.workloads import EFFORTS, grid_point
-from octavo.bench.peers import registry
+from octavo.bench.peers.formats import FORMATS
 from octavo.bench.peers.sources import open_source
 from octavo.bench.run import ResultLog, run_command
-from octavo.kernels.weights import FORMATS
 
 EXAMPLE = "python -m octavo.bench decode --model smollm2 --batch 1,8 --context 128 --peers transformers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
+    options.add_contenders(parser, "auto,reference")
     parser.add_argument("--batch", metavar="N,...", help="batch sizes")
     parser.add_argument("--context", metavar="N,...", help="context lengths in tokens")
-    parser.add_argument(
-        "--backend", default="auto,reference", metavar="NAME,...",
-        help="auto, reference, cpu, triton; triton-sample is triton with the reference's sample (auto,reference)",
-    )  # fmt: skip
-    parser.add_argument("--dtype", default="auto", metavar="NAME,...", help="auto, float32, bfloat16, float16 (auto)")
-    parser.add_argument(
-        "--weights",
-        default="auto",
-        metavar="NAME,...",
-        help="formats measured besides dense weights: q8_0, q4_0, q4_1 (auto: none)",
-    )
-    parser.add_argument(
-        "--peers", default="none", metavar="NAME,...",
-        help=f"none, installed, {', '.join(registry.PEERS)}, or a variant such as llama.cpp:q8_0 (none)",
-    )  # fmt: skip
     parser.add_argument("--new-tokens", type=int, metavar="N", help="generated for each prompt")
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", dest="effort", action="store_const", const="quick", help="small grid, few repeats")
@@ -69,19 +53,7 @@ def make_plan(arguments: argparse.Namespace) -> tuple[DecodePlan, list[str]]:
     contexts = options.numbers(arguments.context, "context") if arguments.context else effort.contexts
     dtypes = options.precisions(arguments.dtype, arguments.weights, device)
     backends = options.backends(arguments.backend, device)
-    present, absent = _peers(arguments.peers, device.type)
+    present, absent = options.peers(arguments.peers, device.type)
     source = open_source(arguments.model)
     points = tuple(grid_point(source.config, *size, new_tokens) for size in product(batches, contexts))
     return DecodePlan(source, device, dtypes, backends, present, points, effort, arguments.seed), absent
-
-
-def _peers(text: str, device_type: str) -> tuple[tuple[str, ...], list[str]]:
-    if text == "none":
-        return (), []
-    names: list[str] = []
-    for name in options.words(text, "peers"):
-        names += registry.installed(device_type) if name == "installed" else [name]
-    for name in names:
-        registry.check_name(name)
-    reasons = {name: registry.missing(name, device_type) for name in names}
-    return tuple(name for name in names if not reasons[name]), [reason for reason in reasons.values() if reason]

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from octavo.bench.measuring.workloads import at_least
+from octavo.bench.peers import registry
 from octavo.bench.peers.base import backend
+from octavo.bench.peers.formats import FORMATS
 from octavo.bench.peers.sources import ModelSource, open_source
 from octavo.bench.reporting import records
 from octavo.bench.reporting.records import Results
 from octavo.gpt.loading.loader import resolve_device, resolve_dtype
 from octavo.kernels.backends import best_for
 from octavo.kernels.ops import Ops
-from octavo.kernels.weights import FORMATS
 
 RESULTS = Path("build/bench")  # where results go unless told otherwise, a folder a run
 
@@ -34,6 +35,24 @@ def add_one_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
     parser.add_argument("--backend", default="auto", help="auto, reference, cpu, triton or package.module:NAME (auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (auto)")
+
+
+def add_contenders(parser: argparse.ArgumentParser, backend: str) -> None:
+    """The options of a command that runs several backends, dtypes, formats and peers on one model."""
+    parser.add_argument("--model", default="smollm2", help="a name, a folder, a GGUF file or dummy:<shape> (smollm2)")
+    parser.add_argument(
+        "--backend", default=backend, metavar="NAME,...",
+        help=f"auto, reference, cpu, triton; triton-sample is triton with the reference's sample ({backend})",
+    )  # fmt: skip
+    parser.add_argument("--dtype", default="auto", metavar="NAME,...", help="auto, float32, bfloat16, float16 (auto)")
+    parser.add_argument(
+        "--weights", default="auto", metavar="NAME,...",
+        help=f"formats measured besides dense weights: {', '.join(FORMATS)} (auto: none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--peers", default="none", metavar="NAME,...",
+        help=f"none, installed, {', '.join(registry.PEERS)}, or a variant such as llama.cpp:q8_0 (none)",
+    )  # fmt: skip
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +134,19 @@ def backends(text: str, device: torch.device) -> tuple[Ops, ...]:
         if ops.name.startswith("cpu") and device.type == "cuda":
             raise RuntimeError(f"backend {ops.name!r} runs on the CPU only, the device is cuda")
     return found
+
+
+def peers(text: str, device_type: str) -> tuple[tuple[str, ...], list[str]]:
+    """The peers of that list that can run here, and a line for each that cannot; ValueError for an unknown name."""
+    if text == "none":
+        return (), []
+    names: list[str] = []
+    for name in words(text, "peers"):
+        names += registry.installed(device_type) if name == "installed" else [name]
+    for name in names:
+        registry.check_name(name)
+    reasons = {name: registry.missing(name, device_type) for name in names}
+    return tuple(name for name in names if not reasons[name]), [reason for reason in reasons.values() if reason]
 
 
 def results_file(arguments: argparse.Namespace, command: str) -> tuple[Path, Results | None]:

@@ -21,12 +21,12 @@ from octavo.bench.measuring.timing import Probe
 from octavo.bench.measuring.workloads import CHECK, Effort, GridPoint, prompts
 from octavo.bench.peers import base, registry
 from octavo.bench.peers.base import Contender, Generation, Octavo, RunSettings, UnsupportedError
+from octavo.bench.peers.formats import FORMATS
 from octavo.bench.peers.sources import ModelSource
 from octavo.bench.reporting.schema import Decode
 from octavo.bench.run import ResultLog, reason
 from octavo.gpt.loading.loader import DTYPES
 from octavo.kernels.ops import Ops
-from octavo.kernels.weights import FORMATS
 
 STEP_WORTH = 25  # prompt tokens that take about as long as one decode step, for the progress bar
 
@@ -60,7 +60,7 @@ class DecodePlan:
         """The contenders in each dtype; a peer in a format of its own runs once, whatever the dtypes of the run."""
         found: dict[Any, Entry] = {}
         for dtype in self.dtypes:
-            peers = [registry.in_int8(name) if dtype in FORMATS else name for name in self.peers]
+            peers = [registry.in_format(name, dtype) if dtype in FORMATS else name for name in self.peers]
             contenders: list[Ops | str] = [*self.backends, *(name for name in peers if name)]
             for who in contenders:
                 once = isinstance(who, str) and registry.has_own_format(who)
@@ -85,11 +85,22 @@ class DecodePlan:
         """The distributions of the peers."""
         return [registry.PEERS[name.partition(":")[0]].distribution for name in self.peers]
 
-    def open(self, entry: Entry) -> Contender:
-        """The contender with its weights loaded and room for every point of the grid."""
+    def settings(self, entry: Entry) -> RunSettings:
+        """With room for every point of the grid."""
         batch = max(point.batch for point in self.points)
         context = max(point.prompt_tokens + point.new_tokens for point in self.points)
-        settings = RunSettings(self.source, entry.dtype, self.device, torch.get_num_threads(), batch, context)
+        return RunSettings(self.source, entry.dtype, self.device, torch.get_num_threads(), batch, context)
+
+    def prepare(self, entry: Entry) -> None:
+        """Make the files that the contender reads."""
+        if isinstance(entry.who, str):
+            registry.prepare(entry.who, self.settings(entry))
+        else:
+            base.file_read(self.settings(entry))
+
+    def open(self, entry: Entry) -> Contender:
+        """The contender with its weights loaded."""
+        settings = self.settings(entry)
         return registry.open_peer(entry.who, settings) if isinstance(entry.who, str) else Octavo(settings, entry.who)
 
 
@@ -100,6 +111,7 @@ class OpenContender:
     contender: Contender
     dtype: str  # that it was asked for
     load_s: float
+    load_peak_bytes: int | None
     memory: PeakMemory
 
 
@@ -154,6 +166,7 @@ class DecodeRun:
         """The contender with its weights loaded; None where it cannot run, which is then written down."""
         name, version, memory = entry.name, "", PeakMemory(self.plan.device)
         try:
+            self.plan.prepare(entry)
             with memory.at_work():
                 start = time.perf_counter()
                 contender = self.plan.open(entry)
@@ -166,7 +179,7 @@ class DecodeRun:
             for point in self.plan.points:
                 self._fail(self._about(point, name, version, entry.dtype), error)
             return None
-        return OpenContender(contender, entry.dtype, load_s, memory)
+        return OpenContender(contender, entry.dtype, load_s, memory.peak, memory)
 
     def _measure(self, point: GridPoint, opened: list[OpenContender]) -> None:
         """Check first; what passed is timed, in turns, so that whatever else the machine does meets everyone alike."""
@@ -216,7 +229,7 @@ class DecodeRun:
         assert verdict is not None
         record = replace(
             measurement.record, verdict=verdict.status, detail=verdict.detail, load_s=opened.load_s,
-            warmup_s=measurement.warmup_s,
+            warmup_s=measurement.warmup_s, load_peak_bytes=opened.load_peak_bytes,
         )  # fmt: skip
         if verdict.status != "wrong":
             record = replace(
@@ -227,6 +240,7 @@ class DecodeRun:
                 step_probe_s=measurement.step_probe_s,
                 prefill_probe_s=measurement.prefill_probe_s,
                 peak_memory_bytes=opened.memory.peak,
+                resident_bytes=None if opened.memory.peak is None else opened.memory.held,
             )
             record = replace(record, **self._shares(record, opened.contender))
         self.log.keep(record)

@@ -4,16 +4,18 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from octavo.bench.measuring.timing import Stopwatch
+from octavo.bench.peers import formats
 from octavo.bench.peers.sources import ModelSource
 from octavo.gpt import LLM, SamplingParams
 from octavo.kernels import backends
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
-from octavo.kernels.weights import BLOCK_FORMATS, FORMATS
 
 OWN = "octavo:"  # how the names of Octavo's own contenders begin
 
@@ -45,6 +47,10 @@ class Contender(ABC):
     @abstractmethod
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         """Exactly `new_tokens` greedy tokens for each prompt, end-of-text ignored."""
+
+    def nll(self, ids: list[int]) -> float:
+        """Minus the mean log-probability of each id but the first, in nats."""
+        raise UnsupportedError("it does not tell how likely a text is")
 
     def close(self) -> None:
         """Release the model."""
@@ -89,27 +95,28 @@ class Octavo(Contender):
 
     def __init__(self, settings: RunSettings, backend: Ops) -> None:
         # A dtype of a run may also name a format of weights.
-        format = settings.dtype if settings.dtype in FORMATS else None
-        if format and format not in backend.formats:
-            raise UnsupportedError(f"backend {backend.name} has no products with weights in {format}")
+        format = settings.dtype if settings.dtype in formats.FORMATS else None
+        path = file_read(settings)
         self.name = OWN + backend.name
         self.version = metadata.version("octavo")
         self.device = settings.device
-        self.llm = LLM(
-            settings.source.path or settings.source.name,
+        weights = formats.FILE if format in formats.MADE else format
+        self.llm = _open(
+            path or settings.source.path or settings.source.name,
             backend=backend,
             dtype="auto" if format else settings.dtype,
-            weights=format or "auto",
+            weights=weights or "auto",
             device=settings.device.type,
+            # Text costs the same in every row, so a file that has no tokenizer gets the model's.
+            tokenizer=(settings.source.path or settings.source.name) if format in formats.MADE else "auto",
             max_num_seqs=max(64, settings.max_batch),
         )
         self.dtype, self.same_weights = settings.dtype, format is None
         self.value_bytes = self.llm.dtype.itemsize
-        self.weight_bytes = (
-            float(self.value_bytes)
-            if self.same_weights
-            else BLOCK_FORMATS[settings.dtype].bytes / BLOCK_FORMATS[settings.dtype].values
-        )
+        if path is not None:
+            self.weight_bytes = formats.weight_bytes(path, settings.source.config)
+        else:
+            self.weight_bytes = formats.QUANTISED.get(settings.dtype, float(self.value_bytes))
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
@@ -133,6 +140,35 @@ class Octavo(Contender):
         first = next(i for i, count in enumerate(given) if count) if any(given) else len(given)
         steps = [lap for lap, count in zip(laps, given, strict=True) if count == len(prompts)]
         return Generation([outputs[number].token_ids for number in numbers], sum(laps[:first]), steps)
+
+    def nll(self, ids: list[int]) -> float:
+        return self.llm.score(ids).nll
+
+
+def file_read(settings: RunSettings) -> Path | None:
+    """The GGUF file whose blocks LLM reads as they are, made where it must be; None where it reads the model itself."""
+    source = settings.source
+    if settings.dtype == formats.FILE:
+        if source.path is None or not source.is_gguf:
+            raise UnsupportedError(f"{source.name} is no GGUF file")
+        return source.path
+    if settings.dtype not in formats.MADE:
+        return None
+    if find_spec("llama_cpp") is None:
+        raise UnsupportedError(f"llama.cpp makes the file of {settings.dtype}: pip install llama-cpp-python")
+    from octavo.bench.peers.gguf_files import gguf_in
+
+    return gguf_in(settings.dtype, source, settings.device)
+
+
+def _open(name: str | Path, **arguments: Any) -> LLM:
+    """LLM; UnsupportedError where it has no products with such weights."""
+    try:
+        return LLM(name, **arguments)
+    except ValueError as error:
+        if str(error).startswith("weights "):
+            raise UnsupportedError(str(error)) from None
+        raise
 
 
 def backend(name: str) -> Ops:

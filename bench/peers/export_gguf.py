@@ -1,4 +1,4 @@
-"""Our network as a GGUF file, for llama.cpp: the weights of any source in one format, a vocabulary of bare numbers."""
+"""Our network as a GGUF file, for llama.cpp: the weights of any source in one dtype, a vocabulary of bare numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from octavo.gpt.models.base import Model
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import family_of
 
-FORMATS = {"float32": Format.F32, "float16": Format.F16, "bfloat16": Format.BF16, "q8_0": Format.Q8_0}
+FORMATS = {"float32": Format.F32, "float16": Format.F16, "bfloat16": Format.BF16}
 
 
 def write_gguf(model: Model, path: Path, format: str) -> None:
-    """Matrices in the format, vectors and positions in float32; ValueError for what the file cannot say."""
+    """Matrices in the dtype `format`, vectors and positions in float32; ValueError for what the file cannot say."""
     family = family_of(model.config)
     if family.to_gguf is None:
         raise ValueError(f"models of the family {family.name} are not written to GGUF files")
@@ -28,7 +28,8 @@ def write_gguf(model: Model, path: Path, format: str) -> None:
         add: Any = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(f"{family.name}.{key}", value)
     for name, _, tensor in stored_weights(model, family.gguf_names, family.gguf_interleaved):
-        kind = _format(tensor, name, format)
+        is_exact = tensor.dim() == 1 or name.startswith("position_embd")
+        kind = Format.F32 if is_exact else FORMATS[format]
         writer.add_tensor(name, _encoded(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -51,10 +52,3 @@ def _shape(config: ModelConfig) -> dict[str, int]:
 def _encoded(tensor: Tensor, kind: Format) -> np.ndarray:
     values = tensor.detach().float().cpu().numpy()
     return gguf.quantize(np.ascontiguousarray(values), kind)
-
-
-def _format(tensor: Tensor, name: str, format: str) -> Format:
-    """Vectors and positions are exact; a row that is no whole number of blocks is not quantised."""
-    if tensor.dim() == 1 or name.startswith("position_embd"):
-        return Format.F32
-    return Format.F16 if format == "q8_0" and tensor.shape[1] % 32 else FORMATS[format]

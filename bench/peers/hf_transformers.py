@@ -44,6 +44,12 @@ class Transformers(Contender):
         laps = clock.laps()
         return Generation(output[:, ids.shape[1] :].tolist(), laps[0] + laps[1], laps[2:])
 
+    @torch.inference_mode()
+    def nll(self, ids: list[int]) -> float:
+        tokens = torch.tensor([ids], device=self.device)
+        logits = self.model(tokens).logits[0, :-1].float()
+        return float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:]))
+
     def close(self) -> None:
         super().close()
         torch.compiler.reset()

@@ -1,9 +1,12 @@
 """The peers: each optional, each used as its own users use it, on the same weights and token ids."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from octavo.bench.peers import formats
 from octavo.bench.peers.base import Contender, RunSettings
 
 
@@ -15,7 +18,8 @@ class Peer(NamedTuple):
     distribution: str
     adapter: str  # `module.function` of octavo.bench.peers: given settings and variant, it makes the contender
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
-    int8: str | None = None  # the variant whose weights have one byte
+    formats: Mapping[str, str] = MappingProxyType({})  # of weights in a run -> the variant that stands beside ours
+    prepare: str = ""  # like adapter, called before it outside all timing: makes files that later runs find
     needs_cuda: bool = False
     disturbs: bool = False  # its threads do not sleep: open but idle, it slows others on a CPU
 
@@ -26,18 +30,18 @@ PEERS = {
         ("static", "compile", "continuous"),
     ),
     "llama.cpp": Peer(
-        "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "llamacpp.LlamaCpp", ("q8_0", "file"),
-        int8="q8_0",
+        "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "llamacpp.LlamaCpp",
+        ("f16", "q8_0", "q4_0", "q4_1", "q4_k_m", "q5_k_m", "q6_k", "file"),
+        {name: formats.SAME_SIZE.get(name, name) for name in formats.FORMATS}, prepare="llamacpp.prepare",
     ),
     "ctranslate2": Peer(
-        "ctranslate2", "pip install ctranslate2", "ctranslate2", "ct2.CTranslate2", ("int8",), int8="int8",
+        "ctranslate2", "pip install ctranslate2", "ctranslate2", "ct2.CTranslate2", ("int8",),
+        {"int8": "int8", "q8_0": "int8"},
         disturbs=True,
     ),
     "vllm": Peer("vllm", "pip install vllm", "vllm", "servers.VLLM", needs_cuda=True),
     "sglang": Peer("sglang", "pip install sglang", "sglang", "servers.SGLang", needs_cuda=True),
 }  # fmt: skip
-
-OWN_FORMATS = ("q8_0", "int8", "file")
 
 
 def check_name(name: str) -> None:
@@ -63,7 +67,12 @@ def missing(name: str, device_type: str) -> str | None:
 
 def has_own_format(name: str) -> bool:
     """Whether the peer's weights are in a format of its own, the same in every dtype of a run."""
-    return name.partition(":")[2] in OWN_FORMATS
+    return name.partition(":")[2] in (*formats.FORMATS, "f16")
+
+
+def dtype_of(name: str, dtype: str) -> str:
+    """The dtype or format that a contender of that name runs in, asked for with a run's dtype."""
+    return name.partition(":")[2] if has_own_format(name) else dtype
 
 
 def disturbs(name: str) -> bool:
@@ -71,22 +80,33 @@ def disturbs(name: str) -> bool:
     return PEERS[name.partition(":")[0]].disturbs
 
 
-def in_int8(name: str) -> str | None:
-    """The name of the peer, or of its variant, with weights of one byte; None where there is none."""
+def in_format(name: str, format: str) -> str | None:
+    """The name of the peer, or of its variant, with weights in a run's format; None where there is none."""
     if has_own_format(name):
         return name
     peer = PEERS.get(name)  # none for a variant
-    return f"{name}:{peer.int8}" if peer and peer.int8 else None
+    return f"{name}:{peer.formats[format]}" if peer and format in peer.formats else None
 
 
 def installed(device_type: str) -> list[str]:
     return [name for name in PEERS if missing(name, device_type) is None]
 
 
+def prepare(name: str, settings: RunSettings) -> None:
+    """Make the files that the peer reads, where it needs any; ValueError where they cannot be made."""
+    base, _, variant = name.partition(":")
+    if PEERS[base].prepare:
+        _function(PEERS[base].prepare)(settings, variant)
+
+
 def open_peer(name: str, settings: RunSettings) -> Contender:
     """The peer with the run's weights loaded; ValueError where it cannot take them."""
     base, _, variant = name.partition(":")
-    module, function = PEERS[base].adapter.split(".")
-    contender: Contender = getattr(import_module(f"octavo.bench.peers.{module}"), function)(settings, variant)
+    contender: Contender = _function(PEERS[base].adapter)(settings, variant)
     contender.name = name
     return contender
+
+
+def _function(place: str) -> Any:
+    module, function = place.split(".")
+    return getattr(import_module(f"octavo.bench.peers.{module}"), function)

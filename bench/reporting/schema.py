@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from math import exp
 from typing import Any, ClassVar
 
 from octavo.bench.measuring.timing import median, percentile, spread
@@ -18,7 +19,7 @@ PASSED = VERDICTS[:3]
 class Run:
     """Where, when and with what the lines below it were measured."""
 
-    command: str  # that measured: decode, ops, host, serve or engine
+    command: str  # that measured: decode, ops, host, serve, engine or perplexity
     command_line: str
     date: str  # UTC, ISO 8601
     seed: int
@@ -34,7 +35,7 @@ class Run:
     load: float | None  # cores that others kept busy at the start
     versions: dict[str, str]
     copy_bytes_per_s: float  # a large copy, bytes read and written
-    read_bytes_per_s: float  # a large sum
+    read_bytes_per_s: float  # a large sum, or on a CPU a plain read where that is faster
     matmul_flops_per_s: dict[str, float]  # dtype -> a large product
     planned: int  # lines that a complete run has
     neighbours: int = 0  # programs that kept a core busy each, meanwhile
@@ -127,6 +128,8 @@ class Decode(Measured):
     step_probe_s: list[float] = field(default_factory=list)  # fixed work before each repeat, like a decode step
     prefill_probe_s: list[float] = field(default_factory=list)  # and like a prefill
     peak_memory_bytes: int | None = None  # the contender's own, while it answered the checked prompts
+    load_peak_bytes: int | None = None  # the most that the contender held while it opened
+    resident_bytes: int | None = None  # that it kept after the first pass
     step_bytes: int | None = None  # weights and cache that one step must read
     bandwidth_share: float | None = None  # step_bytes / tpot_median_s, of the run's bandwidth
     compute_share: float | None = None  # FLOPs of a step / tpot_median_s, of the run's matmul rate
@@ -272,10 +275,38 @@ class Scenario(Measured):
     tokens_per_s = _rate(lambda record: record.new_tokens, "median_s")  # generated
 
 
+@dataclass(frozen=True)
+class Perplexity(Measured):
+    """How well one contender predicts a text."""
+
+    KEY = ("model", "contender", "dtype", "text", "window", "num_tokens")
+    WHO = ("contender", "dtype")
+    PLACE = ("text",)
+
+    model: str
+    contender: str  # octavo:<backend>, or a peer
+    version: str
+    dtype: str  # of weights and arithmetic, or a format of weights
+    text: str  # the file's name
+    window: int  # tokens that are read at once, and know nothing of those before
+    num_tokens: int  # that were predicted
+    verdict: str  # same or quantised weights; or failed, unsupported
+    detail: str
+    weight_bits: float | None = None  # the mean size of a weight that a step reads
+    nll: float | None = None  # minus the mean log-probability, in nats
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.nll is None else exp(self.nll)
+
+
 KINDS: dict[str, type[Any]] = {
     "run": Run, "decode": Decode, "op": Op, "host": Host, "serve": Serve, "engine": Scenario,
+    "perplexity": Perplexity,
 }  # fmt: skip
-KIND_OF = {"decode": "decode", "ops": "op", "host": "host", "serve": "serve", "engine": "engine"}  # a command's lines
+KIND_OF = {  # a command's lines
+    "decode": "decode", "ops": "op", "host": "host", "serve": "serve", "engine": "engine", "perplexity": "perplexity",
+}  # fmt: skip
 
 
 def derived(kind: type[Any]) -> set[str]:

@@ -8,13 +8,15 @@ from typing import Any
 from rich import box, table
 from rich.text import Text
 
-from octavo.bench.measuring.timing import NOISY
+from octavo.bench.peers.formats import SAME_SIZE
+from octavo.bench.reporting.figures import milliseconds, noise, number, percent, times
 from octavo.bench.reporting.records import latest
-from octavo.bench.reporting.schema import Decode, Host, Measured, Op, Run, Scenario, Serve
+from octavo.bench.reporting.schema import Decode, Host, Measured, Op, Perplexity, Run, Scenario, Serve
 
 MARKS = {"same": "=", "rounding": "≈", "quantised": "≠", "wrong": "✗", "failed": "✗", "unsupported": "-"}
 TARGETS = {1: (60, 30), 64: (150, 80), 256: (400, 200)}  # microseconds of a host's step: wanted, and hoped for
-ROOM = 137  # a narrower terminal goes without the minor columns
+LLAMACPP = "llama.cpp"
+ROOM = 175  # a narrower terminal goes without the minor columns
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def table_of(records: Sequence[Any]) -> Table:
 
 def decode_table(records: Sequence[Decode]) -> Table:
     """Grouped by batch and context, contenders in the order they ran."""
-    base = baseline(records)
+    base, records = baseline(records), sorted(records, key=lambda record: (record.batch, record.context))
     columns = [
         place("batch x context", lambda record: f"{record.batch} x {record.context}"),
         words("contender", lambda record: record.contender),
@@ -85,16 +87,55 @@ def decode_table(records: Sequence[Decode]) -> Table:
         Column("p99", lambda record: milliseconds(record.tpot_p99_s), is_minor=True),
         Column("decode tok/s", lambda record: number(record.decode_tokens_per_s)),
         Column(f"x {base}", lambda record: times(record.decode_tokens_per_s, baseline_rate(records, record))),
+        *_beside_llamacpp(records),
         Column("of bandw.", lambda record: percent(record.bandwidth_share)),
         Column("memory MB", lambda record: number(record.peak_memory_bytes, 1e-6), is_minor=True),
+        *_memory(records),
     ]
     legend = (
         "check: = the reference's greedy tokens; ≈ tokens that differ by rounding only; ≠ quantised, so other tokens; "
         "✗ wrong or failed; - not supported. ~ the middle four fifths spread over more than a quarter of the median. "
         f"of matmul: FLOPs of the prefill, of the measured rate. x {base}: its speed in the same dtype is 1. "
+        f"{'prefill, decode: x llama.cpp in the same format. ' if _has_llamacpp(records) else ''}"
         "of bandw.: bytes of weights and cache that a step must read, of the measured bandwidth."
     )
-    return Table(model(records), legend, columns, sorted(records, key=lambda record: (record.batch, record.context)))
+    return Table(model(records), legend, columns, records)
+
+
+def _memory(records: Sequence[Decode]) -> list[Column]:
+    """The most held while loading and what stays, where a run has measured them."""
+    fields = {"loading MB": "load_peak_bytes", "resident MB": "resident_bytes"}
+
+    def megabytes(field: str, record: Decode) -> str:
+        return number(getattr(record, field), 1e-6)
+
+    measured = {n: f for n, f in fields.items() if any(getattr(record, f) is not None for record in records)}
+    return [Column(name, partial(megabytes, field), is_minor=True) for name, field in measured.items()]
+
+
+def _has_llamacpp(records: Sequence[Decode]) -> bool:
+    return any(record.passed and _is_llamacpp(record) for record in records)
+
+
+def _is_llamacpp(record: Any) -> bool:
+    return bool(record.contender.partition(":")[0] == LLAMACPP)
+
+
+def llamacpps(records: Sequence[Any], record: Any) -> Any:
+    """llama.cpp's line at the same place in the same format; None where there is none."""
+    wanted = SAME_SIZE.get(record.dtype, record.dtype), record.place
+    return next((r for r in records if r.passed and _is_llamacpp(r) and (r.dtype, r.place) == wanted), None)
+
+
+def _beside_llamacpp(records: Sequence[Decode]) -> list[Column]:
+    """Speeds as multiples of llama.cpp's at the same place in the same format, where it ran."""
+
+    def ratio(figure: str, record: Decode) -> str:
+        return times(getattr(record, figure), getattr(llamacpps(records, record), figure, None))
+
+    figures = {"prefill": "prefill_tokens_per_s", "decode": "decode_tokens_per_s"}
+    names = figures if _has_llamacpp(records) else ()
+    return [Column(f"{name} x {LLAMACPP}", partial(ratio, figures[name])) for name in names]
 
 
 def op_table(records: Sequence[Op]) -> Table:
@@ -184,8 +225,33 @@ def engine_table(records: Sequence[Scenario]) -> Table:
     return Table(f"{model(records)}, {records[0].who}", legend, columns, records)
 
 
+def perplexity_table(records: Sequence[Perplexity]) -> Table:
+    one = records[0]
+
+    def change(record: Perplexity) -> str:
+        other = llamacpps(records, record)
+        return "-" if other is None or other is record else f"{100 * (record.perplexity / other.perplexity - 1):+.2f} %"
+
+    columns = [
+        words("contender", lambda record: record.contender),
+        words("weights", lambda record: record.dtype),
+        CHECK,
+        Column("bits a weight", lambda record: number(record.weight_bits)),
+        Column("perplexity", lambda record: f"{record.perplexity:.3f}"),
+        Column(f"beside {LLAMACPP}", change),
+    ]
+    legend = (
+        f"check: = the model's own weights; ≠ quantised. beside {LLAMACPP}: the difference from its figure in the same "
+        "format, of which less is better."
+    )
+    return Table(
+        f"{one.model}: {one.num_tokens:,} tokens of {one.text}, {one.window} at once", legend, columns, records
+    )
+
+
 TABLES: dict[type, Callable[[Sequence[Any]], Table]] = {
     Decode: decode_table, Op: op_table, Host: host_table, Serve: serve_table, Scenario: engine_table,
+    Perplexity: perplexity_table,
 }  # fmt: skip
 
 
@@ -250,7 +316,13 @@ def _serve_headline(record: Serve) -> Sequence[Any]:
     return (speed, "bold"), f"  first token {first} ms  between tokens {gap} ms  {good}"
 
 
-HEADLINES: dict[type, Callable[[Any], Sequence[Any]]] = {Decode: _decode_headline, Serve: _serve_headline}
+def _perplexity_headline(record: Perplexity) -> Sequence[Any]:
+    return ((f"{record.perplexity:9.3f} perplexity", "bold"),)
+
+
+HEADLINES: dict[type, Callable[[Any], Sequence[Any]]] = {
+    Decode: _decode_headline, Serve: _serve_headline, Perplexity: _perplexity_headline,
+}  # fmt: skip
 
 
 def header(run: Run) -> list[str]:
@@ -273,27 +345,3 @@ def header(run: Run) -> list[str]:
 
 def commit(run: Run) -> str:
     return f"commit {run.commit[:10]}{' with changes' if run.dirty else ''}" if run.commit else "no commit"
-
-
-def number(value: float | None, scale: float = 1.0) -> str:
-    if value is None:
-        return "-"
-    value *= scale
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 1 else f"{value:.2f}"
-
-
-def times(value: float | None, base: float | None) -> str:
-    return "-" if value is None or base is None else f"{value / base:.2f}"
-
-
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
-
-
-def milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:,.3g}" if seconds < 0.1 else f"{seconds * 1e3:,.0f}"
-
-
-def noise(spread: float | None) -> str:
-    """The mark of a figure whose repeats spread."""
-    return "~" if spread is not None and spread > NOISY else ""

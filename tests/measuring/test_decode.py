@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from octavo.bench import options
 from octavo.bench.measuring.decoding import DecodePlan, DecodeRun
 from octavo.bench.measuring.roofline import Peaks
 from octavo.bench.measuring.workloads import EFFORTS, Effort
-from octavo.bench.peers import registry
+from octavo.bench.peers import formats, registry
 from octavo.bench.peers.base import Octavo
 from octavo.bench.reporting import records
 from octavo.kernels.ops import REFERENCE
@@ -79,6 +80,22 @@ def test_weights_of_one_byte_are_marked_as_other_weights(model, tmp_path):
     assert {cell.verdict for cell in own} <= {"same", "quantised"}
     whole = next(cell for cell in results.cells if (cell.contender, cell.dtype) == ("octavo:cpu", "float32"))
     assert next(cell for cell in own if cell.passed).step_bytes < whole.step_bytes / 2
+    if whole.peak_memory_bytes is not None:
+        assert min(whole.load_peak_bytes, whole.resident_bytes) > 0
+
+
+def test_a_format_that_there_are_no_products_for_is_one_line(model, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(formats, "QUANTISED", formats.QUANTISED | {"q1_0": 0.2})
+    monkeypatch.setattr(options, "FORMATS", (*formats.FORMATS, "q1_0"))
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, "q1_0"))
+    wanted = ("--weights", "q8_0,q1_0,file", "--dtype", "float32", "--backend", "cpu", "--batch", "1")
+    assert bench("decode", "--model", model, *GRID, *wanted, "--output", out) == 0
+    said = {cell.dtype: (cell.verdict, cell.detail) for cell in records.read(out).cells}
+    assert said["q1_0"][0] == said["file"][0] == "unsupported"
+    assert said["q1_0"][1].startswith("weights must be auto or ")
+    assert said["file"][1] == f"{model} is no GGUF file"
+    assert said["q8_0"][0] in ("same", "quantised")
 
 
 def worse(x, weight, *rest, **kwargs):
@@ -168,6 +185,16 @@ def test_a_peer_that_disturbs_others_is_open_alone():
     assert list(on_gpu.groups.values()) == [[entry] for entry in plan.entries]
 
 
+def test_formats_stand_beside_a_peers_same_ones():
+    llama, dense = "llama.cpp", REFERENCE
+    precisions = ("float32", "q4_0", "q8_0", "file")
+    plan = DecodePlan(None, torch.device("cpu"), precisions, (dense,), (llama,), (), None, 0)
+    assert list(plan.groups.values()) == [
+        [(dense, "float32"), (llama, "float32")], [(dense, "q4_0"), (f"{llama}:q4_0", "q4_0")],
+        [(dense, "q8_0"), (f"{llama}:q8_0", "q8_0")], [(dense, "file"), (f"{llama}:file", "file")],
+    ]  # fmt: skip
+
+
 def test_resume_refuses_another_commit_and_a_file_cut_short(gpt2, tmp_path, capsys):
     out = tmp_path / "out"
     command = ("decode", "--model", gpt2, "--batch", "1", "--context", "8", "--new-tokens", "3", "--output", out)
@@ -202,9 +229,15 @@ BAD = {
     ),
     "unknown op": (("--backend", "cpu-softmax"), "backend 'cpu-softmax': 'softmax' is no op"),
     "unknown dtype": (("--dtype", "int4"), "dtype must be auto, float32, bfloat16, float16, not 'int4'"),
-    "unknown weights": (("--weights", "int3"), "weights must be auto or q8_0, q4_0, q4_1, not 'int3'"),
+    "unknown weights": (
+        ("--weights", "int3"),
+        f"weights must be auto or {', '.join(formats.FORMATS)}, not 'int3'",
+    ),
     "unknown peer": (("--peers", "pytorch"), "unknown peer 'pytorch': peers are transformers, llama.cpp"),
-    "unknown variant": (("--peers", "llama.cpp:q1"), "unknown peer 'llama.cpp:q1': llama.cpp has llama.cpp:q8_0"),
+    "unknown variant": (
+        ("--peers", "llama.cpp:q1"),
+        "unknown peer 'llama.cpp:q1': llama.cpp has llama.cpp:f16, llama.cpp:q8_0",
+    ),
     "unknown device": (("--device", "tpu"), "device must be auto, cpu or cuda, not 'tpu'"),
     "batch 0": (("--batch", "0,4"), "batch must be at least 1, not 0"),
     "batch no number": (("--batch", "1,x"), "batch must be whole numbers with commas, not '1,x'"),

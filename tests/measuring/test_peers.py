@@ -1,5 +1,6 @@
 """The rivals get the same weights: exports keep every logit, and each peer that is installed says the same tokens."""
 
+import os
 import sys
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
@@ -22,6 +23,7 @@ from tiny import TINY, tiny_model
 CPU = torch.device("cpu")
 PROMPTS = [[(5 * row + 3 * i) % 97 for i in range(12)] for row in range(3)]
 NEW_TOKENS = 9
+needs_llamacpp = pytest.mark.skipif(registry.missing("llama.cpp", "cpu") is not None, reason="no llama-cpp-python")
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -42,6 +44,11 @@ def expected(folder):
     llm = LLM(folder, backend="reference", dtype="float32")
     params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
     return [request.outputs[0].token_ids for request in llm.generate(PROMPTS, params, use_tqdm=False)]
+
+
+@pytest.fixture(autouse=True)
+def _files_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
 
 
 def settings(place, dtype="float32"):
@@ -86,16 +93,18 @@ def test_a_peer_says_the_same_tokens(name, form, folder, gguf, expected):
     if reason := registry.missing(name, "cpu"):
         pytest.skip(reason)
     contender = registry.open_peer(name, settings(folder if form == "folder" else gguf))
-    batch = PROMPTS[:1] if name == "llama.cpp" else PROMPTS
-    answer = contender.generate(batch, NEW_TOKENS)
-    assert answer.tokens == expected[: len(batch)]
+    assert contender.generate(PROMPTS[1:2], NEW_TOKENS).tokens == expected[1:2]
+    answer = contender.generate(PROMPTS, NEW_TOKENS)
+    assert answer.tokens == expected
     assert (contender.name, contender.dtype, contender.same_weights) == (name, "float32", True)
     assert len(answer.step_s) == NEW_TOKENS - 1
     assert min(answer.ttft_s, *answer.step_s) > 0
     contender.close()
 
 
-@pytest.mark.parametrize("name", ["llama.cpp:q8_0", "llama.cpp:file", "ctranslate2:int8"])
+@pytest.mark.parametrize(
+    "name", ["llama.cpp:q8_0", "llama.cpp:q4_1", "llama.cpp:q4_k_m", "llama.cpp:file", "ctranslate2:int8"]
+)
 def test_quantised_peers_say_that_they_are(name, gguf):
     if reason := registry.missing(name, "cpu"):
         pytest.skip(reason)
@@ -103,7 +112,7 @@ def test_quantised_peers_say_that_they_are(name, gguf):
     assert not contender.same_weights
     assert contender.name == name
     assert 0 < contender.weight_bytes < (5 if name == "llama.cpp:file" else 2)  # the file is float32 here
-    assert len(contender.generate(PROMPTS[:1], 4).tokens[0]) == 4
+    assert [len(tokens) for tokens in contender.generate(PROMPTS, 4).tokens] == [4] * 3
     contender.close()
 
 
@@ -111,11 +120,40 @@ def test_what_a_peer_was_not_made_for(folder):
     with pytest.raises(UnsupportedError, match="for CUDA devices"):
         registry.open_peer("transformers:continuous", settings(folder))
     if registry.missing("llama.cpp", "cpu") is None:
-        contender = registry.open_peer("llama.cpp", settings(folder))
-        with pytest.raises(UnsupportedError, match="one sequence at a time"):
-            contender.generate(PROMPTS, 4)
         with pytest.raises(UnsupportedError, match="is no GGUF file"):
             registry.open_peer("llama.cpp:file", settings(folder))
+
+
+@needs_llamacpp
+def test_prompts_longer_than_one_call_are_read_whole(folder, monkeypatch):
+    """Sequences that begin in one call and end in another, and one whose call holds the end of the one before."""
+    from octavo.bench.peers import llama_context
+
+    whole = registry.open_peer("llama.cpp", settings(folder))
+    expected = whole.generate(PROMPTS, NEW_TOKENS).tokens
+    whole.close()
+    monkeypatch.setattr(llama_context, "ROWS", 8)
+    parts = registry.open_peer("llama.cpp", settings(folder))
+    assert parts.generate(PROMPTS, NEW_TOKENS).tokens == expected
+    assert parts.generate(PROMPTS[:1], NEW_TOKENS).tokens == expected[:1]
+    parts.close()
+
+
+@needs_llamacpp
+def test_a_file_is_made_once_for_the_same_weights(folder, tmp_path):
+    from octavo.bench.peers.llamacpp import prepare
+
+    (path, size), (again, _) = (prepare(settings(folder), "q8_0") for _ in range(2))
+    assert path == again
+    assert path.is_relative_to(tmp_path)
+    assert 1 < size < 5
+    made = path.stat().st_mtime_ns
+    assert prepare(settings(folder, "bfloat16"), "q8_0")[0].stat().st_mtime_ns == made
+    assert prepare(settings(folder), "f16")[0] != path
+    weights = folder / "model.safetensors"
+    os.utime(weights, ns=(weights.stat().st_atime_ns, weights.stat().st_mtime_ns + 10**9))
+    assert prepare(settings(folder), "q8_0")[0] != path
+    assert not list(path.parent.glob(".making-*"))
 
 
 def test_what_is_not_installed_is_one_plain_line(monkeypatch):

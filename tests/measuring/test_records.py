@@ -47,7 +47,10 @@ def spoiled(line: str, **changes: object) -> str:
 SPOILS = {
     "another schema": ("is of schema 'octavo.bench/9', this version reads", {"schema": "octavo.bench/9"}),
     "no schema": ("is of schema None", {"schema": "gone"}),
-    "unknown kind": ("kind must be one of run, decode, op, host, serve, engine, not 'sleep'", {"kind": "sleep"}),
+    "unknown kind": (
+        "kind must be one of run, decode, op, host, serve, engine, perplexity, not 'sleep'",
+        {"kind": "sleep"},
+    ),
     "a kind that is a list": ("kind must be one of", {"kind": [1]}),
     "control characters": (r"is of schema '\x1b[31m", {"schema": "\x1b[31m" * 999}),
     "missing field": ("missing field batch", {"batch": "gone"}),

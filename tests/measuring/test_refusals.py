@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from tiny_folder import save_tiny
 
 from octavo.bench import tune
 from octavo.bench.__main__ import COMMANDS
@@ -13,7 +14,7 @@ from octavo.bench.measuring.op_cases import Case
 from octavo.bench.measuring.roofline import Peaks
 from octavo.kernels.triton import launch
 
-from bench_tiny import RUN, bench, checkpoint, record, write
+from bench_tiny import RUN, bench, record, write
 
 PEAKS = Peaks(2e10, 3e10, {"float32": 1e11, "bfloat16": 2e11})
 
@@ -23,13 +24,14 @@ MEASURING = {
     "host": ("--tokenizer", "none", "--seqs", "1", "--context", "8", "--steps", "30"),
     "serve": ("--model", "{model}", "--rate", "none", "--callers", "1", "--requests", "1", "--mix", "fixed:4:3"),
     "engine": ("--model", "{model}", "--scene", "prefix", "--requests", "2", "--prefix", "4", "--repeats", "1"),
+    "perplexity": ("--model", "{model}", "--window", "16"),
 }
 READING = ("report", "compare")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return checkpoint(tmp_path_factory.mktemp("models") / "gpt2", "gpt2")
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(autouse=True)

@@ -65,6 +65,20 @@ def test_marks_of_noise_and_of_quantised_weights():
     assert "(random weights)" in render(results(record(dummy=True)))
 
 
+def test_formats_are_ratios_of_llama_cpps_same_ones():
+    lines = [
+        record(step=0.01), record("llama.cpp", step=0.02), record("octavo:cpu", step=0.01, dtype="int8"),
+        record("llama.cpp:q8_0", step=0.03, dtype="q8_0", verdict="quantised"),
+        record("octavo:cpu", step=0.01, dtype="q4_0"), record("octavo:cpu", step=0.01, batch=2),
+    ]  # fmt: skip
+    shown = [line.split(" | ") for line in render(results(*lines)).splitlines() if line.startswith("|")]
+    first = shown[0].index("prefill x llama.cpp")
+    assert shown[0][first + 1] == "decode x llama.cpp"
+    ratios = [row[first : first + 2] for row in shown[2:]]
+    assert ratios == [["2.00"] * 2, ["1.00"] * 2, ["3.00"] * 2, ["1.00"] * 2, ["-"] * 2, ["-"] * 2]
+    assert "x llama.cpp" not in render(results(record()))
+
+
 def test_provenance_stands_below_the_table():
     text = render(results(*GRID, run=replace(RUN, dirty=True, load=1.5, planned=20)))
     assert "a processor, 2 cores, 2 threads, bandwidth 30 GB/s, float32 matmul 0.1 TFLOP/s (measured)." in text
@@ -230,3 +244,10 @@ def test_every_committed_file_of_results_has_its_table():
     page = (ROOT / "bench/results/README.md").read_text(encoding="utf-8")
     names = {f"{path.parent.name}/{path.stem}" for path in report.COMMITTED.glob("*/*.jsonl")}
     assert {match[1] for match in report.BLOCK.finditer(page)} == names
+
+
+def test_memory_of_loading_is_shown_where_it_was_measured():
+    assert "loading MB" not in render(results(record()))
+    text = render(results(record(load_peak_bytes=3 * 10**8, resident_bytes=10**8, peak_memory_bytes=2 * 10**8)))
+    assert "| memory MB | loading MB | resident MB |" in text
+    assert "| 200 | 300 | 100 |" in text

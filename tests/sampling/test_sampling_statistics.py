@@ -15,8 +15,7 @@ from octavo.kernels.testing.draws import parameters
 from octavo.kernels.testing.inputs import DEVICE
 from octavo.kernels.triton.sampling.sample import sample
 
-from draws import wide_programs
-from goodness import fit, independence, uniformity
+from draws import fit, independence, uniformity, wide_programs
 
 DRAWS = 100_000
 TESTS = 40  # chi-squares and KS of this file, at most
