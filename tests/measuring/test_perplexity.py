@@ -50,7 +50,7 @@ def test_all_score_the_same_ids(model, tmp_path, capsys):
     for name, cell in dense.items():
         assert cell.perplexity == pytest.approx(expected, rel=1e-3 if name == "llama.cpp" else 1e-4), name
     ours = next(cell for cell in results.cells if (cell.contender, cell.dtype) == ("octavo:cpu", "q8_0"))
-    assert (ours.verdict, ours.weight_bits) == ("quantised", 8)
+    assert (ours.verdict, ours.weight_bits) == ("quantised", 8.5)
     assert ours.perplexity == pytest.approx(expected, rel=0.02)
     refused = next(cell for cell in results.cells if (cell.contender, cell.dtype) == ("octavo:cpu", "file"))
     assert (refused.verdict, refused.detail) == ("unsupported", f"{model} is no GGUF file")
