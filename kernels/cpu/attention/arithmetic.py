@@ -21,6 +21,7 @@ CHUNK = 64  # keys that are packed at a time: as many as the nearest cache holds
 # Rows and vectors of a tile of a product, whose sums lie in registers: AVX-512 has 32, AVX 16 of half the size.
 TILE_ROWS, TILE_VECTORS = ((6, 3, 1), (4, 1)) if vi.has_feature("avx512f") else ((4, 1), (1,))
 
+AHEAD = 64  # keys: how long before its use a line is fetched; so many places behind the last are read as well
 NEW, RESUME, ADD = range(3)  # modes of a product
 
 FLOATS, WORDS = vi.vector(vi.F32), vi.vector(vi.I32)
@@ -84,7 +85,12 @@ def pack_keys(builder: Any, kind: Any, places: Any, head_dim: Any, out: Any) -> 
     size = SIZES[kind]
     units = builder.sdiv(head_dim, vi.whole(16 // size))
     for unit, width in _tiles(builder, units, (4, 1)):
-        keys = [_at(builder, vi.load(builder, vi.I64, vi.offset(builder, places, 8 * j)), unit, 16) for j in range(16)]
+        keys, later = (
+            [_at(builder, vi.load(builder, vi.I64, vi.offset(builder, places, 8 * j)), unit, 16) for j in lanes]
+            for lanes in (range(vi.LANES), range(AHEAD, AHEAD + vi.LANES))
+        )
+        for key in later if width > 1 else []:
+            _prefetch(builder, key)
         below = _at(builder, out, unit, 16 // size * 4 * CHUNK)
         for u in range(width):
             quarters = [vi.load(builder, vi.vector(vi.I32, 4), vi.offset(builder, key, 16 * u)) for key in keys]
@@ -96,6 +102,13 @@ def pack_keys(builder: Any, kind: Any, places: Any, head_dim: Any, out: Any) -> 
             key = _at(builder, vi.load(builder, vi.I64, vi.offset(builder, places, 8 * j)), loop.index, size)
             place = vi.offset(builder, _at(builder, out, loop.index, 4 * CHUNK), 4 * j)
             vi.store(builder, _loaded(builder, kind, key, 1), place)
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Ask for a cache line that will be read: any address may be given, nothing is read where there is no memory."""
+    flags = [ir.Constant(vi.I32, value) for value in (0, 2, 1)]  # to read, into the second cache, data
+    pointer = builder.inttoptr(address, vi.I8.as_pointer())
+    vi.call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *flags])
 
 
 def _turned(builder: Any, rows: list[Any]) -> list[Any]:
@@ -150,6 +163,9 @@ def pack_values(builder: Any, kind: Any, places: Any, count: Any, head_dim: Any,
     with cgutils.for_range(builder, count) as outer:
         row = _at(builder, out, outer.index, out_stride)
         base = vi.load(builder, vi.I64, _at(builder, places, outer.index, 8))
+        later = vi.load(builder, vi.I64, vi.offset(builder, _at(builder, places, outer.index, 8), 8 * AHEAD))
+        for line, _ in _tiles(builder, builder.mul(head_dim, vi.whole(size)), (LINE,)):
+            _prefetch(builder, builder.add(later, line))
         vi.store(builder, vi.constant(vi.F32, 0.0), builder.sub(builder.add(row, out_stride), vi.whole(LINE)))
         for first, width in _tiles(builder, head_dim, (vi.LANES, 1)):
             values = _loaded(builder, kind, _at(builder, base, first, size), width)

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from octavo.kernels.cpu import numba_kernel as nk
-from octavo.kernels.cpu.attention.arithmetic import CHUNK, HEADER
+from octavo.kernels.cpu.attention.arithmetic import AHEAD, CHUNK, HEADER
 from octavo.kernels.cpu.attention.piece import ADDRESS, FLOAT, SPLIT, Memory, Routines, Shape, attend_piece
 from octavo.kernels.cpu.attention.routines import call
 from octavo.kernels.cpu.vector_ir import LANES
@@ -57,7 +57,7 @@ def attend(fields):
     mine, others = nk.thread_range(work)
 
     rows, done = longest * group, 0
-    scratch, places = np.empty(_room(rows, shape), np.float32), np.empty(2 * SPLIT, np.int64)
+    scratch, places = np.empty(_room(rows, shape), np.float32), np.zeros(2 * SPLIT + AHEAD, np.int64)
     lows, highs = np.empty(longest, np.int64), np.empty(longest, np.int64)
     totals = np.empty(rows * shape.width, np.float32)
     memory = _memory(scratch.ctypes.data, places.ctypes.data, rows, shape)

@@ -69,7 +69,7 @@ def _attend(
     size, routines = q.element_size(), _routines(dtype)
     strides = [size * x.stride(0) for x in (q, k, v)]
     where = [x.data_ptr() for x in (q, k, v, out)]
-    work = num_tokens * num_heads * max_splits * SPLIT
+    work = num_tokens * num_kv_heads * head_dim * max_splits * SPLIT
     attend(torch.float32, work, partial, given, table, lengths, bounds, *where, *shape, size, *strides, block_size,
            max_blocks, *routines, scale, softcap)  # fmt: skip
     merge(torch.float32, q.numel(), partial, given, lengths, bounds, where[3], *shape, size, num_tokens, *routines)
