@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="auto",
         metavar="NAME,...",
-        help="formats measured besides dense weights: int8 (auto: none)",
+        help="formats measured besides dense weights: q8_0, q4_0, q4_1 (auto: none)",
     )
     parser.add_argument(
         "--peers", default="none", metavar="NAME,...",

@@ -2,18 +2,19 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, Unpack
 
 from octavo.gpt.engine_thread import EngineClosedError
 from octavo.gpt.llm import LLM
 from octavo.gpt.options.lora import Lora
 from octavo.gpt.outputs import RequestOutput
-from octavo.gpt.prompts import Prompt, text_of
+from octavo.gpt.prompts import Message, Prompt, text_of
 from octavo.gpt.sampling_params import RequestOutputKind, SamplingParams
+from octavo.gpt.tokenizer.chat_template import ChatOptions
 
 P = ParamSpec("P")
 
@@ -35,16 +36,22 @@ class AsyncLLM:
         self.llm = LLM(*args, **kwargs)
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, lora: Lora = None
-    ) -> AsyncIterator[RequestOutput]:
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        lora: Lora = None,
+        *,
+        lora_request: Lora = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Yield the request's output so far, each time that it has grown, the last time finished.
 
-        With output_kind FINAL_ONLY only the last time.
+        With output_kind FINAL_ONLY only the last time. lora_request is vLLM's word for lora.
 
         Leaving the loop, or cancelling the task, ends the request and frees its blocks. ValueError for a bad request,
         QueueFullError, EngineClosedError. A step that raises finishes the request with the reason "error".
         """
         engine, thread = self.llm.engine, self.llm.thread
+        lora = lora_request if lora is None else lora
         params = sampling_params or self.llm.get_default_sampling_params()
         ids, snapshots = self.llm.encode_request(prompt, params), _Snapshots(params.output_kind)
         try:
@@ -58,6 +65,22 @@ class AsyncLLM:
         finally:
             with suppress(EngineClosedError):
                 thread.submit(engine.forget, snapshots)  # not waited for: the task may be cancelled
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        lora: Lora = None,
+        lora_request: Lora = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Yield the assistant's answer to a conversation so far, as `generate` does; for the options see `ChatOptions`.
+
+        ValueError for a bad conversation, at the call itself.
+        """
+        prompt = self.llm.chat_prompt(messages, **options)
+        return self.generate(prompt, sampling_params, lora, lora_request=lora_request)
 
     def stats(self) -> dict[str, Any]:
         """See `LLM.stats`."""

@@ -22,7 +22,7 @@ from octavo.gpt.options.lora import Lora
 from octavo.gpt.options.names import device_name, dtype_name
 from octavo.gpt.options.neutral import EngineOptions, RequestOptions, refuse_others, renamed, shows
 from octavo.gpt.outputs import RequestOutput, TokenProbability, likeliest, raise_if_failed
-from octavo.gpt.prompts import EncodesPrompts, Message, Prompt, as_list, text_of
+from octavo.gpt.prompts import Conversations, EncodesPrompts, Prompt, Prompts, as_list, text_of
 from octavo.gpt.quoting import quoted
 from octavo.gpt.runner.kv_cache import plan_memory
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
@@ -40,9 +40,9 @@ class LLM(EncodesPrompts):
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
     "auto" is triton on CUDA, else the fastest that runs here. dtype: of activations and cached values. weights: the
-    format of the products' weights, "int8" or "auto" for dense ones. parse_special: whether text in a prompt that
-    spells a control token becomes that token, or stays text. tokenizer: "auto" for the model's own, another's name, or
-    None (or `skip_tokenizer_init`) for a model that takes and gives token ids alone.
+    format of the products' weights: "q8_0", "q4_0", "q4_1", or "auto" for dense ones. parse_special: whether text in a
+    prompt that spells a control token becomes that token, or stays text. tokenizer: "auto" for the model's own,
+    another's name, or None (or `skip_tokenizer_init`) for a model that takes and gives token ids alone.
 
     At most `max_num_seqs` completions run together and `max_num_waiting` wait; when the cache runs out, `preemption`
     moves the youngest's blocks to host memory and back ("swap", exact), or drops them and computes its text again as a
@@ -55,8 +55,8 @@ class LLM(EncodesPrompts):
     a file; override_generation_config has values in place of the file's. Other arguments of vLLM's are taken where
     they ask for nothing (`EngineOptions`).
 
-    adapters: folders of LoRA adapters in PEFT's format by the names that requests give as `lora`; adapter: the one of
-    requests that give none.
+    adapters: folders of LoRA adapters in PEFT's format, or owner/name of the hub, by the names that requests give as
+    `lora`; adapter: the one of requests that give none.
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).
@@ -189,7 +189,7 @@ class LLM(EncodesPrompts):
     @shows(RequestOptions)
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         *,
@@ -262,7 +262,7 @@ class LLM(EncodesPrompts):
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        messages: Conversations,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         *,
@@ -274,7 +274,7 @@ class LLM(EncodesPrompts):
         """The assistant's answer to one conversation, or to each of several; options are those of `ChatOptions`."""
         is_one = not messages or not isinstance(messages[0], list | tuple)
         conversations: Any = [messages] if is_one else messages
-        prompts = [self._chat_prompt(self.encode_chat(conversation, **options)) for conversation in conversations]
+        prompts = [self.chat_prompt(conversation, **options) for conversation in conversations]
         given = self._renamed(sampling_params, params)
         return self.generate(prompts, given, use_tqdm, lora=lora, lora_request=lora_request)
 
@@ -285,7 +285,7 @@ class LLM(EncodesPrompts):
 
     def beam_search(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         beam_width: int = 4,
         max_tokens: int = 16,
         length_penalty: float = 1.0,
@@ -330,7 +330,7 @@ class LLM(EncodesPrompts):
 
     def score(self, prompt: Prompt, lora: Lora = None) -> Score:
         """Score how likely the model finds a text; beyond the context, it is read in windows that overlap by half."""
-        window = min(self.config.max_model_len, self.model.config.context_size)
+        window = self.config.max_model_len
         return self.thread.call(score, self._model_with(lora), self.encode(prompt), window, self.device)
 
     def _model_with(self, lora: Lora) -> Model:

@@ -28,7 +28,11 @@ class TokensPrompt(_WithText):
 
 
 Message = Mapping[str, Any]
+Conversations = Sequence[Message | Sequence[Message]]  # one or several
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+# One or several. Type checkers read a list in place as what the one Sequence here says; two of them, and mypy finds a
+# `list[object]` in right programs. Numbers among prompts are refused when they come.
+Prompts = str | TextPrompt | TokensPrompt | Sequence[int | Prompt]
 KEYS = "prompt", "prompt_token_ids"
 
 
@@ -87,7 +91,9 @@ class EncodesPrompts:
             raise ValueError(f"the model {self.name} has no chat template")
         return self.tokenizer.encode_chat(list(messages), limit=self.config.max_model_len, **options)
 
-    def _chat_prompt(self, ids: list[int]) -> TokensPrompt:
+    def chat_prompt(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> TokensPrompt:
+        """Return a conversation as a prompt: the ids of `encode_chat`, and the text that they spell."""
+        ids = self.encode_chat(messages, **options)
         return {"prompt_token_ids": ids, "prompt": None if self.tokenizer is None else self.tokenizer.decode(ids)}
 
     def encode(self, prompt: Prompt, parse_special: bool | None = None) -> list[int]:

@@ -35,7 +35,7 @@ def best_for(device_type: str) -> str:
     """The backend that "auto" means on a device of that type."""
     if device_type == "cuda":
         return "triton"
-    return "cpu" if find_spec("numba") and torch.backends.mkldnn.is_available() else "reference"
+    return "cpu" if find_spec("numba") else "reference"
 
 
 def can_be_captured(ops: Ops) -> bool:
@@ -74,8 +74,6 @@ def _of_module(name: str) -> Ops:
 def _cpu() -> Ops:
     if find_spec("numba") is None:
         raise RuntimeError("backend 'cpu' needs the package numba, which is not installed: use backend 'reference'")
-    if not torch.backends.mkldnn.is_available():
-        raise RuntimeError("backend 'cpu' needs a PyTorch built with oneDNN: use backend 'reference'")
 
     from octavo.kernels.cpu.backend import CPU
 

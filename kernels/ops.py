@@ -42,7 +42,7 @@ class PagedAttention(Protocol):
 
 
 class Pack(Protocol):
-    def __call__(self, weight: Tensor, format: str | None = None, /) -> Weight: ...
+    def __call__(self, weight: Weight, format: str | None = None, /) -> Weight: ...
 
 
 class Linear(Protocol):

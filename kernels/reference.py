@@ -90,9 +90,9 @@ def gelu_mul(gate_up: Tensor) -> Tensor:
     return F.gelu(gate, approximate="tanh") * up
 
 
-def pack(weight: Tensor, format: str | None = None) -> Weight:
-    """What the products take, of a dense weight `[out_features, in_features]`: in that format, else as it is."""
-    return weight if format is None else quantise(weight, format)
+def pack(weight: Weight, format: str | None = None) -> Weight:
+    """What the products take, of a weight `[out_features, in_features]`: a dense one in that format, else as it is."""
+    return quantise(weight, format) if format is not None and isinstance(weight, Tensor) else weight
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None) -> Tensor:

@@ -1,57 +1,121 @@
 """Weight formats. The type of a weight says how its values are stored; `dequantise` says what they stand for.
 
-A weight is a dense tensor `[out_features, in_features]`, in a backend's own layout perhaps, or one of the types below.
-Every op that takes a weight takes each of them; a model may mix them tensor by tensor. To add a format: its type, its
-entry in `FORMATS`, its case in `dequantise`, and in each backend that has a kernel for it an entry in the table of that
-backend's `linear`.
+A weight is a dense tensor `[out_features, in_features]`, blocks as a GGUF file holds them, or what a backend packs
+either of them into. Every op that takes a weight takes each of them; a model may mix them tensor by tensor. To add a
+format that files hold: its name in `BLOCK_FORMATS`, and in each backend that has a kernel for it the kernel.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-INT8_LARGEST = 127
-INT8_FLOOR = 2.0**-100  # a row with nothing larger is zeros
-ROWS_AT_ONCE = 4096  # of a weight, while it is quantised
+ROWS_AT_ONCE = 4096  # of a weight, while it is converted
+ACTIVATION_BLOCK = 32  # values of x that share a scale where a format's products round x to whole numbers
 
 
-class Int8Weight(NamedTuple):
-    """A byte a value and a scale a row: row o stands for `values[o] * scale[o]`."""
+@runtime_checkable
+class PackedWeight(Protocol):
+    """A weight of another type than a tensor."""
 
-    values: Tensor  # int8 [out_features, in_features], within +-127
-    scale: Tensor  # bfloat16 [out_features]
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def in_features(self) -> int: ...
+
+    def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The plain tensor `[out_features, in_features]` that it stands for, float32 where dtype is None."""
+        ...
 
 
-Weight: TypeAlias = Tensor | Int8Weight
+class BlockFormat(NamedTuple):
+    """How a GGUF file holds a row of a weight: so many values in so many bytes, one block after another."""
+
+    values: int
+    bytes: int
+    from_dense: bool  # whether a dense weight can be brought into it
+
+
+# https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
+BLOCK_FORMATS = {
+    "q8_0": BlockFormat(32, 34, True),
+    "q4_0": BlockFormat(32, 18, True),
+    "q4_1": BlockFormat(32, 20, True),
+}
+
+FORMATS = tuple(name for name, format in BLOCK_FORMATS.items() if format.from_dense)  # that a dense weight can take
+
+
+class BlockWeight(NamedTuple):
+    """A weight `[out_features, in_features]` in the blocks of a GGUF file."""
+
+    blocks: Tensor  # uint8 [out_features, bytes of a row]
+    format: str  # a key of BLOCK_FORMATS
+
+    @property
+    def out_features(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def in_features(self) -> int:
+        values, size, _ = BLOCK_FORMATS[self.format]
+        return self.blocks.shape[1] // size * values
+
+    def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The plain tensor that it stands for: see `PackedWeight`."""
+        gguf, kind = _gguf(self.format)
+        dense = torch.empty(self.out_features, self.in_features, dtype=dtype or torch.float32, device="cpu")
+        for rows, target in zip(self.blocks.split(ROWS_AT_ONCE), dense.split(ROWS_AT_ONCE), strict=True):
+            target.copy_(torch.from_numpy(gguf.dequantize(rows.numpy(), kind)))
+        return dense
+
+
+Weight: TypeAlias = Tensor | PackedWeight
 
 
 def dequantise(weight: Weight, dtype: torch.dtype | None = None) -> Tensor:
     """The plain tensor `[out_features, in_features]` that a weight stands for, in `dtype` (a dense weight's own)."""
-    if isinstance(weight, Int8Weight):
-        dtype = dtype or weight.scale.dtype
-        return weight.values.to(dtype) * weight.scale.to(dtype).unsqueeze(1)
-    dense = weight.to_dense() if weight.is_mkldnn else weight
-    return dense if dtype is None else dense.to(dtype)
+    if not isinstance(weight, Tensor):
+        return weight.dequantise(dtype)
+    return weight if dtype is None else weight.to(dtype)
 
 
 def quantise(weight: Tensor, format: str) -> Weight:
-    """A dense weight `[out_features, in_features]` in the format of that name; ValueError where there is none."""
+    """A dense weight `[out_features, in_features]` in the format of that name; ValueError where there is none.
+
+    A weight whose rows are not whole blocks stays as it is, as in llama.cpp.
+    """
     if format not in FORMATS:
         raise ValueError(f"weights must be auto or one of {', '.join(FORMATS)}, not {format!r}")
-    return FORMATS[format](weight)
+    if weight.shape[1] % BLOCK_FORMATS[format].values:
+        return weight
+    gguf, kind = _gguf(format)
+    rows = [gguf.quantize(part.float().numpy(), kind) for part in weight.detach().cpu().split(ROWS_AT_ONCE)]
+    return BlockWeight(torch.cat([torch.from_numpy(each) for each in rows]), format)
 
 
-def _int8(weight: Tensor) -> Int8Weight:
-    values, scales = zip(*(_int8_rows(rows.float()) for rows in weight.split(ROWS_AT_ONCE)), strict=True)
-    return Int8Weight(torch.cat(values), torch.cat(scales))
+def round_activations(x: Tensor) -> Tensor:
+    """x as products with blocks of a GGUF file may see it: whole numbers, with one scale for each 32 values of a row.
+
+    The largest value becomes 127 where x has 16 bits, and `127 * 128` where it is float32, which is exact enough to
+    give the answers of float32. A number is rounded to nearest, ties to even. The result is float32.
+    """
+    blocks = x.float().unflatten(1, (-1, ACTIVATION_BLOCK))
+    largest, levels = blocks.abs().amax(2, keepdim=True), activation_levels(x.dtype)
+    quotient = torch.full_like(largest, levels) / largest  # `levels / largest` would multiply by a rounded reciprocal
+    inverse = torch.where(largest > 0, quotient, 0.0)
+    return ((blocks * inverse).round() * (largest * (1 / levels))).flatten(1)
 
 
-def _int8_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale is rounded first, so that the values make up for it; a row with a NaN has a NaN for scale."""
-    scale = (rows.abs().amax(1).clamp(min=INT8_FLOOR) / INT8_LARGEST).bfloat16()
-    return (rows / scale.float().unsqueeze(1)).round().clamp(-INT8_LARGEST, INT8_LARGEST).to(torch.int8), scale
+def activation_levels(dtype: torch.dtype) -> int:
+    """The whole number that the largest value of a block becomes."""
+    return 127 * 128 if dtype is torch.float32 else 127
 
 
-FORMATS: dict[str, Callable[[Tensor], Weight]] = {"int8": _int8}
+def _gguf(format: str) -> tuple[Any, Any]:
+    """The package that defines the blocks, and its name of a format; imported late, since few need it."""
+    from gguf import quants
+    from gguf.constants import GGMLQuantizationType
+
+    return quants, GGMLQuantizationType[format.upper()]

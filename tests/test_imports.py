@@ -1,18 +1,16 @@
 """Imports run one way, every folder is a listed package, and nothing optional is needed to import the library."""
 
 import ast
-import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOORS = ("octavo.kernels.ops", "octavo.kernels.backends", "octavo.kernels.weights")  # of kernels, for gpt
 PACKAGES = ("kernels", "gpt", "bench")
+DOORS = ("octavo.kernels.ops", "octavo.kernels.backends", "octavo.kernels.weights")  # of kernels, for gpt
 
 STANDARD_OR_OWN = (
     "octavo.gpt.scheduler",
@@ -107,21 +105,27 @@ def test_every_folder_is_a_listed_package():
     assert set(listed) == package_folders()
 
 
-def test_the_wheel_holds_every_file(tmp_path):
-    pytest.importorskip("setuptools", "77")
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns("__pycache__", "results")
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
-    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".py", "py.typed"))}
-    sources = {f"octavo/{path.relative_to(ROOT)}" for name in PACKAGES for path in modules(name)}
-    assert packed == sources | {f"octavo/{name}/py.typed" for name in PACKAGES}
+STARTS = {  # what a program begins with -> the packages of others that this loads
+    "import octavo.gpt": set(),
+    "from octavo.gpt.cli import main; main(['--version'])": {"rich"},
+    "from octavo.gpt.cli import main; main(['--help'])": {"rich"},
+    "from octavo.gpt import *": {"gguf", "jinja2", "markupsafe", "numpy", "tokenizers", "torch", "tqdm"},
+}
+OPTIONAL_OR_SLOW = {"huggingface_hub", "numba", "pygments", "tiktoken", "tqdm", "transformers", "triton"}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_start_loads_no_package_that_it_can_do_without(start):
+    """Of those that others load in turn, only the slow ones and the optional ones count."""
+    program = (
+        f"import atexit, sys; before = {{*sys.modules}}\n"
+        f"atexit.register(lambda: print(*{{*sys.modules}} - before, file=sys.stderr))\n{start}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in done.stderr.split()}
+    of_ours = {name.partition(".")[0] for path in modules("gpt") for name in imports(path)} | OPTIONAL_OR_SLOW
+    assert "octavo" in loaded
+    assert loaded & of_ours - sys.stdlib_module_names - {"octavo"} == STARTS[start]
 
 
 def blocked(statement: str, module: str) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ from octavo.bench.peers.sources import ModelSource
 from octavo.gpt import LLM, SamplingParams
 from octavo.kernels import backends
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
-from octavo.kernels.weights import FORMATS
+from octavo.kernels.weights import BLOCK_FORMATS, FORMATS
 
 OWN = "octavo:"  # how the names of Octavo's own contenders begin
 
@@ -105,7 +105,11 @@ class Octavo(Contender):
         )
         self.dtype, self.same_weights = settings.dtype, format is None
         self.value_bytes = self.llm.dtype.itemsize
-        self.weight_bytes = float(self.value_bytes) if self.same_weights else 1.0
+        self.weight_bytes = (
+            float(self.value_bytes)
+            if self.same_weights
+            else BLOCK_FORMATS[settings.dtype].bytes / BLOCK_FORMATS[settings.dtype].values
+        )
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> Generation:
         params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)

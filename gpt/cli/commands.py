@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # PyTorch is imported by what loads a model, and by nothing e
 
 MODEL_OPTIONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("backend", ("reference", "cpu", "triton"), ""),
-    ("dtype", ("float32", "bfloat16", "float16", "int8"), "of activations: "),
-    ("weights", ("int8",), "as --dtype, or in a format: "),
+    ("dtype", ("float32", "bfloat16", "float16"), "of activations: "),
+    ("weights", ("q8_0", "q4_0", "q4_1"), "as --dtype, or in a format: "),
     ("device", ("cpu", "cuda"), ""),
 )
 OPEN = {"backend": " or package.module:NAME"}  # what an option takes besides its choices
@@ -224,7 +224,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
         shown = f"{what}{', '.join(known)}{OPEN.get(name, '')} (auto)"
         limited = None if name in OPEN else known
         parser.add_argument(f"--{name}", default="auto", choices=limited, metavar="NAME", help=shown)
-    parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter in PEFT's format")
+    parser.add_argument("--adapter", metavar="NAME", help="a LoRA adapter in PEFT's format: a folder or owner/name")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 

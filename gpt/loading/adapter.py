@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from octavo.gpt.loading import hub
 from octavo.gpt.loading.checkpoint import stored_parts
 from octavo.gpt.loading.files import is_there, read_json
+from octavo.gpt.loading.huggingface.choice import Wanted
 from octavo.gpt.loading.safetensors_file import open_safetensors
 from octavo.gpt.loading.tensor_file import TensorFile
 from octavo.gpt.models.base import Linear, Model
@@ -58,11 +60,11 @@ class _Pair(NamedTuple):
 
 
 def load_adapter(folder: str | Path, model: Model) -> Adapter:
-    """The adapter of that folder for a loaded model, in the model's dtype and on its device.
+    """The adapter of that folder, or of that name of the hub, for a loaded model, in its dtype and on its device.
 
     ValueError or FileNotFoundError names the file, and the option or tensor that is missing, odd or not supported.
     """
-    folder = Path(folder).expanduser()
+    folder = hub.resolve(str(folder), Wanted.ADAPTER)
     reader = _read_config(folder)
     file = open_safetensors(_weights_file(folder))
     pairs = _pairs(file, _targets(model), family_of(model.config))

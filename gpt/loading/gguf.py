@@ -9,6 +9,8 @@ from octavo.gpt.loading.checkpoint import Checkpoint
 from octavo.gpt.loading.gguf_parts import GGUFParts, open_gguf_parts
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.config_reader import ConfigReader, TensorSource
+from octavo.gpt.models.family import Family, Names
+from octavo.gpt.models.names import GGUF_FUSED, GGUF_QKV, QKV
 from octavo.gpt.models.registry import FAMILIES, by_gguf_architecture
 from octavo.gpt.quoting import one_line
 
@@ -27,7 +29,15 @@ def open_gguf_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
         known = ", ".join(each for family in FAMILIES.values() for each in family.gguf_types)
         raise ValueError(f"{path}: architecture {one_line(str(name), 80)} is not supported (only {known})")
     tensors = {tensor: (part, tensor) for tensor, part in file.owners.items() if tensor not in family.gguf_constants}
-    return Checkpoint(file.path, _config(file, family.from_gguf, f"{name}."), tensors, family.gguf_names), file.metadata
+    config = _config(file, family.from_gguf, f"{name}.")
+    return Checkpoint(file.path, config, tensors, _names(family, file)), file.metadata
+
+
+def _names(family: Family, file: GGUFParts) -> Names:
+    """The family's names; q, k and v are one tensor or three, as the file has them: llama.cpp reads either."""
+    if QKV not in family.gguf_names:
+        return family.gguf_names
+    return {**family.gguf_names, QKV: GGUF_FUSED if f"{GGUF_FUSED[0]}.weight".format(0) in file.tensors else GGUF_QKV}
 
 
 def _config(

@@ -1,33 +1,42 @@
 """Model names -> files on disk: a path stands for itself, a name is fetched if need be."""
 
-import importlib
-import re
 from pathlib import Path
 
 from octavo.gpt.loading.fetch import GPT2_VOCABULARY, SMOLLM2, cache_dir, fetch, is_whole
 from octavo.gpt.loading.files import is_folder, is_there
 from octavo.gpt.loading.hf import PICKLES
+from octavo.gpt.loading.huggingface.choice import Wanted
+from octavo.gpt.loading.huggingface.name import ALIASES, is_like_path, parse
 from octavo.gpt.quoting import one_line, quoted
 
-HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+KNOWN = "give a folder, a .gguf file, {}, owner/name or dummy:<shape>".format(", ".join(("smollm2", *ALIASES)))
+UNKNOWN = {
+    Wanted.MODEL: f"unknown model {{}}: {KNOWN}",
+    Wanted.TOKENIZER: f"unknown model {{}}: {KNOWN}",
+    Wanted.ADAPTER: "unknown adapter {}: give a folder in PEFT's format or owner/name of the hub",
+}
 
 
-def resolve(name: str) -> Path:
-    """The Hugging Face folder or GGUF file of a model: a path stands for itself, a name is fetched if need be."""
+def resolve(name: str, wanted: Wanted = Wanted.MODEL) -> Path:
+    """The Hugging Face folder or GGUF file of a model: a path stands for itself, a name is fetched if need be.
+
+    Names of the hub are those of `huggingface.name.parse`; of them only the files are fetched that are wanted.
+    """
     try:
         path = Path(name).expanduser()
     except RuntimeError:  # a user of that name, or a home, is not there
         raise FileNotFoundError(f"{quoted(name)}: no such home folder") from None
     if name and is_there(path):
-        return _local(path)
-    if name == "smollm2":
+        return path if wanted is Wanted.ADAPTER else _local(path)
+    if name == "smollm2" and wanted is not Wanted.ADAPTER:
         return fetch(SMOLLM2)
-    if name.startswith((".", "/", "~")) or path.suffix in (".gguf", ".safetensors", *PICKLES):
+    if is_like_path(name):
         raise FileNotFoundError(f"{one_line(name, 80)}: no such file or folder")
-    if name in HUB_NAMES or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _snapshot(HUB_NAMES.get(name, name))
-    known = ", ".join(("smollm2", *HUB_NAMES))
-    raise ValueError(f"unknown model {quoted(name)}: give a folder, a .gguf file, {known}, owner/name or dummy:<shape>")
+    if (hub_name := parse(name)) is None:
+        raise ValueError(UNKNOWN[wanted].format(quoted(name)))
+    from octavo.gpt.loading.huggingface.download import download  # it imports the hub's library, which takes a moment
+
+    return download(hub_name, wanted)
 
 
 def gpt2_vocabulary() -> Path:
@@ -47,22 +56,3 @@ def _local(path: Path) -> Path:
     if not is_folder(path) and path.suffix != ".gguf":
         raise ValueError(f"{path}: a model is a folder with config.json and safetensors, or a .gguf file")
     return path
-
-
-def _snapshot(repository: str) -> Path:
-    """A model of the Hugging Face hub, in that library's own cache."""
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise ValueError(
-            f"{one_line(repository, 80)} is on the Hugging Face hub: pip install 'octavo[hub]' to fetch it"
-        ) from None
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.model.v*"]
-    try:
-        folder = hub.snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"])
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"the Hugging Face hub does not give {one_line(repository, 80)}: {one_line(reason, 80)}"
-        ) from None
-    return Path(folder)

@@ -19,6 +19,8 @@ from octavo.gpt.loading.files import is_folder, is_there
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
 from octavo.gpt.loading.gguf_file import open_gguf
 from octavo.gpt.loading.hf import open_folder
+from octavo.gpt.loading.huggingface.choice import Wanted
+from octavo.gpt.loading.huggingface.name import ALIASES
 from octavo.gpt.models.base import Model, initialise
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import KNOWN_SHAPES, family_of
@@ -81,16 +83,16 @@ def load_model(
 
 def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None]:
     """The dtype of activations and the format of weights, None for dense; ValueError where the backend has none."""
-    if dtype in FORMATS:
-        warnings.warn(f"dtype={dtype!r} is now weights={dtype!r} and will be refused", FutureWarning, stacklevel=3)
-        dtype, weights = "bfloat16", dtype
+    if "int8" in (dtype, weights):
+        warnings.warn("int8 is now weights='q8_0' and will be refused", FutureWarning, stacklevel=3)
+        dtype, weights = ("auto" if dtype == "int8" else dtype), "q8_0"
     if weights == "auto":
         return dtype, None
     if weights not in FORMATS:
         raise ValueError(f"weights must be auto or {', '.join(FORMATS)}, not {quoted(weights)}")
     if weights not in ops.formats:
         raise ValueError(f"weights {weights} are not for backend {ops.name}, which takes dense ones: use backend cpu")
-    return ("bfloat16" if dtype == "auto" else dtype), weights
+    return dtype, weights
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
@@ -98,7 +100,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 
     Beside a model's name it takes a tokenizer's file alone: tokenizer.json, tekken.json, or a SentencePiece model.
     """
-    if str(name).removeprefix(DUMMY) in hub.HUB_NAMES and not Path(name).exists():
+    if str(name).removeprefix(DUMMY) in ALIASES and not Path(name).exists():
         return gpt2(hub.gpt2_vocabulary())
     if str(name).startswith(DUMMY):
         known_shape(str(name))
@@ -114,7 +116,7 @@ def _tokenizer_of(name: str) -> Tokenizer | None:
     path = Path(name).expanduser()
     if hf.is_tokenizer_file(path) and is_there(path) and not is_folder(path):
         return hf.from_file(path)
-    source = hub.resolve(name)
+    source = hub.resolve(name, Wanted.TOKENIZER)
     if source.is_dir():
         return hf.from_folder(source)
     return from_gguf_metadata(open_gguf(source).metadata, str(source))

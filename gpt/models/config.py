@@ -40,3 +40,13 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+
+    @property
+    def longest_context(self) -> int:
+        """The most positions that an engine may be asked for; without a word it serves `context_size`."""
+        return self.context_size
+
+    @property
+    def attention_window(self) -> int:
+        """Tokens after which no layer's attention sees a token any more; 0: some layer sees all."""
+        return 0

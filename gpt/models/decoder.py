@@ -40,7 +40,7 @@ class Decoder(Model):
             tables = rope_tables(c.rotary_width, c.context_size, c.rope_theta, c.rope_scaling, length)
             self.cos, self.sin = (table.to(weight.device) for table in tables)
         if "local" in kinds:
-            tables = rope_tables(c.rotary_width, c.context_size, c.local_rope_theta, None)
+            tables = rope_tables(c.rotary_width, c.context_size, c.local_rope_theta, None, length)
             self.local_cos, self.local_sin = (table.to(weight.device) for table in tables)
 
     def set_length(self, length: int) -> None:

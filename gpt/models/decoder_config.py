@@ -98,3 +98,16 @@ class DecoderConfig(ModelConfig):
     def window(self, i: int) -> int:
         """The tokens that layer i's attention sees, 0 for all."""
         return self.sliding_window if self.layer_type(i).is_sliding else 0
+
+    @property
+    def longest_context(self) -> int:
+        """Dynamic scaling serves `factor` times the context, as far as rotary tables may grow."""
+        if self.rope_scaling is None or self.rope_scaling.kind != "dynamic":
+            return self.context_size
+        longest = min(self.context_size * self.rope_scaling.factor, MAX_ANGLES // self.rotary_width)
+        return max(self.context_size, int(longest))
+
+    @property
+    def attention_window(self) -> int:
+        windows = [self.window(i) for i in range(self.num_layers)]
+        return max(windows) if all(windows) else 0

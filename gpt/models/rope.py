@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RopeTables = tuple[Tensor, Tensor]  # cos, sin: [context_size, rotary_dim / 2] float32
+RopeTables = tuple[Tensor, Tensor]  # cos, sin: [positions, rotary_dim / 2] float32
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,16 @@ def rope_tables(
     """cos and sin of every position's angles, on the CPU: the same bits for every device.
 
     length is the most tokens that a sequence will have, context_size where it is not known: one table serves all of
-    them, so that a token's value never depends on how long its sequence becomes.
+    them, so that a token's value never depends on how long its sequence becomes. So dynamic scaling changes nothing
+    unless length is beyond the context; then the table is what transformers has for a sequence of that length.
     """
+    length = context_size if length is None else length
     if scaling is None:
         frequencies, factor = plain_frequencies(rotary_dim, theta), 1.0
     else:
-        length = context_size if length is None else length
         frequencies = STRETCHES[scaling.kind](scaling, rotary_dim, theta, length)
         factor = scaling.attention_factor
-    angles = torch.outer(torch.arange(context_size, dtype=torch.float32, device="cpu"), frequencies)
+    angles = torch.outer(torch.arange(max(context_size, length), dtype=torch.float32, device="cpu"), frequencies)
     return (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
 
 

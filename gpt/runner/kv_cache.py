@@ -64,18 +64,24 @@ def plan_memory(
 
     limits are EngineConfig's other fields. ValueError naming both numbers where what was asked cannot be had.
     """
-    if max_model_len is not None and max_model_len > model.context_size:
-        raise ValueError(f"max_model_len ({max_model_len}) is more than the model's context of {model.context_size}")
+    if max_model_len is not None and max_model_len > model.longest_context:
+        raise ValueError(f"max_model_len ({max_model_len}) is more than the model's context of {model.longest_context}")
     wanted = model.context_size if max_model_len is None else max_model_len
+    limits["sliding_window"] = model.attention_window
     asked = EngineConfig(wanted, num_blocks=1 if num_blocks is None else num_blocks, **limits)
     if num_blocks is None:
-        useful = asked.max_num_seqs * -(-wanted // asked.block_size)
+        useful = asked.max_num_seqs * asked.max_blocks_per_seq
         num_blocks = min(useful, _cache_bytes(device) // bytes_per_block(model, asked.block_size, dtype))
     held = num_blocks * asked.block_size
-    if max_model_len is None:
+    if max_model_len is None and asked.max_blocks_per_seq > num_blocks:
         wanted = min(wanted, held)
-    if wanted > held or num_blocks < 1:
-        raise ValueError(f"max_model_len ({wanted}) needs more cache than the {held} tokens that num_blocks holds")
+    whole = -(-wanted // asked.block_size)
+    if num_blocks < max(1, min(whole, asked.max_blocks_per_seq)):
+        need = f"max_model_len ({wanted}) needs"
+        if asked.max_blocks_per_seq < whole:
+            chunk = f"max_num_batched_tokens ({asked.max_num_batched_tokens})"
+            need = f"a sliding window of {asked.sliding_window} tokens and {chunk} need"
+        raise ValueError(f"{need} more cache than the {held} tokens that num_blocks holds")
     return replace(asked, max_model_len=wanted, num_blocks=num_blocks)
 
 

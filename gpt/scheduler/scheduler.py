@@ -4,6 +4,9 @@ First come, first served. A step decodes every running sequence whose prompt is 
 Chunks are cut at absolute multiples of `max_num_batched_tokens`, so they do not depend on the neighbours. When blocks
 run out the youngest sequence is preempted: its blocks go to host memory and come back bit for bit, or, with
 `preemption="recompute"`, it waits again, and its prompt and output are computed anew as if all were prompt.
+
+Where every layer has a sliding window, a sequence holds the blocks of the widest window and of its next chunk; those
+before go back to the pool as soon as no later token sees them.
 """
 
 from bisect import insort
@@ -15,6 +18,8 @@ from octavo.gpt.scheduler.block_pool import BlockPool
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.prefix_cache import PrefixCache
 from octavo.gpt.scheduler.sequence import Sequence, State
+
+NO_BLOCK = -1
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Plan the next step; an empty plan when there is nothing to do."""
         plan = Plan()
-        short_of_blocks = [s for s in self.prefilling if not s.block_table]
+        short_of_blocks = [s for s in self.prefilling if len(s.block_table) < self._blocks_needed(s)]
         short_of_blocks += [s for s in self.decoding if s.num_computed >= s.capacity]
         if short_of_blocks:
             self._allocate_slots(sorted(short_of_blocks, key=_arrival), plan)
@@ -104,7 +109,7 @@ class Scheduler:
         return plan
 
     def advance(self, plan: Plan) -> list[Sequence]:
-        """Count the plan's tokens as computed, and cache full prompt blocks.
+        """Count the plan's tokens as computed, cache full prompt blocks, and give back what no later token sees.
 
         Return the sequences that cannot go on as they are: each samples its last token in this step, or its context
         has to be shifted once the token is known.
@@ -120,6 +125,9 @@ class Scheduler:
                 self.prefilling.remove(sequence)
                 self.decoding.append(sequence)
                 sampled.append(sequence)
+        if self.config.sliding_window:
+            for sequence in (*plan.decode, *(chunk.sequence for chunk in plan.prefill)):
+                self._skip_blocks(sequence)
         return [sequence for sequence in sampled if sequence.num_computed >= sequence.max_computed]
 
     def shift(self, sequence: Sequence) -> None:
@@ -144,13 +152,28 @@ class Scheduler:
         (self.prefilling if sequence in self.prefilling else self.decoding).remove(sequence)
 
     def _blocks_needed(self, sequence: Sequence) -> int:
-        """Blocks for the tokens of the sequence's next step; its newest token may be known only to the device yet."""
-        return self.blocks_for(max(sequence.num_in_context, sequence.num_computed + 1))
+        """How long the sequence's table has to be for its next step: for all of its tokens, or as far as it may be.
+
+        Its newest token may be known only to the device yet.
+        """
+        whole = self.blocks_for(max(sequence.num_in_context, sequence.num_computed + 1))
+        return min(whole, sequence.num_skipped_blocks + self.config.max_blocks_per_seq)
+
+    def _skip_blocks(self, sequence: Sequence) -> None:
+        """Give back the blocks wholly before what the sequence's next token sees; -1 stands in the table for them.
+
+        A table without blocks yet begins with as many -1.
+        """
+        first, window = sequence.num_skipped_blocks, self.config.sliding_window
+        last = max(0, sequence.num_computed + 1 - window) // self.config.block_size if window else 0
+        self.pool.release(sequence.block_table[first:last])
+        sequence.block_table[first:last] = [NO_BLOCK] * (last - first)
+        sequence.num_skipped_blocks = last
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.block_table)
+        self.pool.release(sequence.held_blocks)
         sequence.block_table = []
-        sequence.capacity = 0
+        sequence.num_skipped_blocks = sequence.capacity = 0
 
     def _hold(self, sequence: Sequence, blocks: list[int]) -> None:
         sequence.block_table += blocks
@@ -175,7 +198,7 @@ class Scheduler:
         swaps = self.config.preemption == "swap"
         if not sequence.is_prefilling:
             kept = self.blocks_for(sequence.num_computed) if swaps else 0
-            plan.swap_out.append(Swap(sequence.seq_id, sequence.block_table[:kept]))
+            plan.swap_out.append(Swap(sequence.seq_id, sequence.block_table[sequence.num_skipped_blocks : kept]))
         if swaps and not sequence.is_prefilling:
             sequence.state = State.SWAPPED
             self.swapped.appendleft(sequence)
@@ -191,12 +214,11 @@ class Scheduler:
         """Bring preempted sequences back, oldest first, each with room for its next token."""
         while self.swapped and self.num_running < self.config.max_num_seqs:
             sequence = self.swapped[0]
-            needed = self._blocks_needed(sequence)
-            if needed > self.pool.num_available:
+            self._skip_blocks(sequence)
+            if not self._allocate(sequence):
                 return
-            self._hold(sequence, [self.pool.allocate() for _ in range(needed)])
-            held = self.blocks_for(sequence.num_computed)
-            plan.swap_in.append(Swap(sequence.seq_id, sequence.block_table[:held]))
+            kept = self.blocks_for(sequence.num_computed)
+            plan.swap_in.append(Swap(sequence.seq_id, sequence.block_table[sequence.num_skipped_blocks : kept]))
             sequence.state = State.RUNNING
             self.decoding.append(self.swapped.popleft())
 
@@ -229,16 +251,24 @@ class Scheduler:
         """Give the sequence blocks for its context, the first of them shared; False if there are too few."""
         for block in matched:
             self.pool.touch(block)
-        needed = self.blocks_for(sequence.num_prefill) - len(matched)
-        if needed > self.pool.num_available:
-            self.pool.release(matched)
+        sequence.block_table, sequence.num_computed = matched, len(matched) * self.config.block_size
+        self._skip_blocks(sequence)
+        if not self._allocate(sequence):
+            sequence.num_computed = 0
             return False
-        self._hold(sequence, matched + [self.pool.allocate() for _ in range(needed)])
-        sequence.num_computed = len(matched) * self.config.block_size
         if not sequence.arrival:  # a preempted sequence that rereads its own blocks does not count as a prefix hit
             self.num_prompt_tokens += sequence.num_prefill
             self.num_hit_tokens += sequence.num_computed
             sequence.num_cached_tokens = sequence.num_computed
+        return True
+
+    def _allocate(self, sequence: Sequence) -> bool:
+        """Make the sequence's table long enough for its next step; if there are too few blocks, it holds none."""
+        missing = self._blocks_needed(sequence) - len(sequence.block_table)
+        if missing > self.pool.num_available:
+            self._release(sequence)
+            return False
+        self._hold(sequence, [self.pool.allocate() for _ in range(missing)])
         return True
 
 

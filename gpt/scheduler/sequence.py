@@ -38,7 +38,8 @@ class Sequence:
     num_prefill: int = 0
     num_cached_tokens: int = 0  # of its first prefill, tokens that other sequences had computed
     block_table: list[int] = field(default_factory=list)
-    capacity: int = 0  # tokens that its blocks can hold
+    num_skipped_blocks: int = 0  # at the table's front, wholly before the sliding window: given back, -1 in the table
+    capacity: int = 0  # tokens that its table reaches to
     arrival: int = 0  # when it was first admitted: the youngest gives way
     block_keys: list[bytes] = field(default_factory=list)  # of the full prompt blocks, as far as they were hashed
     state: State = State.NEW
@@ -59,6 +60,11 @@ class Sequence:
     def num_in_context(self) -> int:
         """Tokens that the next step sees."""
         return len(self.prompt) + len(self.output) - self.context_start
+
+    @property
+    def held_blocks(self) -> list[int]:
+        """The blocks of its table that it holds."""
+        return self.block_table[self.num_skipped_blocks :]
 
     @property
     def is_prefilling(self) -> bool:

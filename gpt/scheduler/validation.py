@@ -43,6 +43,7 @@ def check_request(
         if n * (number or 0) > MAX_LOGPROBS:
             raise ValueError(f"n ({n}) times {name} ({number}) is more than {MAX_LOGPROBS} log-probabilities a step")
     most = max_len if params.max_tokens is None else min(max_len, len(prompt_ids) + params.max_tokens - 1)
+    most = min(most, config.max_blocks_per_seq * config.block_size)
     held = config.num_blocks * config.block_size
     if most > held:
         raise ValueError(f"the request may need {most} cached tokens, the cache holds {held}: raise num_blocks")

@@ -108,6 +108,8 @@ def _bpe(fields: _Fields, ids: dict[str, int], model: str) -> tuple[tokenizers.T
         engine.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     else:
         engine.pre_tokenizer, engine.decoder = byte_level(pre.splits)
+        if pre.nfc:
+            engine.normalizer = normalizers.NFC()
     return engine, pre.add_bos
 
 
@@ -118,6 +120,8 @@ def _sentencepiece(fields: _Fields, ids: dict[str, int]) -> tuple[tokenizers.Tok
         for token, id in ids.items()
         if fields.kinds[id] == NORMAL and scores[id] == scores[id]  # no NaN
     }
+    if len({scores[id] for id in mergeable.values()}) == 1:
+        scores = scores_by_id(fields.tokens)
     prefix = fields.get("add_space_prefix")
     return sentencepiece_engine(
         fields.source,
@@ -126,6 +130,14 @@ def _sentencepiece(fields: _Fields, ids: dict[str, int]) -> tuple[tokenizers.Tok
         prefix is None or bool(prefix),
         fields.id("unknown_token_id"),
     ), True
+
+
+def scores_by_id(tokens: list[str]) -> list[float]:
+    """Return the scores of a vocabulary whose file has one for all, as llama.cpp's converter makes of tokenizer.json.
+
+    SentencePiece numbers tokens in the order in which they merge; runs of spaces have low numbers but merge last.
+    """
+    return [-float(id + len(tokens) * (set(token) == {SPACE})) for id, token in enumerate(tokens)]
 
 
 def merges_by_score(tokens: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ class PreTokenizer(NamedTuple):
     splits: tuple[str, ...]
     ignore_merges: bool = False  # a piece that is a token is that token, whatever the merges
     add_bos: bool = False  # where the file does not say
+    nfc: bool = False  # text is composed first (the file says nothing of that)
 
 
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -138,11 +139,14 @@ _LLAMA3_BOS = {
         "tekken",
     ]
 }
-_WHOLE = _LLAMA3_BOS | {"glm4", "glm5", "youtu", "minicpm5", "granite-embed-multi-97m"}
+# llama.cpp's converter calls Llama 3's first tokenizer.json, which adds no begin token, smaug-bpe; llama.cpp leaves
+# tokens that no merge builds unused there, the tokenizers package does not.
+_WHOLE = _LLAMA3_BOS | {"smaug-bpe", "glm4", "glm5", "youtu", "minicpm5", "granite-embed-multi-97m"}
 _BOS = _LLAMA3_BOS | {"chameleon", "gemma4"}
+_NFC = {"qwen2"}  # whose tokenizer.json composes text; llama.cpp does not
 
 PRE = {
-    name: PreTokenizer(splits, name in _WHOLE, name in _BOS)
+    name: PreTokenizer(splits, name in _WHOLE, name in _BOS, name in _NFC)
     for names, splits in _SPLITS.items()
     for name in names.split()
 }

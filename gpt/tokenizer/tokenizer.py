@@ -6,7 +6,6 @@ control token is ordinary text, unless `parse_special` asks; else only chat temp
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,7 +13,7 @@ import tokenizers
 
 from octavo.gpt.quoting import quoted
 from octavo.gpt.tokenizer.chat_template import RenderOptions, choose_template, render_hidden
-from octavo.gpt.tokenizer.engine import ControlTokens, guarded
+from octavo.gpt.tokenizer.engine import ControlTokens, guarded, parsing_twin
 from octavo.gpt.tokenizer.message_text import SpecialTokenEscaper
 from octavo.gpt.tokenizer.template_files import Templates
 from octavo.gpt.tokenizer.token_bytes import TokenBytes, most_characters
@@ -57,6 +56,7 @@ class Tokenizer:
         self._bytes = TokenBytes(engine, source)
         self._control = ControlTokens(engine)
         self._most_characters = most_characters(engine, vocabulary)  # of one token; 0: no bound
+        self._parsing_engine = parsing_twin(engine)
         engine.encode_special_tokens = True
 
     def _make_special(self, ids: Iterable[int]) -> None:
@@ -89,16 +89,6 @@ class Tokenizer:
             f"{self._source}: this text cannot be cut", lambda: engine.encode(text, add_special_tokens=False).ids
         )
         return ids
-
-    @cached_property
-    def _parsing_engine(self) -> tokenizers.Tokenizer:
-        """A copy of the engine that makes control tokens of text that spells them, made when it is first needed.
-
-        One engine and a lock would do, if a lock could not stay locked where an interrupt falls beside its release.
-        """
-        engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
-        engine.encode_special_tokens = False
-        return engine
 
     def as_prompt(self, ids: list[int]) -> list[int]:
         """Return a text's ids between those that this model's prompts begin and end with; BOS for no ids at all."""

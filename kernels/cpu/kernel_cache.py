@@ -26,16 +26,18 @@ CHECK = sha256().digest_size  # bytes before the code
 OPTIONS = "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT"  # of numba, that shape the code
 
 
-def digest_of(folder: Path) -> str:
-    """A hash of the names and contents of all Python files below a folder; nothing where there are none."""
-    sources = sorted(folder.rglob("*.py"))
-    parts = [str(source.relative_to(folder)).encode() + b"\0" + source.read_bytes() for source in sources]
+def digest_of(folder: Path, *others: Path) -> str:
+    """A hash of the names and contents of all Python files below a folder, and of others; nothing where it has none."""
+    if sources := sorted(folder.rglob("*.py")):
+        sources += (other for other in others if other.is_file())
+    parts = [str(source.relative_to(folder.parent)).encode() + b"\0" + source.read_bytes() for source in sources]
     return sha256(b"\0".join(parts)).hexdigest() if parts else ""
 
 
 HERE = Path(__file__).parent
+MATH = HERE.parent / "sampling_math.py"  # whose constants are part of compiled code
 VERSIONS = numba.__version__, llvmlite.__version__, sys.version
-SOURCES = digest_of(HERE)  # taken on import: of the code that runs, were the files replaced meanwhile
+SOURCES = digest_of(HERE, MATH)  # taken on import: of the code that runs, were the files replaced meanwhile
 
 
 class KernelCache(NullCache):
@@ -78,7 +80,7 @@ class KernelCache(NullCache):
 
 
 def is_kept(function: Callable[..., Any]) -> bool:
-    """Whether its machine code may be kept: it lies below this folder, whose sources are the key, which are there."""
+    """Whether its machine code may be kept: the key holds the sources below this folder, its own among them."""
     return bool(SOURCES) and function.__module__.startswith(__name__.rpartition(".")[0] + ".")
 
 

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding
@@ -27,8 +27,9 @@ from torch import Tensor
 
 from octavo.kernels.cpu.kernel_cache import KernelCache, is_kept
 
-# Letters of a layout that stand for tensors, and their dtypes; None is the dtype of the call.
-POINTERS = {"v": None, "i": torch.int32, "f": torch.float32, "b": torch.int8}
+# Letters of a layout that stand for tensors, and their dtypes; None is the dtype of the call, ANY whatever there is.
+ANY = object()
+POINTERS = {"v": None, "i": torch.int32, "f": torch.float32, "a": ANY}
 
 # Halves are held as their bits: uint16 is a bfloat16, int16 a float16.
 DTYPES = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
@@ -37,27 +38,43 @@ SERIAL_LIMIT = 2**14  # up to so many values touched, waking other threads costs
 FASTMATH_REASSOC = {"reassoc", "contract", "nsz", "arcp"}  # sums run in wide registers; infinities and NaN stay
 FASTMATH_CONTRACT = {"contract"}
 
-PLACES = "octavo_thread", "octavo_num_threads"  # names under which compiled code finds the two functions
+PLACES = "octavo_thread", "octavo_num_threads", "octavo_barrier"  # names under which compiled code finds the three
 
 
-def _team() -> tuple[Callable[..., None], tuple[Any, Any]]:
-    """Return libgomp's `GOMP_parallel` and its two functions for a thread's number; without libgomp, stand-ins that
-    run a kernel on one thread."""
+def _team() -> tuple[Callable[..., None], tuple[Any, Any, Any]]:
+    """Return libgomp's `GOMP_parallel` and what a thread of it may call: its number, how many there are, a barrier.
+
+    Without libgomp, stand-ins that run a kernel on one thread.
+    """
     try:
         library = ctypes.CDLL("libgomp.so.1", mode=getattr(os, "RTLD_NOLOAD", 0))
     except OSError:
         entry, number = ctypes.CFUNCTYPE(None, ctypes.c_char_p), ctypes.CFUNCTYPE(ctypes.c_int)
-        alone = number(lambda: 0), number(lambda: 1)
+        alone = number(lambda: 0), number(lambda: 1), ctypes.CFUNCTYPE(None)(lambda: None)
         return lambda address, fields, num_threads, flags: entry(address)(fields), alone
     library.GOMP_parallel.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint
     library.GOMP_parallel.restype = None
-    return library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
+    return library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier)
 
 
-_start, _askers = _team()
-for _name, _asker in zip(PLACES, _askers, strict=True):
-    llvmlite.binding.add_symbol(_name, ctypes.cast(_asker, ctypes.c_void_p).value)
-_thread, _num_threads = (types.ExternalFunction(name, types.int32()) for name in PLACES)
+_start, _asked = _team()
+for _name, _function in zip(PLACES, _asked, strict=True):
+    llvmlite.binding.add_symbol(_name, ctypes.cast(_function, ctypes.c_void_p).value)
+_thread, team_size = (types.ExternalFunction(name, types.int32()) for name in PLACES[:2])
+barrier = types.ExternalFunction(PLACES[2], types.void())
+
+
+@dataclass(slots=True)
+class Launch:
+    """A kernel and its arguments, ready to run any number of times on the memory that it keeps alive."""
+
+    address: int  # of the machine code
+    fields: bytes  # the arguments, packed
+    num_threads: int
+    arguments: tuple[Tensor | int | float, ...]
+
+    def __call__(self) -> None:
+        _start(self.address, self.fields, self.num_threads, 0)
 
 
 _recorded: ContextVar[list[Callable[[], Any]] | None] = ContextVar("recorded", default=None)
@@ -76,7 +93,8 @@ def recording(calls: list[Callable[[], Any]]) -> Iterator[None]:
 def cpu_kernel(layout: str) -> Callable[[Callable[[Any], None]], "Kernel"]:
     """Make a kernel of a function, its arguments declared in order, a letter each.
 
-    Tensors come first: v of the call's dtype, i int32, f float32, b int8. Numbers follow: q whole, d float.
+    Tensors come first: v of the call's dtype, i int32, f float32, a of any, which reaches the kernel as an address
+    among the whole numbers. Numbers follow: q whole, d float.
     """
     return lambda function: Kernel(function, layout)
 
@@ -96,18 +114,23 @@ class Kernel:
 
         TypeError where the arguments are not those of the layout, in number or in kind.
         """
+        launch = self.prepare(dtype, work, *arguments)
+        launch()
+        if (calls := _recorded.get()) is not None:
+            calls.append(launch)
+
+    def prepare(self, dtype: torch.dtype, work: int, *arguments: Tensor | int | float) -> Launch:
+        """Return what `__call__` runs."""
         if dtype not in self._compiled:
             self._compile(dtype)
         num_threads = 1 if work <= SERIAL_LIMIT else torch.get_num_threads()
-        call = partial(_start, self._compiled[dtype].address, self._pack(dtype, arguments), num_threads, 0)
-        call()
-        if (calls := _recorded.get()) is not None:
-            calls.append(call)
+        return Launch(self._compiled[dtype].address, self._pack(dtype, arguments), num_threads, arguments)
 
     def _pack(self, dtype: torch.dtype, arguments: tuple[Any, ...]) -> bytes:
         tensors, numbers = arguments[: len(self._pointers)], arguments[len(self._pointers) :]
         try:
-            if all(t.dtype is (wanted or dtype) for t, wanted in zip(tensors, self._pointers, strict=True)):
+            kinds = zip(tensors, self._pointers, strict=True)
+            if all(wanted is ANY or tensor.dtype is (wanted or dtype) for tensor, wanted in kinds):
                 return self._struct.pack(*[tensor.data_ptr() for tensor in tensors], *numbers)
         except (struct.error, AttributeError, TypeError, ValueError):
             pass
@@ -115,12 +138,17 @@ class Kernel:
         raise TypeError(f"{self.function.__name__} takes ({self.layout}) with values of {dtype}, not ({given})")
 
     def _compile(self, dtype: torch.dtype) -> None:
-        signature = (types.CPointer(DTYPES[dtype]),), types.void
-        compiled: Any = CFunc(self.function, signature, {}, {"fastmath": FASTMATH_REASSOC, "error_model": "numpy"})
-        if is_kept(self.function):
-            compiled._cache = KernelCache(self.function)
-        compiled.compile()
-        self._compiled[dtype] = compiled
+        self._compiled[dtype] = compile_kept(self.function, types.void(types.CPointer(DTYPES[dtype])), FASTMATH_REASSOC)
+
+
+def compile_kept(function: Callable[..., Any], signature: Any, fastmath: Any = False) -> Any:
+    """Compile a function, or read its machine code from disk: numba's `CFunc`, whose `address` C code can call."""
+    options = {"fastmath": fastmath, "error_model": "numpy"}
+    compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, options)
+    if is_kept(function):
+        compiled._cache = KernelCache(function)
+    compiled.compile()
+    return compiled
 
 
 def _fields(kind: Callable[[Any], Any]) -> Any:
@@ -149,7 +177,33 @@ def _fields(kind: Callable[[Any], Any]) -> Any:
 float_ptrs = _fields(lambda fields: fields)
 int32_ptrs = _fields(lambda _: types.CPointer(types.int32))
 float32_ptrs = _fields(lambda _: types.CPointer(types.float32))
-int8_ptrs = _fields(lambda _: types.CPointer(types.int8))
+
+
+def _pointer(kind: Callable[[Any], Any]) -> Any:
+    """Make a reader of an address as a pointer, its type found from the other arguments."""
+
+    @intrinsic
+    def point(context: Any, address: Any, like: Any) -> Any:
+        result = kind(like)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(result))
+
+        return result(types.int64, like), generate
+
+    return point
+
+
+pointer_like = _pointer(lambda like: like)  # pointer_like(address, pointer): to the same type of values
+_float32_pointer = _pointer(lambda _: types.CPointer(types.float32))
+
+
+@njit
+def float32_pointer(address):
+    """An address as a pointer to float32."""
+    return _float32_pointer(address, None)
+
+
 int_args = _fields(lambda _: types.int64)
 float_args = _fields(lambda _: types.float64)
 
@@ -157,7 +211,7 @@ float_args = _fields(lambda _: types.float64)
 @njit
 def thread_range(count):
     """Return the first of this thread's part of `count` items, and the one behind its last."""
-    thread, num_threads = _thread(), _num_threads()
+    thread, num_threads = _thread(), team_size()
     return count * thread // num_threads, count * (thread + 1) // num_threads
 
 

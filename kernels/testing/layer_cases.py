@@ -148,11 +148,13 @@ def linear() -> Iterator[Case]:
     others = zip(list(EPILOGUES)[4:], cycle(FLOATS), strict=False)
     for epilogue, dtype in (*product(always, FLOATS), *others):
         for format, rows in product((None, *FORMATS), (1, 137)):
-            yield _linear_case(rows, (97, 72), dtype, epilogue, format)
+            yield _linear_case(rows, (97, 96 if format else 72), dtype, epilogue, format)
     for widths in WIDTHS:
         for rows, dtype in ((7, torch.float16), (16, torch.bfloat16), (17, torch.float16), (65, torch.float32)):
-            for format in (None, *FORMATS):
-                yield _linear_case(rows, widths, dtype, "bias", format)
+            yield _linear_case(rows, widths, dtype, "bias", None)
+    for format, rows, dtype in product(FORMATS, (7, 65), FLOATS):
+        yield _linear_case(rows, (40, 800), dtype, "bias", format)
+        yield _linear_case(rows, (3, 50), dtype, "bias", format)  # no whole blocks: the weight stays dense
     yield _linear_case(0, (8, 16), torch.float16, "", None)
     for activation in ACTIVATIONS:
         if activation:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference
+from octavo.kernels.cpu.attention.arithmetic import STORED
 from octavo.kernels.cpu.attention.ops import causal_attention, paged_attention
 from octavo.kernels.cpu.attention.piece import SPLIT
 from octavo.kernels.testing.numerics import assert_accurate
@@ -90,7 +91,7 @@ def test_company_blocks_and_threads(shape, kind, dtype, block_size, num_threads)
         assert torch.equal(prompt.paged([(start, end)], 32)[0], rows), (start, end)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [getattr(torch, name) for name in STORED], ids=str)
 def test_a_score_of_minus_infinity_weighs_nothing_and_nan_stays(dtype):
     """A whole piece of -inf beside one of numbers; infinite keys and values in the future harm nobody."""
     prompt = Prompt((2, 1, 64), PLAIN, dtype)

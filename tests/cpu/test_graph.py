@@ -54,11 +54,11 @@ def model_on(family: str, dtype: torch.dtype | None):
     ops = load("cpu")
     model = tiny_model(TINY[family], ops).to(dtype or torch.bfloat16)
     model.make_buffers()
-    model.pack("int8" if dtype is None else None)
+    model.pack("q8_0" if dtype is None else None)
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None], ids=["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None], ids=["float32", "bfloat16", "q8_0"])
 @pytest.mark.parametrize("family", TINY)
 def test_recorded_steps_are_the_steps(family, dtype, monkeypatch):
     """Requests come and go, so every number of rows up to one more than is recorded is met, with other neighbours."""

@@ -100,23 +100,25 @@ def test_what_another_processor_left_is_not_used(folder, compilations, monkeypat
     assert compilations == ["_rms_norm"] * 2
 
 
-@pytest.mark.parametrize("name", ["cpu_norm.py", "norm.py", "deep/norm.py"])
+@pytest.mark.parametrize("name", ["cpu_norm.py", "norm.py", "deep/norm.py", "../math.py"])
 def test_the_key_follows_every_source(tmp_path, name):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "launcher.py").write_text("x = 1")
-    keys = {kernel_cache.digest_of(tmp_path)}
+    folder, math = tmp_path / "cpu", tmp_path / "math.py"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "launcher.py").write_text("x = 1")
+    keys = {kernel_cache.digest_of(folder, math)}
     for text in ("y = 1", "y = 2"):
-        (tmp_path / name).write_text(text)
-        keys.add(kernel_cache.digest_of(tmp_path))
+        (folder / name).write_text(text)
+        keys.add(kernel_cache.digest_of(folder, math))
     assert len(keys) == 3
 
 
 @pytest.mark.parametrize("path", sorted(kernel_cache.HERE.glob("*.py")), ids=lambda path: path.stem)
 def test_what_is_compiled_uses_nothing_of_ours_from_other_folders(path):
-    """The key follows the sources of this folder, and no others."""
+    """The key follows the sources of this folder and the arithmetic of sampling, and no others."""
     body = ast.parse(path.read_text()).body
     imports = [node for node in body if isinstance(node, ast.ImportFrom) and node.module and "octavo" in node.module]
-    outside = [node for node in imports if not f"{node.module}.".startswith("octavo.kernels.cpu.")]
+    inside = ("octavo.kernels.cpu.", f"octavo.kernels.{kernel_cache.MATH.stem}.")
+    outside = [node for node in imports if not f"{node.module}.".startswith(inside)]
     names = {alias.asname or alias.name for node in outside for alias in node.names}
     for function in (node for node in body if isinstance(node, ast.FunctionDef)):
         decorators = " ".join(map(ast.unparse, function.decorator_list))

@@ -1,7 +1,8 @@
 """A state machine over scheduler and blocks: whatever happens, no block is lost, shared while written, or misread.
 
 The cache is modelled by what each slot holds: the whole text up to and including its token. So a wrong share, a stale
-prefix, a lost swap or an overwritten neighbour shows as a text that is not the reader's own.
+prefix, a lost swap or an overwritten neighbour shows as a text that is not the reader's own. With a sliding window a
+token reads only the window, and what lies before it is held no longer.
 """
 
 from hypothesis import event, settings
@@ -16,11 +17,11 @@ from octavo.gpt.scheduler.sequence import Sequence, State
 from counted import count
 from watched import is_empty
 
-WINDOW = 24
+CONTEXT = 24
 MAX_TOKENS = 30
 # A shift computes the context anew. With a budget of one token a step, every token of a full context costs as many
-# steps as the window has tokens; a preempted sequence computes them once more.
-MAX_STEPS = 2 * (MAX_TOKENS + 1) * WINDOW  # a sequence
+# steps as the context has tokens; a preempted sequence computes them once more.
+MAX_STEPS = 2 * (MAX_TOKENS + 1) * CONTEXT  # a sequence
 
 
 def token_of(sequence: Sequence, index: int) -> int:
@@ -66,9 +67,11 @@ class Cache:
 
     def _compute(self, sequence: Sequence, start: int, end: int) -> None:
         assert start == sequence.num_computed, "a gap in what was computed"
-        text = text_of(sequence, end)
-        for position in range(end):
+        text, window = text_of(sequence, end), self.scheduler.config.sliding_window
+        earliest = max(0, start + 1 - window) if window else 0
+        for position in range(earliest, end):
             slot = sequence.block_table[position // self.size], position % self.size
+            assert slot[0] >= 0, "a block was given back too early"
             if position < start:
                 assert self.slots[slot] == text[: position + 1], "the cache holds someone else's text"
             else:
@@ -84,10 +87,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         preemption=st.sampled_from(PREEMPTIONS),
         prefix_caching=st.booleans(),
         async_scheduling=st.booleans(),
+        sliding_window=st.just(0) | st.integers(1, 12),
     )
-    def start(self, num_blocks, block_size, budget, max_num_seqs, preemption, prefix_caching, async_scheduling):
+    def start(
+        self, num_blocks, block_size, budget, max_num_seqs, preemption, prefix_caching, async_scheduling, sliding_window
+    ):
         count("state machine of scheduler and blocks")
-        config = EngineConfig(WINDOW, block_size, num_blocks, max_num_seqs, budget, preemption=preemption)
+        config = EngineConfig(
+            CONTEXT, block_size, num_blocks, max_num_seqs, budget, preemption=preemption, sliding_window=sliding_window
+        )
         self.scheduler = Scheduler(config, prefix_caching)
         self.cache = Cache(self.scheduler)
         self.live: list[Sequence] = []
@@ -97,19 +105,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.unread: list[Sequence] = []
 
     @rule(
-        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=WINDOW),
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=CONTEXT),
         max_tokens=st.integers(1, MAX_TOKENS),
         overflow=st.sampled_from(["stop", "shift"]),
         n=st.integers(1, 3),
     )
     def add(self, prompt, max_tokens, overflow, n):
-        held = self.scheduler.config.num_blocks * self.scheduler.config.block_size
-        if held < WINDOW:  # the engine refuses what may need more
+        config = self.scheduler.config
+        if config.max_blocks_per_seq > config.num_blocks:  # the engine refuses what may need more
+            held = config.num_blocks * config.block_size
             prompt, overflow = prompt[:held], "stop"
             max_tokens = min(max_tokens, held + 1 - len(prompt))
         params = SamplingParams(max_tokens=max_tokens, overflow=overflow)
         for _ in range(n):
-            sequence = Sequence(self.next_id, prompt, params, seed=0, max_len=WINDOW)
+            sequence = Sequence(self.next_id, prompt, params, seed=0, max_len=CONTEXT)
             self.num_asked += sequence.num_in_context
             self.next_id += 1
             self.live.append(sequence)
@@ -127,7 +136,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ending = self.scheduler.advance(plan)
         self.progressed = bool(sampled or plan.prefill or plan.decode or self.unread)
         complete = [sequence for sequence in sampled if sequence.reached_limit]
-        full = [sequence for sequence in sampled if sequence.num_computed == WINDOW]
+        full = [sequence for sequence in sampled if sequence.num_computed == CONTEXT]
         assert set(ending) == {*complete, *full}
         for sequence in complete:
             self._finish(sequence)
@@ -145,7 +154,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if sequence.state is State.FINISHED:
             return
         sequence.append(token_of(sequence, len(sequence.output)))
-        if sequence.num_in_context > WINDOW:
+        if sequence.num_in_context > CONTEXT:
             self.scheduler.shift(sequence)
 
     @rule()
@@ -179,7 +188,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def blocks_are_whole(self):
         if hasattr(self, "scheduler"):
             running = self.scheduler.prefilling + self.scheduler.decoding
-            self.scheduler.pool.check([sequence.block_table for sequence in running])
+            self.scheduler.pool.check([sequence.held_blocks for sequence in running])
+            assert all(len(s.held_blocks) <= self.scheduler.config.max_blocks_per_seq for s in running)
             pool = self.scheduler.pool
             assert pool.num_used + pool.num_available == pool.num_blocks
             held = {*running, *self.scheduler.waiting, *self.scheduler.swapped}
@@ -208,11 +218,11 @@ TestScheduler = SchedulerMachine.TestCase
 
 
 def test_the_youngest_gives_way_and_comes_back_before_others_begin():
-    config = EngineConfig(WINDOW, block_size=4, num_blocks=4, max_num_batched_tokens=16)
+    config = EngineConfig(CONTEXT, block_size=4, num_blocks=4, max_num_batched_tokens=16)
     scheduler = Scheduler(config)
     cache = Cache(scheduler)
     params = SamplingParams(max_tokens=9)
-    oldest, youngest, waiting = (Sequence(i, [i] * 7, params, seed=0, max_len=WINDOW) for i in range(3))
+    oldest, youngest, waiting = (Sequence(i, [i] * 7, params, seed=0, max_len=CONTEXT) for i in range(3))
     for sequence in (oldest, youngest, waiting):
         scheduler.add(sequence)
     preempted = []

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from tiny_folder import save_tiny
 
 from octavo.gpt import LLM, AsyncLLM, QueueFullError, SamplingParams, load_model
 
@@ -205,3 +206,47 @@ def test_the_thread_that_steps_is_the_one_that_loads(small, monkeypatch):
     assert len(threads) >= 3
     assert len(set(threads)) == 1
     assert threads[0] is not threading.main_thread()
+
+
+TEMPLATE = """
+{%- for each in tools or [] %}{{ each.function.name }};{% endfor %}
+{%- for each in documents or [] %}{{ each.text }};{% endfor %}{{ mood }}
+{%- for message in messages %}<s>{{ message.role }}:{{ message.content }}<|im_end|>{% endfor %}
+{%- if add_generation_prompt %}<s>a:{% endif %}"""
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+OPTIONS = [
+    {},
+    {"tools": [TOOL], "documents": [{"title": "A", "text": "b"}], "chat_template_kwargs": {"mood": "glad"}},
+    {"continue_final_message": True, "add_generation_prompt": False},
+    {"chat_template": "{{ messages[0].content }}", "lora": None, "lora_request": None},
+]
+
+
+def test_a_chat_streams_what_llm_answers(tmp_path):
+    folder, greedy = save_tiny(tmp_path, TEMPLATE), SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    messages = [{"role": "user", "content": "hi <s>"}, {"role": "assistant", "content": "so"}]
+
+    async def main():
+        llm = AsyncLLM(folder, **SHAPE)
+        answers = [[each async for each in llm.chat(messages, greedy, **options)] for options in OPTIONS]
+        with pytest.raises(ValueError, match="must be a str"):
+            llm.chat([{"role": 1, "content": "hi"}])
+        async for _ in (stream := llm.chat(messages)):
+            break
+        await stream.aclose()
+        llm.llm.thread.settle()
+        check_idle(llm.llm.engine)
+        await llm.close()
+        return answers
+
+    with LLM(folder, **SHAPE) as alone:
+        for outputs, options in zip(asyncio.run(main()), OPTIONS, strict=True):
+            (expected,) = alone.chat(messages, greedy, use_tqdm=False, **options)
+            assert [len(each.outputs[0].token_ids) for each in outputs] == list(range(1, 7))
+            last = outputs[-1]
+            assert (last.prompt, last.prompt_token_ids) == (expected.prompt, expected.prompt_token_ids)
+            assert last.outputs[0].token_ids == expected.outputs[0].token_ids
+        prompts = {
+            tuple(alone.encode_chat(messages, **{k: v for k, v in each.items() if "lora" not in k})) for each in OPTIONS
+        }
+        assert len(prompts) == len(OPTIONS)

@@ -17,7 +17,7 @@ from torch import Tensor
 from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.runner.threads import quota
 
-FORMS = [("float32", "auto"), ("bfloat16", "auto"), ("float16", "auto"), ("bfloat16", "int8")]
+FORMS = [("float32", "auto"), ("bfloat16", "auto"), ("float16", "auto"), ("bfloat16", "q8_0")]
 PROMPTS: list[Any] = [[1, 2, 3, 4], [9, 8, 7], "the quick brown"]
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
@@ -58,7 +58,7 @@ def answers(llm: LLM) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS.keys())
-@pytest.mark.parametrize(("dtype", "weights"), FORMS, ids=["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize(("dtype", "weights"), FORMS, ids=["float32", "bfloat16", "float16", "q8_0"])
 def test_the_caller_s_context_changes_nothing(folder: Path, dtype: str, weights: str, context: Any) -> None:
     def check(around_load: AbstractContextManager, around_calls: AbstractContextManager) -> None:
         with around_load:
@@ -84,7 +84,7 @@ print(ids_of(llm, [[i, 2, 3] * (1 + i % 7) for i in range(12)], params))
 """
 
 
-@pytest.mark.parametrize(("dtype", "weights"), [("float32", "auto"), ("bfloat16", "int8")], ids=["float32", "int8"])
+@pytest.mark.parametrize(("dtype", "weights"), [("float32", "auto"), ("bfloat16", "q8_0")], ids=["float32", "q8_0"])
 def test_a_team_smaller_than_asked_for_computes_the_same(tmp_path: Path, dtype: str, weights: str) -> None:
     """Batch systems limit threads so; a team that trusts what it asked for leaves the missing threads' share undone."""
     folder = save_tiny(tmp_path, hidden_size=192, num_hidden_layers=2, intermediate_size=384)  # work for two threads
@@ -109,7 +109,7 @@ def test_a_container_s_quota_is_read(tmp_path: Path) -> None:
     assert quota(tmp_path / "none") == 2**31 - 1
 
 
-@pytest.mark.parametrize("weights", ["auto", "int8"])
+@pytest.mark.parametrize("weights", ["auto", "q8_0"])
 def test_replaced_and_written_weights_are_followed(folder: Path, tmp_path: Path, weights: str) -> None:
     """Captured steps and cached prefixes of the old weights are gone with the first request that comes after."""
     other_folder = save_tiny(tmp_path / "other", hidden_size=48, num_hidden_layers=3, rms_norm_eps=1e-2)

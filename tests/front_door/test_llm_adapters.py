@@ -137,7 +137,7 @@ def test_adapters_come_and_go_between_steps(folder):
         (["kind"], "lora has 1 entries for 2 prompts"),
         (["kind", 7], "lora must be"),
         (7, "lora must be"),
-        (LoRARequest("new", 1, "/no/such/folder"), "adapter_config.json is missing"),
+        (LoRARequest("new", 1, "/no/such/folder"), "no such file or folder"),
     ],
 )
 def test_what_names_no_adapter_is_refused_and_nothing_is_queued(lora, complaint, llm):
@@ -154,5 +154,5 @@ def test_names_that_no_adapter_can_have(name, complaint, llm, folder):
 
 
 def test_an_adapter_that_cannot_be_read_ends_the_constructor(folder):
-    with pytest.raises(FileNotFoundError, match="is missing"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         open_llm(folder, adapter=folder / "nowhere")

@@ -44,7 +44,8 @@ def tiny_engine(
 ) -> Engine:
     """An engine on the CPU with small limits; `limits` are EngineConfig's fields."""
     defaults = {"max_model_len": model.config.context_size, "block_size": 4, "num_blocks": 64, "max_num_seqs": 16}
-    config = EngineConfig(**{**defaults, "max_num_batched_tokens": 64, **limits})
+    defaults |= {"max_num_batched_tokens": 64, "sliding_window": model.config.attention_window}
+    config = EngineConfig(**{**defaults, **limits})
     dtype, device = next(model.parameters()).dtype, torch.device("cpu")
     cache = PagedCache(model.config, config.num_blocks, config.block_size, dtype, device)
     cache.data.fill_(torch.nan)  # what no token wrote must never be read

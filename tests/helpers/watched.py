@@ -44,7 +44,8 @@ def check(engine: Engine) -> None:
     """What holds between any two steps."""
     scheduler, runner = engine.scheduler, engine.runner
     running = scheduler.prefilling + scheduler.decoding
-    scheduler.pool.check([sequence.block_table for sequence in running])
+    scheduler.pool.check([sequence.held_blocks for sequence in running])
+    assert all(len(s.held_blocks) <= scheduler.config.max_blocks_per_seq for s in running)
     owners: dict[int, list[Sequence]] = {}
     for sequence in running:
         assert sequence.state is State.RUNNING

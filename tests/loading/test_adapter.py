@@ -149,7 +149,9 @@ def test_an_adapter_of_another_family_is_refused(tmp_path):
 
 
 def test_files_that_are_missing_empty_or_pickles_are_refused(llama, tmp_path):
-    refused(tmp_path / "nowhere", llama, "adapter_config.json is missing")
+    refused(tmp_path / "nowhere", llama, "nowhere: no such file or folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", llama, "adapter_config.json is missing")
     refused(save(tmp_path, held={}), llama, "no LoRA tensors")
     (tmp_path / "adapter_model.safetensors").unlink()
     refused(tmp_path, llama, "adapter_model.safetensors", "no such file")

@@ -1,13 +1,12 @@
-"""Names to paths: what stands for itself, what is unknown, and what the Hugging Face hub is asked for."""
+"""Names to paths: what stands for itself, what is unknown, and what is a name of the Hugging Face hub."""
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from octavo.gpt.loading import hub
+from octavo.gpt.loading.huggingface.choice import Wanted
+from octavo.gpt.loading.huggingface.name import HubName, parse
 
 
 def test_paths_stand_for_themselves(tmp_path: Path) -> None:
@@ -17,18 +16,54 @@ def test_paths_stand_for_themselves(tmp_path: Path) -> None:
     assert hub.resolve(str(file)) == file
 
 
-@pytest.mark.parametrize("name", ["", "gpt5", "a/b/c", "spaces in it", "owner/", "http://host/model"])
+@pytest.mark.parametrize("name", ["own@er/na@me", "owner/name:Q4_K_M", "owner/name/file.gguf", "C:\\models"])
+def test_what_exists_is_never_looked_for_on_the_hub(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve(name) == Path(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", "gpt5", "a/b/c", "spaces in it", "owner/", "/".join("owner"), "http://host/model", "owner/name@", "gpt2:",
+        "owner/name:Q4_K_M:Q8_0", "owner/name@a/file.gguf@b", "owner/name:Q4/K", "gpt5@main", "owner/..",
+    ],
+)  # fmt: skip
 def test_unknown_names(name: str) -> None:
+    assert parse(name) is None
     with pytest.raises(
         ValueError, match=rf"unknown model '{name}': give a folder, a .gguf file, smollm2, gpt2, gpt2-medium"
     ):
         hub.resolve(name)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "missing.gguf", "a/model.safetensors"])
+def test_unknown_adapters() -> None:
+    for name in ("adapter", "smollm2"):
+        with pytest.raises(
+            ValueError, match=rf"unknown adapter '{name}': give a folder in PEFT's format or owner/name"
+        ):
+            hub.resolve(name, Wanted.ADAPTER)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./nowhere", "/nowhere/at/all", "~/nowhere", "missing.gguf", "a/model.safetensors", "folder/file.gguf",
+        "models\\llama", "C:\\models\\llama.gguf", "C:/models/llama", "D:\\a@b:Q4", "a/b/pytorch_model.bin",
+        "../owner/name:Q4_K_M",
+    ],
+)  # fmt: skip
 def test_missing_paths(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         hub.resolve(name)
+
+
+def test_a_missing_file_of_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"models/llama/file\.gguf: no such file or folder"):
+        hub.resolve("models/llama/file.gguf")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "notes.txt"])
@@ -38,36 +73,36 @@ def test_files_that_are_no_model(tmp_path: Path, name: str) -> None:
         hub.resolve(str(tmp_path / name))
 
 
-def test_the_hub_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(
-        ValueError, match=r"openai-community/gpt2 is on the Hugging Face hub: pip install 'octavo\[hub\]'"
-    ):
-        hub.resolve("gpt2")
-
-
-def test_a_hub_that_does_not_answer_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(*_: Any, **__: Any) -> str:
-        raise ConnectionError("no route to host\nand a long tail")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(ValueError, match=r"does not give owner/name: no route to host$"):
-        hub.resolve("owner/name")
-
-
-def test_the_hub_gives_a_folder_of_the_needed_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub.utils import filter_repo_objects
-
-    there = [
-        "config.json", "model.safetensors", "model.safetensors.index.json", "merges.txt", "chat_template.jinja",
-        "pytorch_model.bin", "consolidated.safetensors", "original/params.json", "onnx/model.safetensors", "README.md",
-    ]  # fmt: skip
-    asked = {}
-
-    def snapshot_download(repository: str, **patterns: Any) -> str:
-        asked[repository] = list(filter_repo_objects(there, **patterns))
-        return str(tmp_path)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    assert hub.resolve("gpt2-xl") == hub.resolve("owner/name") == tmp_path
-    assert asked == {"openai-community/gpt2-xl": there[:5], "owner/name": there[:5]}
+@pytest.mark.parametrize(
+    ("name", "repository", "revision", "quantisation", "file"),
+    [
+        ("owner/name", "owner/name", None, None, None),
+        ("owner/name/", "owner/name", None, None, None),
+        ("Qwen/Qwen2.5-0.5B_x", "Qwen/Qwen2.5-0.5B_x", None, None, None),
+        ("gpt2", "openai-community/gpt2", None, None, None),
+        ("gpt2-xl@v1.0", "openai-community/gpt2-xl", "v1.0", None, None),
+        ("owner/name@main", "owner/name", "main", None, None),
+        ("owner/name@refs/pr/12", "owner/name", "refs/pr/12", None, None),
+        ("owner/name@feature/new", "owner/name", "feature/new", None, None),
+        ("owner/name:Q4_K_M", "owner/name", None, "Q4_K_M", None),
+        ("owner/name:ud-q2_k_xl", "owner/name", None, "ud-q2_k_xl", None),
+        ("owner/name@main:Q8_0", "owner/name", "main", "Q8_0", None),
+        ("owner/name:Q8_0@main", "owner/name", "main", "Q8_0", None),
+        ("owner/name/file.Q4_0.gguf", "owner/name", None, None, "file.Q4_0.gguf"),
+        ("owner/name/BF16/file.gguf", "owner/name", None, None, "BF16/file.gguf"),
+        ("owner/name@main/file.gguf", "owner/name", "main", None, "file.gguf"),
+        ("owner/name@refs/pr/1/a/file.gguf", "owner/name", "refs/pr/1", None, "a/file.gguf"),
+        ("owner/name/file.gguf@feature/new", "owner/name", "feature/new", None, "file.gguf"),
+        ("hf.co/owner/name:Q4_K_M", "owner/name", None, "Q4_K_M", None),
+        ("hf://owner/name@v2", "owner/name", "v2", None, None),
+        ("https://huggingface.co/owner/name", "owner/name", None, None, None),
+        ("https://huggingface.co/owner/name/tree/main", "owner/name", "main", None, None),
+        ("https://huggingface.co/owner/name/blob/main/a/b.gguf", "owner/name", "main", None, "a/b.gguf"),
+        ("https://huggingface.co/owner/weights.gguf", "owner/weights.gguf", None, None, None),
+    ],
+)
+def test_names_of_the_hub(
+    name: str, repository: str, revision: str | None, quantisation: str | None, file: str | None
+) -> None:
+    assert parse(name) == HubName(repository, revision, quantisation, file)
+    assert parse(str(parse(name))) == parse(name)

@@ -71,10 +71,10 @@ def test_bfloat16_is_judged_by_its_own_rounding(model, tmp_path):
 
 def test_weights_of_one_byte_are_marked_as_other_weights(model, tmp_path):
     out = tmp_path / "out"
-    assert bench("decode", "--model", model, *GRID, "--dtype", "float32", "--weights", "int8", "--output", out) == 0
+    assert bench("decode", "--model", model, *GRID, "--dtype", "float32", "--weights", "q8_0", "--output", out) == 0
     results = records.read(out)
     assert len(results.cells) == results.run.planned == 16
-    own = [cell for cell in results.cells if cell.dtype == "int8"]
+    own = [cell for cell in results.cells if cell.dtype == "q8_0"]
     assert {cell.contender for cell in own if cell.passed} == {"octavo:cpu", "octavo:reference"}
     assert {cell.verdict for cell in own} <= {"same", "quantised"}
     whole = next(cell for cell in results.cells if (cell.contender, cell.dtype) == ("octavo:cpu", "float32"))
@@ -202,7 +202,7 @@ BAD = {
     ),
     "unknown op": (("--backend", "cpu-softmax"), "backend 'cpu-softmax': 'softmax' is no op"),
     "unknown dtype": (("--dtype", "int4"), "dtype must be auto, float32, bfloat16, float16, not 'int4'"),
-    "unknown weights": (("--weights", "int3"), "weights must be auto or int8, not 'int3'"),
+    "unknown weights": (("--weights", "int3"), "weights must be auto or q8_0, q4_0, q4_1, not 'int3'"),
     "unknown peer": (("--peers", "pytorch"), "unknown peer 'pytorch': peers are transformers, llama.cpp"),
     "unknown variant": (("--peers", "llama.cpp:q1"), "unknown peer 'llama.cpp:q1': llama.cpp has llama.cpp:q8_0"),
     "unknown device": (("--device", "tpu"), "device must be auto, cpu or cuda, not 'tpu'"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.loading.loader import load_model
 from octavo.kernels.ops import REFERENCE
 from octavo.kernels.testing.numerics import assert_within
@@ -51,7 +52,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llama-biases": lambda: llama(attention_bias=True, mlp_bias=True, rms_norm_eps=1e-3),
     "llama-rope-linear": lambda: llama(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}),
     "llama-rope-llama3": lambda: llama(head_dim=16, rope_parameters=LLAMA3_ROPE),
+    "llama-rope-dynamic": lambda: llama(rope_parameters=DYNAMIC_ROPE),
 }
+
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 
 
 def random_model(config: Any) -> Any:
@@ -69,8 +73,11 @@ def token_ids(config: Any, length: int = 20) -> Tensor:
     return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(1))
 
 
-def assert_same_logits(path: Path, model: Any, ids: Tensor) -> None:
+def assert_same_logits(path: Path, model: Any, ids: Tensor, length: int | None = None) -> None:
+    """length: the longest sequence that the network is made for, where that is not its context."""
     loaded = load_model(path, REFERENCE, "float32", "cpu")
+    if length is not None:
+        loaded.model.set_length(length)
     with torch.no_grad():
         twin = model(ids).logits
         oracle = deepcopy(model).double()(ids).logits
@@ -82,6 +89,30 @@ def test_random_checkpoints(name: str, tmp_path: Path) -> None:
     model = random_model(MODELS[name]())
     model.save_pretrained(tmp_path)
     assert_same_logits(tmp_path, model, token_ids(model.config))
+
+
+@pytest.mark.parametrize("length", [16, 17, 40, 64])
+def test_dynamic_scaling_is_that_of_the_longest_sequence(length: int, tmp_path: Path) -> None:
+    """transformers scales by the length that a text has, here the engine's limit; up to the context neither does."""
+    model = random_model(llama(max_position_embeddings=16, rope_parameters=DYNAMIC_ROPE))
+    model.save_pretrained(tmp_path)
+    ids = token_ids(model.config, length)
+    assert_same_logits(tmp_path, model, ids, length)
+    with LLM(tmp_path, dtype="float32", backend="reference", max_model_len=length, num_blocks=8) as llm:
+        prompt = ids[0, :-1].tolist()
+        drawn = (
+            llm.generate(prompt, SamplingParams(temperature=0, max_tokens=2), use_tqdm=False)[0].outputs[0].token_ids
+        )
+        rows = llm.model.loss(torch.tensor([prompt + drawn[:1]])).logits[0, -2:]
+        assert drawn == rows.argmax(-1).tolist()
+
+
+def test_dynamic_scaling_is_asked_for(tmp_path: Path) -> None:
+    random_model(llama(max_position_embeddings=16, rope_parameters=DYNAMIC_ROPE)).save_pretrained(tmp_path)
+    with LLM(tmp_path, dtype="float32", num_blocks=8) as llm:
+        assert llm.config.max_model_len == 16
+    with pytest.raises(ValueError, match=r"max_model_len \(65\) is more than the model's context of 64"):
+        LLM(tmp_path, dtype="float32", num_blocks=8, max_model_len=65)
 
 
 @pytest.mark.parametrize("name", ["gpt2-untied", "llama-3-query-heads-a-kv-head"])

@@ -119,7 +119,10 @@ X, W = torch.zeros(2, 8), torch.zeros(4, 8)
         ("^weight must have a contiguous last dimension", lambda: linear.linear(X, torch.zeros(8, 4).T)),
         ("^bias must be .*4.*5", lambda: linear.linear(X, W, torch.zeros(5))),
         ("^bias must have a contiguous", lambda: linear.linear(X, W, torch.zeros(8)[::2])),
-        ("^weight must be a dense tensor, not Int8Weight", lambda: linear.linear(X, quantise(W, "int8"))),
+        (
+            "^weight must be a dense tensor, not BlockWeight",
+            lambda: linear.linear(X, quantise(torch.zeros(4, 32), "q8_0")),
+        ),
         ("^activation must be .*'mish'", lambda: linear.linear(X, W, activation="mish")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

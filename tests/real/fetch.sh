@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Brings what other projects' packages hold of real models into FOLDER, once, by package name (about 250 MB): vocab (GGUF vocabularies
-# with llama.cpp's own cases), templates (chat templates), hf (tokenizer.json of ten models), mistral (SentencePiece and tekken files).
+# with llama.cpp's own cases), templates (chat templates), convert (llama.cpp's converter to GGUF files), hf (tokenizer.json of ten
+# models), mistral (SentencePiece and tekken files).
 set -eu
 to=$(mkdir -p "${1:?folder}" && cd "$1" && pwd); python=${2:-python3}; new=$(mktemp -d); trap 'rm -rf "$new"' EXIT; cd "$new"
 get() { "$python" -m pip download -q --disable-pip-version-check --no-deps -d . "$@"; }
-if [ ! -d "$to/vocab" ]; then
+if [ ! -d "$to/vocab" ] || [ ! -d "$to/convert" ]; then
   get --no-binary :all: llama-cpp-python==0.3.36
-  tar xzf llama_cpp_python-*.tar.gz --wildcards '*/vendor/llama.cpp/models/*'
-  from=$(echo llama_cpp_python-*/vendor/llama.cpp/models); mkdir "$to/vocab" "$to/templates"
-  cp "$from"/templates/*.jinja "$to/templates"; cp "$from"/ggml-vocab-* "$to/vocab"
+  tar xzf llama_cpp_python-*.tar.gz --wildcards '*/vendor/llama.cpp/models/*' '*/vendor/llama.cpp/convert_hf_to_gguf.py' \
+    '*/vendor/llama.cpp/conversion/*' '*/vendor/llama.cpp/gguf-py/*'
+  from=$(echo llama_cpp_python-*/vendor/llama.cpp); mkdir -p "$to/vocab" "$to/templates" "$to/convert"
+  cp "$from"/models/templates/*.jinja "$to/templates"; cp "$from"/models/ggml-vocab-* "$to/vocab"
+  cp -r "$from"/convert_hf_to_gguf.py "$from"/conversion "$from"/gguf-py "$to/convert"
 fi
 if [ ! -d "$to/mistral" ]; then
   get --only-binary :all: mistral-common; mkdir "$to/mistral"; unzip -qjo mistral_common-*.whl 'mistral_common/data/*' -d "$to/mistral"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, normalizers, processors
 from transformers import AutoTokenizer
 
 from octavo.gpt.prompts import encode
@@ -82,6 +82,16 @@ def test_control_tokens_in_a_text_are_text_unless_asked_for(tmp_path: Path) -> N
     assert ours.encode(text, parse_special=True) == trained.encode(text).ids
     assert encode(text, ours, parse_special=True) == trained.encode(text).ids
     assert encode(text, ours) == ours.encode(text)
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized", "special"])
+def test_control_tokens_are_found_as_the_package_finds_them(tmp_path: Path, flag: str) -> None:
+    trained = train(RULES["gpt-2"])
+    trained.normalizer = normalizers.Lowercase()
+    trained.add_tokens([AddedToken("<new>", **{flag: True}), AddedToken("he", **{flag: True}), AddedToken("<Last>")])
+    ours, theirs = from_folder(save(trained, tmp_path)), Tokenizer.from_str(trained.to_str())
+    for text in ("a <new> b", "<NEW>he the he.\n <s> <Last><last>", "he", "x<new><new>y <|im_end|> "):
+        assert ours.encode(text, parse_special=True) == theirs.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("id", [-5, 2**31, 10**12, 1.0, True, "7", None])

@@ -152,6 +152,7 @@ def test_pieces(pre: str) -> None:
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
 def test_gguf(pre: str) -> None:
     trained = train(RULES[pre])
+    trained.normalizer = normalizers.NFC() if pre == "qwen2" else None
     ours = from_gguf_metadata(as_gguf(trained, pre))
     trained.add_tokens(["<tool>"])
     assert_same(ours, trained)
@@ -159,6 +160,16 @@ def test_gguf(pre: str) -> None:
     assert ours.encode("<tool>") == [ours.vocab_size - 1]
     assert ours.add_bos == (pre in ("llama-bpe", "tekken"))
     assert not from_gguf_metadata(as_gguf(trained, pre) | {"tokenizer.ggml.add_bos_token": False}).add_bos
+
+
+def test_what_a_gguf_leaves_to_its_kind() -> None:
+    """Qwen composes text first; Llama 3 takes a whole token that no merge builds."""
+    qwen = from_gguf_metadata(as_gguf(train(RULES["qwen2"]), "qwen2"))
+    assert qwen.encode("e\u0301") == qwen.encode("\u00e9") != []
+    llama = as_gguf(train(RULES["llama-bpe"]), "smaug-bpe")
+    llama["tokenizer.ggml.tokens"].append("zqx")
+    llama["tokenizer.ggml.token_type"].append(1)
+    assert from_gguf_metadata(llama).encode("zqx") == [len(llama["tokenizer.ggml.tokens"]) - 1]
 
 
 def test_gguf_without_bos_adds_none() -> None:

@@ -90,6 +90,30 @@ def test_scores_for_merges_in_a_gguf(pieces: bytes) -> None:
     assert not {1, 2} & {*ours.encode("<s>a</s>")}
 
 
+def test_one_score_for_all_tokens_of_a_gguf(pieces: bytes) -> None:
+    """As llama.cpp's converter makes of a tokenizer.json: tokens are numbered in the order in which they merge."""
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=pieces)
+    made = metadata_of(oracle)
+    ours = from_gguf_metadata(made | {"tokenizer.ggml.scores": [-1000.0] * oracle.vocab_size()})
+    assert_same(ours, oracle.encode, oracle.decode)
+
+
+def test_runs_of_spaces_merge_last_where_a_gguf_has_no_scores() -> None:
+    tokens = [SPACE, "a", SPACE * 2, f"{SPACE}a", "<unk>", "b"]
+    ours = from_gguf_metadata(
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.scores": [-1000.0] * len(tokens),
+            "tokenizer.ggml.token_type": [1, 1, 1, 1, 2, 1],
+            "tokenizer.ggml.unknown_token_id": 4,
+        }
+    )
+    assert ours is not None
+    assert ours.encode(" a") == [0, 3]
+    assert ours.encode(" b") == [2, 5]
+
+
 def test_a_gguf_that_wants_no_space_before_a_text(pieces: bytes) -> None:
     oracle = sentencepiece.SentencePieceProcessor(model_proto=pieces)
     ours = from_gguf_metadata(metadata_of(oracle) | {"tokenizer.ggml.add_space_prefix": False})

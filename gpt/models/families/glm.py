@@ -12,6 +12,7 @@ from octavo.gpt.models.names import GGUF_NAMES, HF_NAMES
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf
 
 FUSED = {"layers.{}.mlp.gate_up_proj": ("layers.{}.mlp.gate_up_proj",)}
+GGUF_GATE_UP = {"layers.{}.mlp.gate_up_proj": ("blk.{}.ffn_up",)}
 SHAPE: dict[str, Any] = {"rope_interleaved": True, "o_bias": False}
 
 
@@ -34,6 +35,11 @@ def glm4_from_hf(reader: ConfigReader) -> Glm4Config:
     return decoder_from_hf(Glm4Config, reader, **facts, head_dim=128, norm_eps=1.5625e-07, partial_rotary=0.5)
 
 
+def glm_from_gguf(reader: ConfigReader, file: TensorSource) -> GlmConfig:
+    """What a GGUF file's metadata and its optional tensors say."""
+    return decoder_from_gguf(GlmConfig, reader, file, rope_interleaved=True)
+
+
 def glm4_from_gguf(reader: ConfigReader, file: TensorSource) -> Glm4Config:
     """What a GGUF file's metadata and its optional tensors say."""
     return decoder_from_gguf(Glm4Config, reader, file, rope_interleaved=True, post_norm=True)
@@ -42,9 +48,12 @@ def glm4_from_gguf(reader: ConfigReader, file: TensorSource) -> Glm4Config:
 GLM_FAMILY = Family(
     name="glm",
     architectures=("GlmForCausalLM", "GlmModel"),
+    gguf_architectures=("chatglm",),
     network=Decoder,
     from_hf=glm_from_hf,
+    from_gguf=glm_from_gguf,
     hf_names=HF_NAMES | FUSED,
+    gguf_names=GGUF_NAMES | GGUF_GATE_UP,
 )
 GLM4_FAMILY = Family(
     name="glm4",
@@ -58,5 +67,5 @@ GLM4_FAMILY = Family(
         "layers.{}.attn_post_norm": ("layers.{}.post_self_attn_layernorm",),
         "layers.{}.mlp_post_norm": ("layers.{}.post_mlp_layernorm",),
     },
-    gguf_names=GGUF_NAMES | {"layers.{}.mlp.gate_up_proj": ("blk.{}.ffn_up",)},
+    gguf_names=GGUF_NAMES | GGUF_GATE_UP,
 )

@@ -9,7 +9,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_FUSED, GGUF_NAMES
+from octavo.gpt.models.names import GGUF_NAMES
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf
 
 SHAPE: dict[str, Any] = {"norm": "layer", "norm_bias": True, "gated": False, "mlp_bias": True}
@@ -30,8 +30,8 @@ def from_hf(reader: ConfigReader) -> NeoXConfig:
 
 
 def from_gguf(reader: ConfigReader, file: TensorSource) -> NeoXConfig:
-    """What a GGUF file's metadata and its optional tensors say. llama.cpp computes GELU in its tanh form."""
-    facts = SHAPE | {"activation": "gelu", "block": BLOCKS[reader.flag("use_parallel_residual", True)]}
+    """What a GGUF file's metadata and its optional tensors say. GELU is the model's own, not its tanh form."""
+    facts = SHAPE | {"activation": "gelu_erf", "block": BLOCKS[reader.flag("use_parallel_residual", True)]}
     return decoder_from_gguf(NeoXConfig, reader, file, **facts)
 
 
@@ -55,6 +55,6 @@ FAMILY = Family(
     },
     hf_prefix="gpt_neox.",
     hf_grouped=("layers.{}.self_attn.qkv_proj",),
-    gguf_names=GGUF_NAMES | GGUF_FUSED,
+    gguf_names=GGUF_NAMES,
     hf_buffers=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
 )

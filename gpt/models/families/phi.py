@@ -10,7 +10,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_FUSED, GGUF_NAMES
+from octavo.gpt.models.names import GGUF_NAMES
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf, gguf_window, whole_or_window
 from octavo.gpt.models.rope_reader import GGUF_CONSTANTS
 
@@ -64,7 +64,7 @@ PHI2_FAMILY = Family(
         "layers.{}.mlp.down_proj": ("layers.{}.mlp.fc2",),
         "norm": ("final_layernorm",),
     },
-    gguf_names=GGUF_NAMES | GGUF_FUSED,
+    gguf_names=GGUF_NAMES,
 )
 PHI3_FAMILY = Family(
     name="phi3",
@@ -76,6 +76,6 @@ PHI3_FAMILY = Family(
         "layers.{}.attn_norm": ("layers.{}.input_layernorm",),
         "layers.{}.mlp_norm": ("layers.{}.post_attention_layernorm",),
     },
-    gguf_names=GGUF_NAMES | GGUF_FUSED | {"layers.{}.mlp.gate_up_proj": ("blk.{}.ffn_up",)},
+    gguf_names=GGUF_NAMES | {"layers.{}.mlp.gate_up_proj": ("blk.{}.ffn_up",)},
     gguf_constants=GGUF_CONSTANTS,
 )

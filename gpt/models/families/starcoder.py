@@ -9,7 +9,7 @@ from octavo.gpt.models.config_reader import ConfigReader, TensorSource
 from octavo.gpt.models.decoder import Decoder
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.family import Family
-from octavo.gpt.models.names import GGUF_FUSED, GGUF_NAMES
+from octavo.gpt.models.names import GGUF_NAMES
 from octavo.gpt.models.reading import decoder_from_gguf, decoder_from_hf, gguf_window, whole_or_window
 
 SHAPE: dict[str, Any] = {"norm": "layer", "norm_bias": True, "gated": False, "activation": "gelu"}
@@ -76,7 +76,7 @@ BIGCODE_FAMILY = Family(
         "layers.{}.mlp.down_proj": ("h.{}.mlp.c_proj",),
         "norm": ("ln_f",),
     },
-    gguf_names=GGUF_NAMES | GGUF_FUSED,
+    gguf_names=GGUF_NAMES,
     hf_prefix="transformer.",
     hf_buffers=r"h\.\d+\.attn\.(bias|masked_bias)",
 )

@@ -336,7 +336,9 @@ def _for(write: Callable[..., None], kind: Any) -> Callable[..., None]:
 
 # One of each for every dtype of stored values, by the name of the dtype.
 LAYOUTS: dict[Callable[..., None], str] = {pack_keys: "qqq", pack_values: "qqqqq", load_rows: "qqqqqd", finish: "qqq"}
-KINDS = {"float32": vi.F32, "bfloat16": vi.BF16, "float16": vi.F16}
+KINDS = {"float32": vi.F32, "bfloat16": vi.BF16}
+if any(map(vi.has_feature, ("f16c", "avx512f", "neon", "fp-armv8"))):  # LLVM would call functions that do not exist
+    KINDS["float16"] = vi.F16
 STORED = {
     name: [add(f"{write.__name__}_{name}", layout, _for(write, kind)) for write, layout in LAYOUTS.items()]
     for name, kind in KINDS.items()

@@ -1,0 +1,82 @@
+"""Weights in panels of 16 outputs: made once from dense weights or from a GGUF file's blocks, read by every product."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.cpu.panels.formats import SIZES
+from octavo.kernels.cpu.panels.tile import WIDTH
+from octavo.kernels.cpu.vector_ir import LANES
+from octavo.kernels.weights import BlockWeight
+
+DENSE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+HEADS = {"q8_0": 1, "q4_0": 1, "q4_1": 2}  # float16 numbers that a block begins with: its scale, its minimum
+
+
+class Panels(NamedTuple):
+    """A weight `[out_features, in_features]` packed for the products of the cpu backend."""
+
+    data: Tensor  # uint8 [panels, blocks, bytes of a block], zeros behind the last output and the last input
+    format: str  # a key of `formats.FORMATS`
+    out_features: int
+    in_features: int
+
+    def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The plain tensor that it stands for, `[out_features, in_features]`."""
+        if self.format in HEADS:
+            return _to_blocks(self).dequantise(dtype)
+        kind = next(kind for kind, name in DENSE.items() if name == self.format)
+        together = 2 if kind is torch.bfloat16 else 1
+        rows = (
+            self.data.view(kind).reshape(len(self.data), -1, LANES, together).transpose(1, 2).flatten(2).flatten(0, 1)
+        )
+        dense = rows[: self.out_features, : self.in_features]
+        return dense if dtype is None else dense.to(dtype)
+
+
+def pack_dense(weight: Tensor) -> Panels:
+    """A weight `[out_features, in_features]` of float32, float16 or bfloat16, the same values in panels."""
+    (out_features, in_features), format = weight.shape, DENSE[weight.dtype]
+    block, panel_bytes = SIZES[format]
+    blocks, num_panels = -(-in_features // block), _num_panels(out_features)
+    padded = weight
+    if (num_panels * LANES, blocks * block) != tuple(weight.shape):
+        padded = weight.new_zeros(num_panels * LANES, blocks * block)
+        padded[:out_features, :in_features] = weight
+    together = 2 if weight.dtype is torch.bfloat16 else 1
+    data = padded.reshape(num_panels, LANES, -1, together).transpose(1, 2).contiguous()
+    data = data.view(torch.uint8).view(num_panels, blocks, panel_bytes)
+    return Panels(data, format, out_features, in_features)
+
+
+def pack_blocks(weight: BlockWeight) -> Panels:
+    """The same bits as in the blocks of a GGUF file, in another order."""
+    heads, panel_bytes = HEADS[weight.format], SIZES[weight.format][1]
+    out_features, num_panels = len(weight.blocks), _num_panels(len(weight.blocks))
+    raw = weight.blocks.unflatten(1, (-1, panel_bytes // LANES))
+    if (short := num_panels * LANES - out_features) > 0:
+        raw = torch.cat((raw, raw.new_zeros(short, *raw.shape[1:])))
+    raw = raw.unflatten(0, (num_panels, LANES)).transpose(1, 2)  # [panels, blocks, outputs, bytes]
+    data = torch.empty(num_panels, raw.shape[1], panel_bytes, dtype=torch.uint8, device=weight.blocks.device)
+    for head in range(heads):
+        data[..., 32 * head : 32 * head + 32].unflatten(2, (LANES, 2)).copy_(raw[..., 2 * head : 2 * head + 2])
+    lines = data[..., 32 * heads :].unflatten(2, (-1, LANES, 4))
+    lines.copy_(raw[..., 2 * heads :].unflatten(3, (-1, 4)).transpose(2, 3))
+    if weight.format == "q8_0":
+        lines.bitwise_xor_(0x80)
+    return Panels(data, weight.format, out_features, weight.in_features)
+
+
+def _to_blocks(panels: Panels) -> BlockWeight:
+    heads, data = HEADS[panels.format], panels.data
+    lines = data[..., 32 * heads :].unflatten(2, (-1, LANES, 4)).transpose(2, 3).flatten(3)
+    lines = lines.bitwise_xor(0x80) if panels.format == "q8_0" else lines
+    first = [data[..., 32 * head : 32 * head + 32].unflatten(2, (LANES, 2)) for head in range(heads)]
+    raw = torch.cat((*first, lines), 3).transpose(1, 2).flatten(2).flatten(0, 1)
+    return BlockWeight(raw[: panels.out_features].contiguous(), panels.format)
+
+
+def _num_panels(out_features: int) -> int:
+    """Whole tiles hold the last output."""
+    return -(-out_features // WIDTH) * (WIDTH // LANES)

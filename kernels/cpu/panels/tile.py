@@ -1,0 +1,108 @@
+"""The micro-kernel of all products: a tile of rows of x times two panels of a weight, in LLVM instructions.
+
+A panel holds 16 outputs of a weight. A lane of a register is an output, a value of x is broadcast to all lanes, and
+nothing is ever summed across lanes: the order in which an output sums its inputs does not depend on how many rows share
+a pass over the panel. `Format.accumulate` writes what one block of inputs adds; this file writes the loop around it.
+"""
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from octavo.kernels.cpu import numba_kernel as nk
+from octavo.kernels.cpu import vector_ir as vi
+from octavo.kernels.cpu.panels.formats import Format
+
+PANELS = 2  # that a tile reads side by side
+WIDTH = PANELS * vi.LANES  # outputs of a tile
+SUM = 256  # inputs that are summed before the sum joins what the blocks before them gave, which keeps errors small
+TILE_ROWS = 1, 2, 4, 8, 12  # of x; more would not fit the registers of AVX-512
+
+
+TILE = types.void(*[types.int64] * 7)
+
+
+@cache
+def tile_address(format: Format) -> int:
+    """Compile the tiles of a format, and return the address of one function of type `TILE` for all of them:
+
+    `product(w, w_stride, x, x_stride, rows, num_blocks, out)` adds to `out`, float32 `[TILE_ROWS[-1], WIDTH]`, what
+    `num_blocks` blocks of inputs give for up to 12 rows of prepared x. All arguments are addresses and sizes in bytes.
+    Rows of `out` behind the last may be overwritten.
+    """
+    one, two, four, eight, twelve = (_tile(format, rows) for rows in TILE_ROWS)
+
+    def product(w, w_stride, x, x_stride, rows, num_blocks, out):
+        if rows == 1:
+            one(w, w_stride, x, x_stride, rows, num_blocks, out)
+        elif rows == 2:
+            two(w, w_stride, x, x_stride, rows, num_blocks, out)
+        elif rows <= 4:
+            four(w, w_stride, x, x_stride, rows, num_blocks, out)
+        elif rows <= 8:
+            eight(w, w_stride, x, x_stride, rows, num_blocks, out)
+        else:
+            twelve(w, w_stride, x, x_stride, rows, num_blocks, out)
+
+    product.__qualname__ = f"tile_{format.name}_{format.activations}"  # the name of what is kept on disk
+    _compiled.append(nk.compile_kept(product, TILE))
+    return int(_compiled[-1].address)
+
+
+_compiled: list[Any] = []  # the machine code, as long as the process lives
+
+
+@intrinsic
+def call_tile(
+    context: Any, tile: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, rows: Any, num_blocks: Any, out: Any
+) -> Any:
+    """Call the function of type `TILE` at the address `tile`."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        function = ir.FunctionType(ir.VoidType(), [vi.I64] * len(TILE.args))
+        builder.call(builder.inttoptr(values[0], function.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *TILE.args), generate
+
+
+def _tile(format: Format, rows: int) -> Any:
+    """Write `product` for a number of rows; where there are fewer, the last of them is computed several times."""
+
+    @intrinsic
+    def run(context: Any, w: Any, w_stride: Any, x: Any, x_stride: Any, count: Any, num_blocks: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            w, w_stride, x, x_stride, count, num_blocks, out = arguments
+            last = builder.sub(count, vi.whole(1))
+            xs = [builder.add(x, builder.mul(x_stride, _smaller(builder, vi.whole(row), last))) for row in range(rows)]
+            ws = [builder.add(w, builder.mul(w_stride, vi.whole(panel))) for panel in range(PANELS)]
+            sums = [[cgutils.alloca_once_value(builder, vi.constant(vi.F32, 0.0)) for _ in xs] for _ in ws]
+            with cgutils.for_range(builder, num_blocks, intp=vi.I64) as loop:
+                x_step = builder.mul(loop.index, vi.whole(format.x_bytes))
+                w_step = builder.mul(loop.index, vi.whole(format.panel_bytes))
+                places = [builder.add(each, x_step) for each in xs]
+                lines = [builder.add(each, w_step) for each in ws]
+                held = [[builder.load(each) for each in own] for own in sums]
+                for own, values in zip(sums, format.accumulate(builder, lines, places, held), strict=True):
+                    for place, value in zip(own, values, strict=True):
+                        builder.store(value, place)
+            for panel, own in enumerate(sums):
+                for row, place in enumerate(own):
+                    _add(builder, vi.offset(builder, out, 4 * (row * WIDTH + panel * vi.LANES)), builder.load(place))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return run
+
+
+def _smaller(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+
+def _add(builder: Any, address: Any, value: ir.Value) -> None:
+    vi.store(builder, builder.fadd(vi.load(builder, value.type, address), value), address)

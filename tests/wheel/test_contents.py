@@ -1,0 +1,13 @@
+"""The wheel holds every Python file of the project, and every folder's mark that its types can be read."""
+
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_wheel_holds_every_file(wheel: Path) -> None:
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".py", "py.typed"))}
+    sources = {path.relative_to(ROOT) for name in ("kernels", "gpt", "bench") for path in (ROOT / name).rglob("*.py")}
+    files = sources | {path.parent / "py.typed" for path in sources}
+    assert packed == {f"octavo/{path}" for path in files}
