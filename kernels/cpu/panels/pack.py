@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.cpu.panels.formats import SIZES
+from octavo.kernels.cpu.panels.memory import MEMORY
 from octavo.kernels.cpu.panels.tile import WIDTH
 from octavo.kernels.cpu.vector_ir import LANES
 from octavo.kernels.weights import BlockWeight
@@ -45,9 +46,10 @@ def pack_dense(weight: Tensor) -> Panels:
         padded = weight.new_zeros(num_panels * LANES, blocks * block)
         padded[:out_features, :in_features] = weight
     together = 2 if weight.dtype is torch.bfloat16 else 1
-    data = padded.reshape(num_panels, LANES, -1, together).transpose(1, 2).contiguous()
-    data = data.view(torch.uint8).view(num_panels, blocks, panel_bytes)
-    return Panels(data, format, out_features, in_features)
+    lines = padded.reshape(num_panels, LANES, -1, together).transpose(1, 2)
+    data = MEMORY.take(num_panels * blocks * panel_bytes)
+    data.view(weight.dtype).view(lines.shape).copy_(lines)
+    return Panels(data.view(num_panels, blocks, panel_bytes), format, out_features, in_features)
 
 
 def pack_blocks(weight: BlockWeight) -> Panels:
@@ -58,7 +60,7 @@ def pack_blocks(weight: BlockWeight) -> Panels:
     if (short := num_panels * LANES - out_features) > 0:
         raw = torch.cat((raw, raw.new_zeros(short, *raw.shape[1:])))
     raw = raw.unflatten(0, (num_panels, LANES)).transpose(1, 2)  # [panels, blocks, outputs, bytes]
-    data = torch.empty(num_panels, raw.shape[1], panel_bytes, dtype=torch.uint8, device=weight.blocks.device)
+    data = MEMORY.take(num_panels * raw.shape[1] * panel_bytes).view(num_panels, raw.shape[1], panel_bytes)
     for head in range(heads):
         data[..., 32 * head : 32 * head + 32].unflatten(2, (LANES, 2)).copy_(raw[..., 2 * head : 2 * head + 2])
     lines = data[..., 32 * heads :].unflatten(2, (-1, LANES, 4))

@@ -20,6 +20,8 @@ from octavo.kernels.cpu.panels.formats import Format
 PANELS = 2  # that a tile reads side by side
 WIDTH = PANELS * vi.LANES  # outputs of a tile
 SUM = 256  # inputs that are summed before the sum joins what the blocks before them gave, which keeps errors small
+AHEAD = 2048  # bytes: so far before its use a line of a panel is asked for
+FETCHED_ROWS = 4  # of x: up to here a product waits for memory, and asks for it itself
 TILE_ROWS = 1, 2, 4, 8, 12  # of x; more would not fit the registers of AVX-512
 
 
@@ -86,6 +88,10 @@ def _tile(format: Format, rows: int) -> Any:
                 w_step = builder.mul(loop.index, vi.whole(format.panel_bytes))
                 places = [builder.add(each, x_step) for each in xs]
                 lines = [builder.add(each, w_step) for each in ws]
+                if rows <= FETCHED_ROWS:
+                    for each in lines:
+                        for line in range(0, format.panel_bytes, 64):
+                            _fetch(builder, vi.offset(builder, each, AHEAD + line))
                 held = [[builder.load(each) for each in own] for own in sums]
                 for own, values in zip(sums, format.accumulate(builder, lines, places, held), strict=True):
                     for place, value in zip(own, values, strict=True):
@@ -98,6 +104,13 @@ def _tile(format: Format, rows: int) -> Any:
         return types.void(*[types.int64] * 7), generate
 
     return run
+
+
+def _fetch(builder: Any, address: Any) -> None:
+    """Ask for a line of memory that will be read soon; an address that is nobody's does no harm."""
+    pointer = builder.inttoptr(address, vi.I8.as_pointer())
+    flags = [ir.Constant(vi.I32, flag) for flag in (0, 3, 1)]  # to read, keep in all caches, data
+    vi.call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *flags])
 
 
 def _smaller(builder: Any, a: Any, b: Any) -> Any:
