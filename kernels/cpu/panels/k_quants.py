@@ -16,6 +16,7 @@ from octavo.kernels.cpu.panels import steps
 from octavo.kernels.cpu.panels.steps import Sums
 
 PARTS = 8
+UNROLLED_ROWS = 4  # up to so many the shifts of two parts are constants, which more rows share
 LINE = 4 * vi.LANES  # bytes
 Lines = Callable[[Any, Any, Any], list[Any]]  # (builder, panel, part) -> eight lines of unsigned bytes
 Factors = Callable[[Any, Any], list[Any]]  # (builder, panel) -> vectors of float32, so many a part
@@ -40,10 +41,8 @@ def q5_k(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: i
 def q6_k(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: int) -> Sums:
     def lines(builder: Any, panel: Any, part: Any) -> list[Any]:
         half, quarter = _divided(builder, part, 4)
-        upper, place = _divided(builder, quarter, 2)
-        # Parts 0 and 2 of a half share bytes, and so do 1 and 3.
-        nibbles = _nibbles(builder, panel, _sum(builder, half, 4, _sum(builder, place, 2, upper)))
-        high = _moved(builder, _place(builder, panel, 32 * LINE, half), _sum(builder, quarter, 2), 4, 0x30)
+        nibbles = _nibbles(builder, panel, _crossed(builder, part))
+        high = _moved(builder, _place(builder, panel, 32 * LINE, half), builder.mul(quarter, vi.whole(2)), 4, 0x30)
         return [_bytes(builder, builder.or_(*both)) for both in zip(nibbles, high, strict=True)]
 
     def factors(builder: Any, panel: Any) -> list[Any]:
@@ -83,7 +82,8 @@ def _in_halves(
     """The sums plus the products of a block whose half parts have a scale; numbers begin at -32."""
     table = _table(builder, panels, factors)
 
-    def part(part: Any, held: Sums) -> Sums:
+    def part(turn: Any, held: Sums) -> Sums:
+        part = _crossed(builder, turn)
         scales = [_entry(builder, own, part, 2) for own in table]
         numbers = [lines(builder, panel, part) for panel in panels]
         results: Sums = [[] for _ in panels]
@@ -106,11 +106,20 @@ def _in_halves(
 def _for_parts(builder: Any, sums: Sums, part: Callable[[Any, Sums], Sums]) -> Sums:
     """The loop over the parts, the sums in variables."""
     kind = vi.vector(vi.F32)
-    places = [[cgutils.alloca_once(builder, kind) for _ in own] for own in sums]
+    places = [[_variable(builder, kind) for _ in own] for own in sums]
+    together = 2 if len(sums[0]) <= UNROLLED_ROWS else 1
     _store(builder, sums, places)
-    with cgutils.for_range(builder, vi.whole(PARTS), intp=vi.I64) as loop:
-        _store(builder, part(loop.index, [[builder.load(each) for each in own] for own in places]), places)
+    with cgutils.for_range(builder, vi.whole(PARTS // together), intp=vi.I64) as loop:
+        for k in range(together):
+            turn = builder.add(builder.mul(loop.index, vi.whole(together)), vi.whole(k))
+            _store(builder, part(turn, [[builder.load(each) for each in own] for own in places]), places)
     return [[builder.load(each) for each in own] for own in places]
+
+
+def _variable(builder: Any, kind: Any) -> Any:
+    """Memory of the function, not cleared."""
+    with builder.goto_entry_block():
+        return builder.alloca(kind)
 
 
 def _store(builder: Any, sums: Sums, places: Sums) -> None:
@@ -124,7 +133,7 @@ def _table(builder: Any, panels: list[Any], factors: Factors) -> list[Any]:
     addresses = []
     for panel in panels:
         vectors = factors(builder, panel)
-        memory = cgutils.alloca_once(builder, ir.ArrayType(vi.vector(vi.F32), len(vectors)))
+        memory = _variable(builder, ir.ArrayType(vi.vector(vi.F32), len(vectors)))
         address = builder.ptrtoint(memory, vi.I64)
         for k, vector in enumerate(vectors):
             vi.store(builder, vector, vi.offset(builder, address, k * LINE))
@@ -144,15 +153,19 @@ def _scales_and_minima(builder: Any, panel: Any) -> list[Any]:
     lowest = builder.fneg(steps.halves(builder, vi.offset(builder, panel, 32)))
     scales, minima, rest = (_int(builder, vi.offset(builder, panel, (1 + k) * LINE)) for k in range(3))
     factors = []
-    for part in range(PARTS):
-        for factor, line, shift in ((d, scales, 0), (lowest, minima, 4)):
-            if part < 4:
-                number = _bits(builder, line, 8 * part, 0x3F)
-            else:
-                low = _bits(builder, rest, 8 * (part - 4) + shift, 0x0F)
-                number = builder.or_(low, _bits(builder, line, 8 * (part - 4) + 2, 0x30))
-            factors.append(builder.fmul(factor, _float(builder, number)))
-    return factors
+    for factor, line, shift in ((d, scales, 0), (lowest, minima, 4)):
+        upper = builder.or_(_bits(builder, rest, shift, 0x0F), _bits(builder, line, 2, 0x30))
+        numbers = [_byte(builder, four, k) for four in (_bits(builder, line, 0, 0x3F), upper) for k in range(4)]
+        factors.append([builder.fmul(factor, _float(builder, each)) for each in numbers])
+    return [each for both in zip(*factors, strict=True) for each in both]
+
+
+def _byte(builder: Any, line: Any, place: int) -> Any:
+    """A byte of each lane as an int32."""
+    zero = LINE
+    places = [i for lane in range(vi.LANES) for i in (4 * lane + place, zero, zero, zero)]
+    taken = ir.Constant(vi.vector(vi.I32, LINE), places)
+    return builder.bitcast(builder.shuffle_vector(_bytes(builder, line), vi.constant(vi.I8, 0, LINE), taken), line.type)
 
 
 def _nibbles(builder: Any, address: Any, part: Any) -> list[Any]:
@@ -185,7 +198,8 @@ def _bytes(builder: Any, line: Any) -> Any:
 
 
 def _bits(builder: Any, line: Any, shift: int, mask: int) -> Any:
-    return builder.and_(builder.lshr(line, vi.constant(vi.I32, shift)), vi.constant(vi.I32, mask))
+    """Some bits of each byte."""
+    return builder.and_(builder.lshr(line, vi.constant(vi.I32, shift)), vi.constant(vi.I32, mask * 0x01010101))
 
 
 def _signed_byte(builder: Any, line: Any, place: int) -> Any:
@@ -212,6 +226,9 @@ def _divided(builder: Any, value: Any, by: int) -> tuple[Any, Any]:
     return builder.lshr(value, vi.whole(by.bit_length() - 1)), builder.and_(value, vi.whole(by - 1))
 
 
-def _sum(builder: Any, value: Any, factor: int, other: Any = None) -> Any:
-    product = builder.mul(value, vi.whole(factor))
-    return product if other is None else builder.add(product, other)
+def _crossed(builder: Any, part: Any) -> Any:
+    """0 2 1 3 4 6 5 7 of a part: of q6_k's nibbles parts 0 and 2 share bytes, and so do 1 and 3."""
+    half, quarter = _divided(builder, part, 4)
+    upper, lower = _divided(builder, quarter, 2)
+    swapped = builder.add(builder.mul(lower, vi.whole(2)), upper)
+    return builder.add(builder.mul(half, vi.whole(4)), swapped)
