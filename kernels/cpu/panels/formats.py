@@ -157,6 +157,15 @@ def _nibbles(builder: Any, address: Any) -> list[Any]:
     return [builder.bitcast(builder.and_(each, mask), vi.vector(vi.I8, 4 * vi.LANES)) for each in raw + shifted]
 
 
+# The fields of a block of a file: so many bytes, and how many of them stay together when those of 16 outputs are laid
+# side by side, 2 for a float16, 4 for a lane of a line.
+LAYOUTS = {
+    "q8_0": ((2, 2), (32, 4)),
+    "q4_0": ((2, 2), (16, 4)),
+    "q4_1": ((2, 2), (2, 2), (16, 4)),
+}
+
+
 def _formats() -> dict[tuple[str, str], Format]:
     table = [
         Format("float32", 8, 512, "float32", 32, _float32),
