@@ -8,7 +8,8 @@ from the reference by rounding only; with blocks of bytes or nibbles x is rounde
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.cpu.panels.pack import DENSE, HEADS, Panels, empty_panels, pack_blocks, pack_dense
+from octavo.kernels.cpu.panels.formats import LAYOUTS
+from octavo.kernels.cpu.panels.pack import DENSE, Panels, empty_panels, pack_blocks, pack_dense
 from octavo.kernels.cpu.panels.product import product, stacked_product
 from octavo.kernels.cpu.panels.tile import WIDTH
 from octavo.kernels.cpu.vector_ir import LANES
@@ -28,7 +29,7 @@ def pack(weight: Weight, format: str | None = None) -> Weight:
         return _pack_parts(weight)
     if isinstance(weight, Tensor) and format is not None:
         weight = quantise(weight, format)
-    if isinstance(weight, BlockWeight) and weight.format in HEADS:
+    if isinstance(weight, BlockWeight) and weight.format in LAYOUTS:
         return pack_blocks(weight)
     dense = dequantise(weight)
     return pack_dense(dense.detach()) if dense.dtype in DENSE else dense

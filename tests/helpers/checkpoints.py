@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from blocks import random_blocks
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -114,7 +115,10 @@ def save_gguf(
         quantised = gguf.GGMLQuantizationType[own]
         fits = tensor.dim() > 1 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[quantised][0] == 0
         stored = quantised if fits else gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(np.ascontiguousarray(tensor.float().numpy()), stored)
+        if stored.name.endswith("_K"):  # random blocks, which the package cannot make of values
+            data = random_blocks(*tensor.shape, stored.name.lower()).blocks.numpy()
+        else:
+            data = gguf.quants.quantize(np.ascontiguousarray(tensor.float().numpy()), stored)
         writer.add_tensor(name, data, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

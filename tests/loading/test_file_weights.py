@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import random_blocks
 from torch import Tensor
 
 from octavo.gpt import LLM, SamplingParams
@@ -12,9 +13,10 @@ from octavo.gpt.loading.loader import load_model
 from octavo.gpt.models.base import Linear, Model
 from octavo.gpt.models.batch import dense_batch
 from octavo.kernels import backends
+from octavo.kernels.cpu.embed import embed
 from octavo.kernels.cpu.linear import linear, pack
 from octavo.kernels.cpu.panels.pack import Panels
-from octavo.kernels.weights import BlockWeight, Stacked, dequantise, quantise
+from octavo.kernels.weights import BLOCK_FORMATS, BlockWeight, Stacked, dequantise, quantise
 
 from checkpoints import (
     GPT2,
@@ -120,6 +122,39 @@ def test_one_product_of_several_formats(tmp_path: Path, backend: str) -> None:
         assert torch.equal(dequantise(weight, torch.float32), wide[name]), name
     expected = logits(dense)
     assert (logits(own) - expected).abs().max() <= (1e-3 if backend == "cpu" else 0) * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_k_quants_stay_as_the_file_has_them(tmp_path: Path, kind: str) -> None:
+    """A table of them, too, and a value of 8 bits beside them, as in the mixtures that are called Q4_K_M."""
+    config = WIDE | {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
+    fields = WIDE_GGUF | {
+        "llama.embedding_length": 256, "llama.feed_forward_length": 512, "llama.attention.key_length": 64,
+        "llama.attention.value_length": 64, "llama.rope.dimension_count": 64,
+    }  # fmt: skip
+    tensors = scaled_tensors(llama_shapes(config))
+    del tensors["lm_head.weight"]
+    kinds = {"attn_v": "Q8_0", "blk.1.attn_q": "Q6_K"}
+    path = save_gguf(tmp_path / "m.gguf", fields, llama_gguf_tensors(tensors, 4, 2), kind, kinds)
+    own, dense = load(path, "auto"), load(path, "dense", "reference")
+    wide = products(dense)
+    for name, weight in products(own).items():
+        assert set(formats(weight)) <= {kind.lower(), "q8_0", "q6_k"}, name
+        assert torch.equal(dequantise(weight, torch.float32), wide[name]), name
+    expected = logits(dense)
+    assert (logits(own) - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("format", BLOCK_FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_row_of_a_table_is_what_its_blocks_stand_for(format: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    table = random_blocks(70, 512, format)
+    ids = torch.tensor([69, 0, 3, 3, 16, 31, 32, 17], dtype=torch.int32)
+    assert torch.equal(embed(ids, pack(table), dtype), dequantise(table)[ids.long()].to(dtype))
+    beyond = embed(torch.tensor([70, -1, 1]), pack(table), dtype)
+    assert beyond[:2].isnan().all()
+    assert torch.equal(beyond[2], dequantise(table)[1].to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
