@@ -196,12 +196,26 @@ def _pointer(kind: Callable[[Any], Any]) -> Any:
 
 pointer_like = _pointer(lambda like: like)  # pointer_like(address, pointer): to the same type of values
 _float32_pointer = _pointer(lambda _: types.CPointer(types.float32))
+_int64_pointer = _pointer(lambda _: types.CPointer(types.int64))
+_byte_pointer = _pointer(lambda _: types.CPointer(types.uint8))
 
 
 @njit
 def float32_pointer(address):
     """An address as a pointer to float32."""
     return _float32_pointer(address, None)
+
+
+@njit
+def int64_pointer(address):
+    """An address as a pointer to int64."""
+    return _int64_pointer(address, None)
+
+
+@njit
+def byte_pointer(address):
+    """An address as a pointer to bytes."""
+    return _byte_pointer(address, None)
 
 
 int_args = _fields(lambda _: types.int64)

@@ -6,6 +6,7 @@ import torch
 from blocks import random_blocks
 
 from octavo.gpt import LLM, SamplingParams
+from octavo.gpt.models.base import Linear
 from octavo.kernels import reference
 from octavo.kernels.cpu.linear import linear, pack
 from octavo.kernels.cpu.panels.pack import Panels
@@ -127,7 +128,7 @@ def test_a_model_of_each_family_runs_on_a_quarter_of_the_bytes(model, monkeypatc
     prompts = [[1, 2, 3], list(range(20)), [7]]
     q8 = LLM(model, dtype="float32", weights="q8_0", num_blocks=64)
     assert all(len(r.outputs[0].token_ids) == 5 for r in q8.generate(prompts, params, use_tqdm=False))
-    packed = [module.weight for module in q8.model.modules() if isinstance(getattr(module, "weight", None), Panels)]
+    packed = [module.weight for module in q8.model.modules() if isinstance(module, Linear)]
     assert len(packed) == 2 * 4
     assert all(weight.format == "q8_0" for weight in (*packed, q8.model.head))
     assert q8.score(prompts[1]).nll == pytest.approx(
@@ -154,7 +155,7 @@ def test_int8_still_means_weights_of_one_byte(monkeypatch):
 def test_smollm2_still_speaks(format):
     """Nibbles without a minimum cost this small network 12 % of perplexity; that is the format's."""
     text = "The light of the old tower could be seen from thirty miles away, and sailors were glad of it. " * 3
-    packed, dense = (LLM("smollm2", dtype="float32", weights=each, max_model_len=256) for each in (format, "auto"))
+    packed, dense = (LLM("smollm2", dtype="float32", weights=each, max_model_len=256) for each in (format, "dense"))
     assert packed.score(text).perplexity == pytest.approx(dense.score(text).perplexity, rel=0.15)
     chat = packed.chat([{"role": "user", "content": "What is the capital of Japan?"}], SamplingParams(temperature=0))
     assert "Tokyo" in chat[0].outputs[0].text

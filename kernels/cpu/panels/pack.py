@@ -67,6 +67,12 @@ def pack_blocks(weight: BlockWeight) -> Panels:
     return Panels(data, weight.format, out_features, weight.in_features)
 
 
+def empty_panels(like: Panels, out_features: int) -> Panels:
+    """Panels without values yet for so many outputs, in the format and of the inputs of others."""
+    data = like.data.new_empty(_num_panels(out_features), *like.data.shape[1:])
+    return like._replace(data=data, out_features=out_features)
+
+
 def _to_blocks(panels: Panels) -> BlockWeight:
     lines = [each.transpose(2, 3).flatten(3) for each in _lines(panels.data, panels.format)]
     if panels.format == "q8_0":
