@@ -41,7 +41,7 @@ def _float32(builder: Any, panels: list[Any], rows: list[Any], sums: Sums) -> Su
 def _float16(builder: Any, panels: list[Any], rows: list[Any], sums: Sums) -> Sums:
     for k in range(8):
         halves = [vi.load(builder, vi.vector(vi.F16), vi.offset(builder, w, 32 * k)) for w in panels]
-        sums = _fused(builder, [builder.fpext(each, vi.vector(vi.F32)) for each in halves], rows, 4 * k, sums)
+        sums = _fused(builder, [vi.widened(builder, each) for each in halves], rows, 4 * k, sums)
     return sums
 
 
@@ -142,7 +142,7 @@ def _broadcast(builder: Any, kind: Any, x: Any, distance: int) -> Any:
 
 
 def _scales(builder: Any, address: Any) -> Any:
-    return builder.fpext(vi.load(builder, vi.vector(vi.F16), address), vi.vector(vi.F32))
+    return vi.widened(builder, vi.load(builder, vi.vector(vi.F16), address))
 
 
 def _bytes(builder: Any, address: Any) -> Any:
