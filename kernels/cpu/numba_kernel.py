@@ -25,6 +25,7 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from octavo.kernels.cpu import vector_ir as vi
 from octavo.kernels.cpu.kernel_cache import KernelCache, is_kept
 
 # Letters of a layout that stand for tensors, and their dtypes; None is the dtype of the call, ANY whatever there is.
@@ -273,7 +274,7 @@ def _from_float32(value, like):
 @intrinsic
 def _from_float16(context: Any, bits: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+        return vi.widened(builder, builder.bitcast(arguments[0], ir.HalfType()))
 
     return types.float32(bits), generate
 
@@ -281,7 +282,7 @@ def _from_float16(context: Any, bits: Any) -> Any:
 @intrinsic
 def _to_float16(context: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+        return builder.bitcast(vi.narrowed(builder, arguments[0]), ir.IntType(16))
 
     return types.int16(value), generate
 

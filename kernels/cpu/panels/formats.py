@@ -40,7 +40,7 @@ def _float32(builder: Any, panels: list[Any], rows: list[Any], sums: Sums) -> Su
 def _float16(builder: Any, panels: list[Any], rows: list[Any], sums: Sums) -> Sums:
     for k in range(8):
         halves = [vi.load(builder, vi.vector(vi.F16), vi.offset(builder, w, 32 * k)) for w in panels]
-        sums = steps.fused(builder, [builder.fpext(each, vi.vector(vi.F32)) for each in halves], rows, 4 * k, sums)
+        sums = steps.fused(builder, [vi.widened(builder, each) for each in halves], rows, 4 * k, sums)
     return sums
 
 

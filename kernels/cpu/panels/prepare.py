@@ -189,6 +189,6 @@ def _two_vectors(builder: Any, kind: Any, address: Any) -> list[Any]:
         return [vi.load(builder, vi.vector(vi.F32), vi.offset(builder, address, 64 * i)) for i in range(2)]
     places = [vi.offset(builder, address, 32 * i) for i in range(2)]
     if kind == types.int16:
-        return [builder.fpext(vi.load(builder, vi.vector(vi.F16), place), vi.vector(vi.F32)) for place in places]
+        return [vi.widened(builder, vi.load(builder, vi.vector(vi.F16), place)) for place in places]
     raw = [builder.zext(vi.load(builder, vi.vector(vi.I16), place), vi.vector(vi.I32)) for place in places]
     return [builder.bitcast(builder.shl(each, vi.constant(vi.I32, 16)), vi.vector(vi.F32)) for each in raw]
