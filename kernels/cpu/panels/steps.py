@@ -74,7 +74,7 @@ def broadcast(builder: Any, kind: Any, x: Any, distance: int) -> Any:
 
 def halves(builder: Any, address: Any) -> Any:
     """16 float16 as float32."""
-    return builder.fpext(vi.load(builder, vi.vector(vi.F16), address), vi.vector(vi.F32))
+    return vi.widened(builder, vi.load(builder, vi.vector(vi.F16), address))
 
 
 def bytes(builder: Any, address: Any) -> Any:

@@ -16,7 +16,8 @@ from numba.extending import intrinsic
 
 from octavo.kernels.cpu import numba_kernel as nk
 from octavo.kernels.cpu import vector_ir as vi
-from octavo.kernels.cpu.panels.formats import X_BLOCK_BYTES, Format
+from octavo.kernels.cpu.panels.formats import Format
+from octavo.kernels.cpu.panels.steps import X_BLOCK_BYTES
 
 PANELS = 2  # that a tile reads side by side
 WIDTH = PANELS * vi.LANES  # outputs of a tile
