@@ -1,6 +1,12 @@
 """Weights in panels: what they stand for, that each row's product has the same bits in any company, and that a model
 still speaks in every format."""
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from blocks import random_blocks
@@ -90,6 +96,31 @@ def test_a_row_that_is_not_finite_spoils_no_other(format):
     assert not bool(y[[3, 5]].isfinite().any())
     others = [0, 1, 2, 4, 6, 7, 8]
     assert torch.equal(y[others], expected[others])
+
+
+AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+ssse3,+sse4.2"}
+ELSEWHERE = """
+import sys, torch
+sys.path.insert(0, sys.argv[2])
+from blocks import random_blocks
+from octavo.kernels.cpu.linear import linear, pack
+torch.manual_seed(0)
+packed = pack(random_blocks(40, 512, sys.argv[1]))
+print(linear(torch.randn(3, 512).bfloat16(), packed).float().sum(1).tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names instructions of x86")
+@pytest.mark.parametrize("format", BLOCK_FORMATS)
+def test_a_machine_without_avx512_gives_the_same_bits(format):
+    """Sums of whole numbers are exact, and what follows is in the same order."""
+    program = [sys.executable, "-c", ELSEWHERE, format, str(Path(random_blocks.__code__.co_filename).parent)]
+    done = [
+        subprocess.run(program, env={**os.environ, **extra}, capture_output=True, text=True, check=True).stdout
+        for extra in ({}, AVX2)
+    ]
+    assert done[0] == done[1]
 
 
 def test_rows_of_zeros_are_zeros():

@@ -2,9 +2,10 @@
 
 A panel is a row of blocks. In a block each line of 64 bytes holds the same few inputs of all 16 outputs: 1 float32, 2
 bfloat16, 4 bytes or 8 nibbles, so that one load fills a register with them. To add a format that files hold: its size
-(weights.py), its `LAYOUTS` and its `accumulate`.
+(weights.py), and `add`; kernels/README.md has an example.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,39 +84,40 @@ def _q4_1(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: 
     return steps.fused(builder, minima, rows, steps.SCALED_SUM, sums)
 
 
-# The fields of a block of a file: so many bytes, and how many of them stay together when those of 16 outputs are laid
-# side by side, 2 for a float16, 4 for a lane of a line.
-LAYOUTS = {
-    "q8_0": ((2, 2), (32, 4)),
-    "q4_0": ((2, 2), (16, 4)),
-    "q4_1": ((2, 2), (2, 2), (16, 4)),
-    "q4_k": ((2, 2), (2, 2), (12, 4), (128, 4)),
-    "q5_k": ((2, 2), (2, 2), (12, 4), (32, 4), (128, 4)),
-    "q6_k": ((128, 4), (64, 4), (16, 4), (2, 2)),
-}
-OF_BLOCKS = {
-    "q8_0": _q8_0, "q4_0": _q4_0, "q4_1": _q4_1,
-    "q4_k": k_quants.q4_k, "q5_k": k_quants.q5_k, "q6_k": k_quants.q6_k,
-}  # fmt: skip
+DENSE = [
+    Format("float32", 8, 512, "float32", 32, _float32),
+    Format("float16", 8, 256, "float32", 32, _float16),
+    Format("bfloat16", 8, 256, "float32", 32, _bfloat16_widened),
+    Format("bfloat16", 8, 256, "bfloat16", 16, _bfloat16),
+]
+FORMATS = {(format.name, format.activations): format for format in DENSE}
+SIZES = {format.name: (format.block, format.panel_bytes) for format in DENSE}
+LAYOUTS: dict[str, tuple[tuple[int, int], ...]] = {}  # of formats that files hold
 
 
-def _formats() -> dict[tuple[str, str], Format]:
-    table = [
-        Format("float32", 8, 512, "float32", 32, _float32),
-        Format("float16", 8, 256, "float32", 32, _float16),
-        Format("bfloat16", 8, 256, "float32", 32, _bfloat16_widened),
-        Format("bfloat16", 8, 256, "bfloat16", 16, _bfloat16),
-    ]
+def add(name: str, layout: tuple[tuple[int, int], ...], accumulate: Callable[..., Sums]) -> None:
+    """Give a format of `weights.BLOCK_FORMATS` its product.
+
+    layout: the fields of a block of the file in their order, each its bytes and how many of them stay together when
+    those of 16 outputs are laid side by side: 2 for a float16, 4 for a lane of a line. accumulate: as in `Format`,
+    with the number of bytes of a value of x as `planes`.
+    """
+    values, own_bytes, _ = BLOCK_FORMATS[name]
+    LAYOUTS[name], SIZES[name] = layout, (values, vi.LANES * own_bytes)
     for planes, (activations, size) in enumerate(steps.X_BLOCK_BYTES.items(), start=1):
-        for name, accumulate in OF_BLOCKS.items():
-            values, own_bytes, _ = BLOCK_FORMATS[name]
-            x_bytes, whole = values // ACTIVATION_BLOCK * size, partial(accumulate, planes=planes)
-            table.append(Format(name, values, vi.LANES * own_bytes, activations, x_bytes, whole))
-    return {(format.name, format.activations): format for format in table}
+        x_bytes = values // ACTIVATION_BLOCK * size
+        FORMATS[name, activations] = Format(
+            name, *SIZES[name], activations, x_bytes, partial(accumulate, planes=planes)
+        )
 
 
-FORMATS = _formats()
-SIZES = {format.name: (format.block, format.panel_bytes) for format in FORMATS.values()}
+SCALE, SCALE_AND_MINIMUM = ((2, 2),), ((2, 2), (2, 2))
+add("q8_0", (*SCALE, (32, 4)), _q8_0)
+add("q4_0", (*SCALE, (16, 4)), _q4_0)
+add("q4_1", (*SCALE_AND_MINIMUM, (16, 4)), _q4_1)
+add("q4_k", (*SCALE_AND_MINIMUM, (12, 4), (128, 4)), k_quants.q4_k)
+add("q5_k", (*SCALE_AND_MINIMUM, (12, 4), (32, 4), (128, 4)), k_quants.q5_k)
+add("q6_k", ((128, 4), (64, 4), (16, 4), *SCALE), k_quants.q6_k)
 
 
 def format_for(name: str, dtype: torch.dtype) -> Format:

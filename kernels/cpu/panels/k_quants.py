@@ -16,7 +16,7 @@ from octavo.kernels.cpu.panels import steps
 from octavo.kernels.cpu.panels.steps import Sums
 
 PARTS = 8
-UNROLLED_ROWS = 4  # up to so many the shifts of two parts are constants, which more rows share
+UNROLLED_ROWS = 4  # of x, up to which two parts are written out, their shifts constants; long where products are long
 LINE = 4 * vi.LANES  # bytes
 Lines = Callable[[Any, Any, Any], list[Any]]  # (builder, panel, part) -> eight lines of unsigned bytes
 Factors = Callable[[Any, Any], list[Any]]  # (builder, panel) -> vectors of float32, so many a part
@@ -107,7 +107,7 @@ def _for_parts(builder: Any, sums: Sums, part: Callable[[Any, Sums], Sums]) -> S
     """The loop over the parts, the sums in variables."""
     kind = vi.vector(vi.F32)
     places = [[_variable(builder, kind) for _ in own] for own in sums]
-    together = 2 if len(sums[0]) <= UNROLLED_ROWS else 1
+    together = 2 if len(sums[0]) <= UNROLLED_ROWS and vi.has_feature("avx512vnni") else 1
     _store(builder, sums, places)
     with cgutils.for_range(builder, vi.whole(PARTS // together), intp=vi.I64) as loop:
         for k in range(together):

@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from octavo.kernels.cpu import numba_kernel as nk
 from octavo.kernels.cpu import vector_ir as vi
+from octavo.kernels.cpu.kernel_cache import is_kept
 from octavo.kernels.cpu.panels.formats import Format
 from octavo.kernels.cpu.panels.steps import X_BLOCK_BYTES
 
@@ -59,6 +60,8 @@ def tile_address(format: Format) -> int:
 
 def _compile(product: Any, format: Format) -> int:
     product.__qualname__ = f"tile_{format.name}_{format.activations}"  # the name of what is kept on disk
+    if not is_kept(getattr(format.accumulate, "func", format.accumulate)):
+        product.__module__ = "a format of others"  # not kept: no hash of the sources would tell that it has changed
     _compiled.append(nk.compile_kept(product, TILE))
     return int(_compiled[-1].address)
 
