@@ -133,9 +133,16 @@ class LLM(EncodesPrompts):
         self.close()
 
     def __repr__(self) -> str:
-        number = sum(parameter.numel() for parameter in self.model.parameters())
-        facts = (f"{number:,} parameters", f"backend {self.backend}", f"device {self.device}", str(self.dtype))
+        facts = (
+            f"{self.model.num_parameters:,} parameters", f"backend {self.backend}", f"device {self.device}",
+            str(self.dtype), f"weights {self.weights}",
+        )  # fmt: skip
         return f"LLM({quoted(self.name)}, {self.model.config.family}, {', '.join(facts)})"
+
+    @property
+    def weights(self) -> str:
+        """The formats of the products' weights: "q4_1 and q8_0", or a dtype."""
+        return " and ".join(self.model.formats())
 
     def get_tokenizer(self) -> Tokenizer | None:
         """Return the model's tokenizer, which is not transformers'; None where it has none."""

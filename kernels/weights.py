@@ -118,6 +118,20 @@ def out_features(weight: Weight) -> int:
     return len(weight) if isinstance(weight, Tensor) else weight.out_features
 
 
+def parts_of(weight: Weight) -> tuple[Weight, ...]:
+    return weight.parts if isinstance(weight, Stacked) else (weight,)
+
+
+def format_of(weight: Weight) -> str:
+    """The name of a weight's format, or of its dtype."""
+    return str(weight.dtype).removeprefix("torch.") if isinstance(weight, Tensor) else getattr(weight, "format", "own")
+
+
+def size_of(weight: Weight) -> int:
+    """How many values a weight has."""
+    return weight.numel() if isinstance(weight, Tensor) else weight.out_features * weight.in_features
+
+
 def dequantise(weight: Weight, dtype: torch.dtype | None = None) -> Tensor:
     """The plain tensor `[out_features, in_features]` that a weight stands for, in `dtype` (a dense weight's own)."""
     if not isinstance(weight, Tensor):

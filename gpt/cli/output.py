@@ -48,7 +48,10 @@ def _statistics(llm: "LLM", prompt_ids: list[int], times: list[float]) -> None:
     rate = (len(times) - 2) / (times[-1] - times[1]) if len(times) > 2 else 0.0
     dtype = str(llm.dtype).removeprefix("torch.")
     first, then = (f"{(times[1] - times[0]) * 1e3:.0f} ms", "bold"), (f"{rate:.1f} tokens/s", "bold")
-    where = f"backend {llm.backend}, device {llm.device}, {dtype}{', random weights' if llm.is_dummy else ''}"
+    products = llm.model.ops.products
+    weights = f"weights {llm.weights}" + (f" {products(llm.model.formats(), llm.dtype)}" if products else "")
+    random = ", random weights" if llm.is_dummy else ""
+    where = f"backend {llm.backend}, device {llm.device}, {dtype}, {weights}{random}"
     console.print(Text.assemble("\n", first, " to the first token, then ", then, f"; {where}"))
     probabilities(llm.next_tokens(prompt_ids, FIRST_TOKENS), console, "first token")
 

@@ -4,6 +4,7 @@ A family is a `Model` with its own `forward(batch, cache) -> hidden`; `logits(hi
 hold weights and name them as checkpoints do; all arithmetic goes through an `Ops` value that is passed along.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from octavo.gpt.models.batch import Batch, dense_batch
 from octavo.gpt.models.config import ModelConfig
 from octavo.kernels.ops import Ops
-from octavo.kernels.weights import Stacked, Weight
+from octavo.kernels.weights import Stacked, Weight, format_of, parts_of, size_of
 
 LayerCache = tuple[Tensor, Tensor]  # k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim]
 
@@ -36,8 +37,7 @@ class Packable(nn.Module):
 
     def pack(self, ops: Ops, weight: Weight, format: str | None = None) -> None:
         """Take a weight, as the backend does; several that are stacked are packed each for itself."""
-        parts = weight.parts if isinstance(weight, Stacked) else (weight,)
-        packed = [ops.pack(part, format) for part in parts]
+        packed = [ops.pack(part, format) for part in parts_of(weight)]
         if packed[0] is not weight:
             _keep(self, packed[0] if len(packed) == 1 else Stacked(tuple(packed)))
 
@@ -206,6 +206,23 @@ class Model(nn.Module):
             if isinstance(module, Packable) and isinstance(module.weight, nn.Parameter):
                 is_product = isinstance(module, Linear) or (self.lm_head is None and module is self.embedding)
                 module.pack(self.ops, module.weight.detach(), format if is_product else None)
+
+    def formats(self) -> tuple[str, ...]:
+        """What the products read, the most of it first: names of formats, or of dtypes for dense weights."""
+        sizes: Counter[str] = Counter()
+        tied = [self.embedding] if self.lm_head is None else []
+        for module in (*(each for each in self.modules() if isinstance(each, Linear)), *tied):
+            for part in parts_of(module.weight):
+                sizes[format_of(part)] += size_of(part)
+        return tuple(name for name, _ in sizes.most_common())
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained values, packed ones included."""
+        packed = [
+            m.weight for m in self.modules() if isinstance(m, Packable) and not isinstance(m.weight, nn.Parameter)
+        ]
+        return sum(map(size_of, (*self.parameters(), *packed)))
 
     def weights(self) -> list[Any]:
         """Every tensor and every weight of another format that a forward pass reads."""

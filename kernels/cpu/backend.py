@@ -9,7 +9,7 @@ from octavo.kernels.cpu.graph import capture
 from octavo.kernels.cpu.kv_cache import write_kv
 from octavo.kernels.cpu.linear import linear, pack
 from octavo.kernels.cpu.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from octavo.kernels.cpu.panels.formats import SIZES
+from octavo.kernels.cpu.panels.formats import SIZES, instructions
 from octavo.kernels.cpu.rope import rope
 from octavo.kernels.cpu.sample import lm_head_sample, sample, top_logprobs
 from octavo.kernels.ops import REFERENCE
@@ -37,4 +37,5 @@ CPU = replace(
     capture=capture,
     formats=frozenset(BLOCK_FORMATS.keys() & SIZES.keys()),
     keeps_blocks=True,
+    products=lambda formats, dtype: f"in panels, {instructions(formats, dtype)}",
 ).with_syncs("sample", "lm_head_sample")

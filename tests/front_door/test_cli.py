@@ -9,11 +9,10 @@ import pytest
 from octavo.gpt.cli import commands, main
 from octavo.gpt.cli.commands import COMMANDS, MODEL_OPTIONS, SAMPLING_OPTIONS
 from octavo.gpt.cli.output import SHAPES
-from octavo.gpt.loading.loader import DTYPES
+from octavo.gpt.loading.loader import DTYPES, WEIGHTS
 from octavo.gpt.models.registry import FAMILIES
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.kernels.backends import BACKENDS
-from octavo.kernels.weights import FORMATS
 
 BAD = {
     "unknown model": (["generate", "Hi", "--model", "no-such-model"], "no-such-model"),
@@ -105,5 +104,5 @@ def test_the_parser_knows_the_library_s_names():
     known = {name: choices for name, choices, _ in MODEL_OPTIONS}
     assert known["backend"] == BACKENDS
     assert known["dtype"] == tuple(DTYPES)
-    assert known["weights"] == tuple(FORMATS)
+    assert known["weights"] == WEIGHTS[1:]
     assert tuple(name for family in FAMILIES.values() for name in family.known_shapes) == SHAPES

@@ -8,7 +8,7 @@ import pytest
 from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.cli.commands import EXAMPLES, main
 
-FORMS = [("float32", "auto"), ("bfloat16", "auto"), ("float16", "auto"), ("bfloat16", "q8_0"), ("float32", "q8_0")]
+FORMS = [("float32", "auto"), ("float32", "dense"), ("bfloat16", "auto"), ("bfloat16", "dense"), ("float32", "q8_0")]
 ROOT = Path(__file__).parents[2]
 
 

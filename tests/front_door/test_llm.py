@@ -30,7 +30,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def llm(smollm2_path):
-    return LLM(smollm2_path, dtype="float32", max_model_len=1024)
+    return LLM(smollm2_path, dtype="float32", weights="dense", max_model_len=1024)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_score_is_transformers_loss(llm, transformers_smollm2):
 
 
 def test_score_of_a_long_text_reads_overlapping_windows(smollm2_path, transformers_smollm2, llm):
-    narrow = LLM(smollm2_path, dtype="float32", max_model_len=32)
+    narrow = LLM(smollm2_path, dtype="float32", weights="dense", max_model_len=32)
     ids = llm.tokenizer.encode(" ".join(PROMPTS))
     total, scored = 0.0, 1
     for start in range(0, len(ids), 16):

@@ -166,7 +166,7 @@ def test_a_draw_shows_what_each_step_leaves(llm):
 
 
 def test_a_model_says_what_it_is(llm):
-    assert "backend reference, device cpu, torch.float32" in repr(llm)
+    assert "backend reference, device cpu, torch.float32, weights float32" in repr(llm)
 
 
 def test_the_command_line_follows_the_file_and_says_so(folder, capsys):

@@ -117,6 +117,8 @@ def test_one_product_of_several_formats(tmp_path: Path, backend: str) -> None:
             "qkv_proj": ["q4_0", "q8_0"], "o_proj": ["float32"], "gate_up_proj": ["q4_1", "q8_0"],
             "down_proj": ["float16"], "lm_head": ["q4_0"], "head": ["q4_0"],
         }  # fmt: skip
+    assert own.formats() == ("q4_0", "q8_0", "q4_1", "float16", "float32")
+    assert own.num_parameters == dense.num_parameters
     wide = products(dense)
     for name, weight in products(own).items():
         assert torch.equal(dequantise(weight, torch.float32), wide[name]), name

@@ -5,7 +5,7 @@ bfloat16, 4 bytes or 8 nibbles, so that one load fills a register with them. To 
 (weights.py), and `add`; kernels/README.md has an example.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -130,3 +130,14 @@ def format_for(name: str, dtype: torch.dtype) -> Format:
         return FORMATS[name, "int15" if dtype is torch.float32 else "int8"]
     has_pairs = name == "bfloat16" and dtype is torch.bfloat16 and vi.has_feature("avx512bf16")
     return FORMATS[name, "bfloat16" if has_pairs else "float32"]
+
+
+def instructions(names: Sequence[str], dtype: torch.dtype) -> str:
+    """What multiplies weights of these formats with x of a dtype here, by the name that people know."""
+    activations = {format_for(name, dtype).activations for name in names if name in SIZES}
+    if activations & steps.X_BLOCK_BYTES.keys() and vi.has_feature("avx512vnni"):
+        return "AVX-512 VNNI"
+    if "bfloat16" in activations:
+        return "AVX-512 BF16"
+    wide = {"avx512f": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
+    return next((name for feature, name in wide.items() if vi.has_feature(feature)), "no vectors known")
