@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 from octavo.kernels.cpu.activation import gelu_mul, silu_mul
-from octavo.kernels.cpu.attention import causal_attention
+from octavo.kernels.cpu.attention.ops import causal_attention, paged_attention
 from octavo.kernels.cpu.graph import capture
 from octavo.kernels.cpu.kv_cache import write_kv
 from octavo.kernels.cpu.linear import linear, pack
 from octavo.kernels.cpu.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from octavo.kernels.cpu.paged_attention import paged_attention
 from octavo.kernels.cpu.rope import rope
 from octavo.kernels.cpu.sample import lm_head_sample, sample, top_logprobs
 from octavo.kernels.ops import REFERENCE
