@@ -105,7 +105,7 @@ class Octavo(Contender):
             path or settings.source.path or settings.source.name,
             backend=backend,
             dtype="auto" if format else settings.dtype,
-            weights=weights or "auto",
+            weights=weights or "dense",
             device=settings.device.type,
             # Text costs the same in every row, so a file that has no tokenizer gets the model's.
             tokenizer=(settings.source.path or settings.source.name) if format in formats.MADE else "auto",
