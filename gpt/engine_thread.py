@@ -33,6 +33,7 @@ LULL = 0.02  # seconds without a command, after which others may have the cores 
 PATIENCE = 10.0  # seconds that the end of the process waits for a step that is being computed
 
 _owners: "WeakSet[EngineThread]" = WeakSet()
+_threads: "WeakSet[threading.Thread]" = WeakSet()  # one outlives its owner while it frees what the owner had
 
 
 class EngineClosedError(RuntimeError):
@@ -150,6 +151,7 @@ class EngineThread:
         self._is_idle = False
         self._team_size = 0  # of the OpenMP threads as they were placed on cores
         self._thread: threading.Thread | None = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
+        _threads.add(self._thread)
         self._thread.start()
 
     def _run(self) -> None:
@@ -210,8 +212,11 @@ def _leave_parents() -> None:
 
 @atexit.register
 def _close_all() -> None:
+    """Wait for every thread to end: the interpreter kills one that is left, and in C++ that aborts the process."""
     for owner in list(_owners):
-        owner.close()
+        owner.stop()
+    for thread in list(_threads):
+        thread.join(PATIENCE)
 
 
 os.register_at_fork(after_in_child=_leave_parents)

@@ -14,6 +14,7 @@ from octavo.gpt.beam_search import Beam, Continuations, check_options, search
 from octavo.gpt.engine import Listener
 from octavo.gpt.engine_thread import EngineClosedError, EngineThread, make_engine
 from octavo.gpt.listeners import Ends, Pieces, progress
+from octavo.gpt.loading.hub import at_revisions
 from octavo.gpt.loading.loader import load_model, resolve_device
 from octavo.gpt.models.base import Model
 from octavo.gpt.options.checks import integer
@@ -53,8 +54,9 @@ class LLM(EncodesPrompts):
 
     generation_config: where the sampling of requests without SamplingParams is from (`get_default_sampling_params`):
     "auto" for the generation_config.json of the model, "octavo" for SamplingParams' own defaults, or a folder with such
-    a file; override_generation_config has values in place of the file's. Other arguments of vLLM's are taken where
-    they ask for nothing (`EngineOptions`).
+    a file; override_generation_config has values in place of the file's. revision, tokenizer_revision: the branch, tag
+    or commit of a name of the hub, which may also end with it: owner/name@REVISION. Other arguments of vLLM's are
+    taken where they ask for nothing (`EngineOptions`).
 
     adapters: folders of LoRA adapters in PEFT's format, or owner/name of the hub, by the names that requests give as
     `lora`; adapter: the one of requests that give none.
@@ -86,6 +88,8 @@ class LLM(EncodesPrompts):
         skip_tokenizer_init: bool = False,
         generation_config: str | Path = "auto",
         override_generation_config: dict[str, Any] | None = None,
+        revision: str | None = None,
+        tokenizer_revision: str | None = None,
         enforce_eager: bool = False,
         adapter: str | Path | None = None,
         adapters: Mapping[str, str | Path] | None = None,
@@ -103,6 +107,7 @@ class LLM(EncodesPrompts):
         weakref.finalize(self, self.thread.stop).atexit = False  # the thread's module ends what is left then
         try:
             tokenizer = None if skip_tokenizer_init else tokenizer
+            model, tokenizer = at_revisions(model, tokenizer, revision, tokenizer_revision)
             names = dtype_name(dtype), self.device.type
             loaded = self.thread.call(load_model, model, backend, *names, weights, tokenizer)
             self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy

@@ -73,7 +73,7 @@ def tokens(pieces: list[tuple[int, str]]) -> None:
     """Print the tokens of a text side by side, then their number."""
     console = PlainConsole()
     for token_id, text in pieces:
-        console.print(Text.assemble((visible(text), "cyan"), (str(token_id), "dim")), end=" ")
+        console.print(Text.assemble((visible(text), "cyan"), " ", (str(token_id), "dim")), end="  ")
     console.print(f"\n{len(pieces)} tokens")
 
 

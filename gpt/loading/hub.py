@@ -1,6 +1,7 @@
 """Model names -> files on disk: a path stands for itself, a name is fetched if need be."""
 
 from pathlib import Path
+from typing import Any
 
 from octavo.gpt.loading.fetch import GPT2_VOCABULARY, SMOLLM2, cache_dir, fetch, is_whole
 from octavo.gpt.loading.files import is_folder, is_there
@@ -37,6 +38,33 @@ def resolve(name: str, wanted: Wanted = Wanted.MODEL) -> Path:
     from octavo.gpt.loading.huggingface.download import download  # it imports the hub's library, which takes a moment
 
     return download(hub_name, wanted)
+
+
+def at_revisions(
+    model: str | Path, tokenizer: str | Path | None, revision: str | None, tokenizer_revision: str | None
+) -> tuple[str | Path, str | Path | None]:
+    """The names of a model and its tokenizer, each with the branch, tag or commit that vLLM says apart from the name.
+
+    tokenizer_revision is of the model's own repository where tokenizer is "auto". ValueError for a revision of what is
+    no name of the hub, and of a name that has another already.
+    """
+    if tokenizer_revision is not None and tokenizer is not None:
+        tokenizer = _at(model if tokenizer == "auto" else tokenizer, tokenizer_revision, "tokenizer_revision")
+    return (model if revision is None else _at(model, revision, "revision")), tokenizer
+
+
+def _at(name: str | Path, revision: Any, argument: str) -> str:
+    name = str(name)
+    given = f"{argument} is {quoted(revision)}"
+    named = None if is_there(Path(name).expanduser()) else parse(name)
+    if named is None:
+        raise ValueError(f"{given}, but {quoted(name)} is no owner/name of the Hugging Face hub")
+    if named.revision not in (None, revision):
+        raise ValueError(f"{given}, but {quoted(name)} names another")
+    whole = named._replace(revision=str(revision))
+    if not isinstance(revision, str) or not revision or parse(str(whole)) != whole:
+        raise ValueError(f"{given}, which is not a branch, tag or commit")
+    return str(whole)
 
 
 def gpt2_vocabulary() -> Path:

@@ -35,7 +35,6 @@ class EngineOptions(TypedDict, total=False):
     # What is loaded, and how. No code of a model's is ever run.
     trust_remote_code: bool
     code_revision: None
-    tokenizer_revision: None
     tokenizer_mode: Literal["auto", "hf"]
     runner: Literal["auto", "generate"]
     convert: Literal["auto", "none"]

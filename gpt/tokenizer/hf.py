@@ -69,6 +69,8 @@ def _read(path: Path) -> tokenizers.Tokenizer:
     engine: tokenizers.Tokenizer = build(str(path), lambda: tokenizers.Tokenizer.from_buffer(text))
     if dropout := getattr(engine.model, "dropout", None):
         raise ValueError(f"{path}: model dropout {dropout:g} is not supported: a text would have other ids each time")
+    engine.no_truncation()  # both are left in the file by the last training run, and would cut or fill prompts
+    engine.no_padding()
     found = _ADDED.search(text.decode("utf-8"))
     listed = json.JSONDecoder().raw_decode(text.decode("utf-8"), found.end())[0] if found else []
     _check_ids(engine, {entry["content"]: entry["id"] for entry in listed}, path)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -51,6 +52,20 @@ def on_terminal(*arguments: Any) -> str:
     os.close(ours)
     child.wait(60)
     return b"".join(pieces).decode()
+
+
+def test_the_end_of_the_process_waits_for_a_dropped_llm_to_be_freed(model):
+    program = f"""
+        import time
+        from octavo.gpt import LLM
+        class Slow:
+            def __del__(self): time.sleep(1); print("freed", flush=True)
+        llm = LLM({str(model)!r}, backend="reference")
+        llm.thread.freed_last = Slow()
+        del llm
+        time.sleep(0.3)  # its thread is past the last step"""
+    done = subprocess.run([sys.executable, "-c", dedent(program)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("freed\n", "", 0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Names to paths: what stands for itself, what is unknown, and what is a name of the Hugging Face hub."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,43 @@ def test_unknown_names(name: str) -> None:
         ValueError, match=rf"unknown model '{name}': give a folder, a .gguf file, smollm2, gpt2, gpt2-medium"
     ):
         hub.resolve(name)
+
+
+A_COMMIT = "c0ffee" * 6 + "abcd"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("own/er", "auto", None, None), ("own/er", "auto")),
+        (("own/er", None, "v1", "v2"), ("own/er@v1", None)),
+        (("own/er", "auto", A_COMMIT, None), (f"own/er@{A_COMMIT}", "auto")),
+        (("own/er@v1", "auto", "v1", "v1"), ("own/er@v1", "own/er@v1")),
+        (("own/er:Q8_0", "an/other", "feature/x", "refs/pr/1"), ("own/er:Q8_0@feature/x", "an/other@refs/pr/1")),
+        (("own/er/m.gguf", "/folder", "v1", None), ("own/er/m.gguf@v1", "/folder")),
+        (("gpt2", "auto", "main", None), ("openai-community/gpt2@main", "auto")),
+    ],
+)
+def test_revisions_apart_from_the_name(given: Any, expected: tuple[str, str | None]) -> None:
+    assert hub.at_revisions(*given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (("smollm2", "auto", "v1", None), "revision is 'v1', but 'smollm2' is no owner/name of the Hugging Face hub"),
+        ((Path(__file__), "auto", "v1", None), f"revision is 'v1', but '{__file__}' is no owner/name"),
+        (("own/er@v1", "auto", "v2", None), "revision is 'v2', but 'own/er@v1' names another"),
+        (("own/er@v1", "auto", None, "v2"), "tokenizer_revision is 'v2', but 'own/er@v1' names another"),
+        (("own/er", "dummy:gpt2", None, "v1"), "tokenizer_revision is 'v1', but 'dummy:gpt2' is no owner/name"),
+        (("own/er", "auto", "a:b", None), "revision is 'a:b', which is not a branch, tag or commit"),
+        (("own/er", "auto", "", None), "revision is '', which is not a branch, tag or commit"),
+        (("own/er", "auto", 3, None), "revision is 3, which is not a branch, tag or commit"),
+    ],
+)
+def test_revisions_of_nothing(given: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        hub.at_revisions(*given)
 
 
 def test_unknown_adapters() -> None:

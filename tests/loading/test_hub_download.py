@@ -16,9 +16,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from tiny_folder import ids_of, load_tiny, save_tiny
+from tiny_folder import CHATML, LIMITS, ids_of, load_tiny, save_tiny
 
-from octavo.gpt import SamplingParams
+from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.cli import main
 from octavo.gpt.loading.hub import resolve
 from octavo.gpt.loading.huggingface.choice import Wanted
@@ -27,6 +27,7 @@ from octavo.gpt.loading.loader import load_tokenizer
 from checkpoints import LLAMA, llama_tensors, save_folder
 from hub_server import TOKEN, Hub, serving
 
+MESSAGE = [{"role": "user", "content": "Hello"}]
 SMALL = ["config.json", "tokenizer.json", "tokenizer_config.json"]
 PARTS = [f"m-F16-0000{part}-of-00002.gguf" for part in (1, 2)]
 GGUFS = {name: name.encode() for name in ("m-Q4_K_M.gguf", "m-Q8_0.gguf", *PARTS)}
@@ -110,6 +111,20 @@ def test_revisions(hub: Hub) -> None:
     assert resolve("owner/name-GGUF/old.gguf@v1").read_bytes() == b"old"
     assert resolve(f"owner/name-GGUF@{hub.repos['owner/name-GGUF'].commit('v1')}").read_bytes() == b"old"
     assert refusal("owner/name-GGUF@v2").endswith("of the Hugging Face hub has no revision v2")
+
+
+def test_revisions_by_vllm_s_arguments(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    old = {path.name: path.read_bytes() for path in save_tiny(tmp_path / "old", chat_template="old").iterdir()}
+    hub.repos["owner/name"].revisions["v1"] = old
+    for options, name, template in (
+        ({"revision": "v1"}, "owner/name@v1", "old"),
+        ({"revision": "v1", "tokenizer_revision": "main"}, "owner/name@v1", CHATML),
+        ({"tokenizer_revision": "v1"}, "owner/name", "old"),
+    ):
+        with LLM("owner/name", backend="reference", **LIMITS, **options) as llm:
+            assert (llm.name, llm.encode_chat(MESSAGE)) == (name, llm.encode_chat(MESSAGE, chat_template=template))
+    with pytest.raises(ValueError, match="owner/name@v2 of the Hugging Face hub has no revision v2"):
+        LLM("owner/name", revision="v2")
 
 
 @pytest.mark.parametrize(

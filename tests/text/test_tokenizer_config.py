@@ -45,6 +45,19 @@ def test_an_added_token_that_ends_texts_is_special(tmp_path: Path) -> None:
     assert ours.eos_id not in ours.encode("<tool>")
 
 
+def test_the_lengths_of_a_training_run_neither_cut_nor_fill_a_text(tmp_path: Path) -> None:
+    trained = train(RULES["gpt-2"])
+    trained.post_processor = WITH_BOS
+    plain = from_folder(save(trained, tmp_path))
+    trained.enable_truncation(max_length=8)
+    trained.enable_padding(length=40, pad_id=1, pad_token="<|im_end|>")
+    ours = from_folder(save(trained, tmp_path))
+    for text in ("a", "the quick brown fox " * 20):
+        for parse_special in (False, True):
+            assert encode(text, ours, parse_special) == encode(text, plain, parse_special)
+        assert encode(text, ours) == AutoTokenizer.from_pretrained(tmp_path)(text).input_ids
+
+
 @pytest.mark.parametrize(
     ("template", "config", "add_bos"),
     [
