@@ -21,7 +21,6 @@ from octavo.bench.measuring.timing import Probe
 from octavo.bench.measuring.workloads import CHECK, Effort, GridPoint, prompts
 from octavo.bench.peers import base, registry
 from octavo.bench.peers.base import Contender, Generation, Octavo, RunSettings, UnsupportedError
-from octavo.bench.peers.formats import FORMATS
 from octavo.bench.peers.sources import ModelSource
 from octavo.bench.reporting.schema import Decode
 from octavo.bench.run import ResultLog, reason
@@ -60,12 +59,18 @@ class DecodePlan:
         """The contenders in each dtype; a peer in a format of its own runs once, whatever the dtypes of the run."""
         found: dict[Any, Entry] = {}
         for dtype in self.dtypes:
-            peers = [registry.in_format(name, dtype) if dtype in FORMATS else name for name in self.peers]
+            peers = [registry.in_precision(name, dtype) for name in self.peers]
             contenders: list[Ops | str] = [*self.backends, *(name for name in peers if name)]
             for who in contenders:
                 once = isinstance(who, str) and registry.has_own_format(who)
                 found.setdefault(who if once else (who, dtype), Entry(who, dtype))
         return list(found.values())
+
+    @property
+    def idle_peers(self) -> list[str]:
+        """The peers that have no entry: none of the run's weights is for them."""
+        used = {entry.name.partition(":")[0] for entry in self.entries}
+        return [name for name in self.peers if name.partition(":")[0] not in used]
 
     @property
     def groups(self) -> dict[str, list[Entry]]:

@@ -195,6 +195,14 @@ def test_formats_stand_beside_a_peers_same_ones():
     ]  # fmt: skip
 
 
+def test_a_peer_of_files_alone_stands_beside_them_only():
+    plan = DecodePlan(None, torch.device("cpu"), ("float32", "q8_0", "file"), (REFERENCE,), ("openvino",), (), None, 0)
+    assert plan.groups["file"] == [(REFERENCE, "file"), ("openvino:file", "file")]
+    assert [len(group) for group in plan.groups.values()] == [1, 1, 2]
+    assert plan.idle_peers == []
+    assert replace(plan, dtypes=("float32", "q8_0")).idle_peers == ["openvino"]
+
+
 def test_resume_refuses_another_commit_and_a_file_cut_short(gpt2, tmp_path, capsys):
     out = tmp_path / "out"
     command = ("decode", "--model", gpt2, "--batch", "1", "--context", "8", "--new-tokens", "3", "--output", out)
