@@ -130,7 +130,7 @@ def test_serve_and_engine_have_tables_too():
         results(scene("one by one", 9.0, 9.1), scene("together", 3.0, 3.1), run=replace(RUN, command="engine"))
     )
     assert "|  |  | together | = | 900 | 900 | 90 | 3.05 | 29.5 | 2.97 |" in text
-    with pytest.raises(ValueError, match="only a run of decode has a summary"):
+    with pytest.raises(ValueError, match="only a run of decode has a view summary"):
         render(results(served("open", 2), run=replace(RUN, command="serve")), "summary")
 
 
@@ -214,7 +214,7 @@ def test_an_empty_block_waits_for_its_results():
     assert report.refreshed(text) == text
 
 
-@pytest.mark.parametrize(("block", "message"), [("bench:gone", "no such file"), ("bench:cpu half", "summary or small")])
+@pytest.mark.parametrize(("block", "message"), [("bench:gone", "no such file"), ("bench:cpu half", "small or targets")])
 def test_a_block_that_names_nothing(block, message, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "COMMITTED", tmp_path)
     write(tmp_path / "cpu.jsonl", RUN, *GRID)
