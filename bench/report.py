@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from octavo.bench.reporting import figures, records, tables, targets
+from octavo.bench.reporting import columns, figures, records, tables, targets
 from octavo.bench.reporting.records import Results
 from octavo.bench.reporting.schema import Decode, Measured
 
@@ -191,7 +191,7 @@ def _targets(cells: Sequence[Decode]) -> str:
 
 def _rate(record: Decode, cells: Sequence[Decode]) -> str:
     if not record.passed:
-        return tables.MARKS[record.verdict]
+        return columns.MARKS[record.verdict]
     marks = f"{figures.noise(record.tpot_spread)}{'≠' if record.verdict == 'quantised' else ''}"
     ratio = figures.times(record.decode_tokens_per_s, tables.baseline_rate(cells, record))
     return f"{figures.number(record.decode_tokens_per_s)}{marks}{'' if ratio == '-' else f' ({ratio})'}"

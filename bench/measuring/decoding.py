@@ -116,7 +116,6 @@ class OpenContender:
     contender: Contender
     dtype: str  # that it was asked for
     load_s: float
-    load_peak_bytes: int | None
     memory: PeakMemory
 
 
@@ -184,7 +183,7 @@ class DecodeRun:
             for point in self.plan.points:
                 self._fail(self._about(point, name, version, entry.dtype), error)
             return None
-        return OpenContender(contender, entry.dtype, load_s, memory.peak, memory)
+        return OpenContender(contender, entry.dtype, load_s, memory)
 
     def _measure(self, point: GridPoint, opened: list[OpenContender]) -> None:
         """Check first; what passed is timed, in turns, so that whatever else the machine does meets everyone alike."""
@@ -234,7 +233,7 @@ class DecodeRun:
         assert verdict is not None
         record = replace(
             measurement.record, verdict=verdict.status, detail=verdict.detail, load_s=opened.load_s,
-            warmup_s=measurement.warmup_s, load_peak_bytes=opened.load_peak_bytes,
+            warmup_s=measurement.warmup_s,
         )  # fmt: skip
         if verdict.status != "wrong":
             record = replace(
@@ -245,7 +244,6 @@ class DecodeRun:
                 step_probe_s=measurement.step_probe_s,
                 prefill_probe_s=measurement.prefill_probe_s,
                 peak_memory_bytes=opened.memory.peak,
-                resident_bytes=None if opened.memory.peak is None else opened.memory.held,
             )
             record = replace(record, **self._shares(record, opened.contender))
         self.log.keep(record)

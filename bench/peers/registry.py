@@ -116,6 +116,11 @@ def open_peer(name: str, settings: RunSettings) -> Contender:
     return contender
 
 
+def load(name: str) -> None:
+    """Import what the peer needs."""
+    _function(PEERS[name.partition(":")[0]].adapter)
+
+
 def _function(place: str) -> Any:
     module, function = place.split(".")
     return getattr(import_module(f"octavo.bench.peers.{module}"), function)

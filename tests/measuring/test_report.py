@@ -244,10 +244,3 @@ def test_every_committed_file_of_results_has_its_table():
     page = (ROOT / "bench/results/README.md").read_text(encoding="utf-8")
     names = {f"{path.parent.name}/{path.stem}" for path in report.COMMITTED.glob("*/*.jsonl")}
     assert {match[1] for match in report.BLOCK.finditer(page)} == names
-
-
-def test_memory_of_loading_is_shown_where_it_was_measured():
-    assert "loading MB" not in render(results(record()))
-    text = render(results(record(load_peak_bytes=3 * 10**8, resident_bytes=10**8, peak_memory_bytes=2 * 10**8)))
-    assert "| memory MB | loading MB | resident MB |" in text
-    assert "| 200 | 300 | 100 |" in text
