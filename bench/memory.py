@@ -25,7 +25,8 @@ from octavo.bench.run import ResultLog, reason, run_command
 
 EXAMPLE = "python -m octavo.bench memory --weights q8_0,file --peers llama.cpp"
 FEW_LENGTHS = 10  # after which more lengths should take no more
-DEFAULTS = {"batch": "1", "context": "128", "new_tokens": 8, "effort": "quick"}  # of the one point that is answered
+NEW_TOKENS = 8
+DEFAULTS = {"batch": "1", "context": "128", "new_tokens": NEW_TOKENS, "effort": "quick"}  # of the point answered
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     plan, absent = make_plan(arguments)
     if plan.device.type != "cpu":
         raise ValueError("memory is that of a process: it needs --device cpu")
-    if arguments.lengths > (room := plan.source.config.context_size - DEFAULTS["new_tokens"]):
+    if arguments.lengths > (room := plan.source.config.context_size - NEW_TOKENS):
         raise ValueError(f"lengths {arguments.lengths} is over the {room} tokens that the model's window has room for")
 
     def work(log: ResultLog) -> None:
@@ -94,7 +95,10 @@ def measure(arguments: argparse.Namespace, number: int, about: Memory) -> Memory
         loaded_bytes=loaded if known else None, peak_bytes=memory.peak,
         resident_bytes=memory.held if known else None,
     )  # fmt: skip
-    return replace(record, grown_bytes=_grown(plan, contender, arguments.lengths)) if known else record
+    if known:
+        record = replace(record, grown_bytes=_grown(plan, contender, arguments.lengths))
+    contender.close()  # a peer's threads that run on would abort the process as it ends
+    return record
 
 
 def _grown(plan: DecodePlan, contender: Contender, lengths: int) -> int | None:

@@ -243,4 +243,4 @@ def test_the_readmes_have_not_drifted_from_the_committed_results(page):
 def test_every_committed_file_of_results_has_its_table():
     page = (ROOT / "bench/results/README.md").read_text(encoding="utf-8")
     names = {f"{path.parent.name}/{path.stem}" for path in report.COMMITTED.glob("*/*.jsonl")}
-    assert {match[1] for match in report.BLOCK.finditer(page)} == names
+    assert names <= {match[1] for match in report.BLOCK.finditer(page)}
