@@ -63,24 +63,29 @@ gpu:  ## on a CUDA device: the tests marked gpu, then every op timed beside PyTo
 bench: $(READY)  ## a laptop's grid beside the peers that are installed: tables, pictures, JSON lines
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@out=build/bench/$$(date +%Y%m%d-%H%M%S); \
-	  $(BIN)/python -m octavo.bench decode --quick --context 128,256 --dtype auto --weights q8_0 --backend auto --peers installed \
+	  $(BIN)/python -m octavo.bench decode --quick --context 128,256 --dtype auto --weights q8_0,file --backend auto --peers installed \
 	    --output $$out && \
 	  $(BIN)/python -m octavo.bench report $$out
 
 # The figures that are committed, and the README's tables of them. On an idle machine, on a clean checkout; half an hour.
+MEASURE = $(BIN)/python -m octavo.bench
+DECODE = $(MEASURE) decode --backend auto --dtype float32,bfloat16 --peers installed
 results: $(READY)  ## measure bench/results/cpu anew, make its page, its pictures and the tables of both READMEs
 	@rm -rf bench/results/cpu bench/results/cpu-gpt2
-	@$(BIN)/python -m octavo.bench decode --backend auto --dtype float32,bfloat16 --weights q8_0 --batch 1,8 --context 128,512 \
-	  --peers installed --output bench/results/cpu
-	@$(BIN)/python -m octavo.bench engine --dtype float32 --repeats 1 --output bench/results/cpu
-	@$(BIN)/python -m octavo.bench serve --output bench/results/cpu
-	@$(BIN)/python -m octavo.bench host --output bench/results/cpu
-	@$(BIN)/python -m octavo.bench ops --output bench/results/cpu
-	@$(BIN)/python -m octavo.bench decode --model dummy:gpt2 --backend auto --dtype float32,bfloat16 --weights q8_0 --batch 1,8 \
-	  --context 128 --peers installed --output bench/results/cpu-gpt2
-	@$(BIN)/python -m octavo.bench report bench/results/cpu
-	@$(BIN)/python -m octavo.bench report bench/results/cpu-gpt2
-	@$(BIN)/python -m octavo.bench report --readme README.md bench/results/README.md
+	@$(DECODE) --weights q8_0,q4_0,file --batch 1 --context 128,512,1024 --output bench/results/cpu
+	@$(DECODE) --weights q8_0,q4_0,file --batch 8 --context 128 --output bench/results/cpu --resume
+	@$(DECODE) --weights q8_0,q4_0 --model dummy:gpt2 --batch 1 --context 128,512,1024 --output bench/results/cpu-gpt2
+	@$(DECODE) --weights q8_0,q4_0 --model dummy:gpt2 --batch 8 --context 128 --output bench/results/cpu-gpt2 --resume
+	@$(MEASURE) perplexity --dtype float32,bfloat16 --weights q8_0,q4_0,file --peers installed --output bench/results/cpu
+	@$(MEASURE) memory --dtype float32,bfloat16 --weights q8_0,q4_0,file --peers installed --output bench/results/cpu
+	@$(MEASURE) engine --dtype float32 --repeats 1 --output bench/results/cpu
+	@$(MEASURE) serve --output bench/results/cpu
+	@$(MEASURE) host --output bench/results/cpu
+	@$(MEASURE) ops --output bench/results/cpu
+	@$(MEASURE) report bench/results/cpu
+	@$(MEASURE) report bench/results/cpu-gpt2
+	@$(MEASURE) report --readme README.md bench/results/README.md
+	@$(MEASURE) report --targets bench/results/cpu bench/results/cpu-gpt2
 
 bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run; ARGS="-k rope"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

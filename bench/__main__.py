@@ -16,6 +16,7 @@ COMMANDS = {  # each is a module; only the one that is asked for is imported, wi
     "serve": "load on AsyncLLM: throughput, latency, goodput",
     "engine": "prefix caching and continuous batching against doing without",
     "perplexity": "how well each format of weights predicts a text, beside llama.cpp",
+    "memory": "what each contender takes while it loads and answers, in a process of its own",
     "report": "Markdown tables and pictures of results",
     "compare": "what got slower between two runs; exit code 1 if anything did",
     "tune": "search launch configs on this GPU, print the faster ones as JSON",

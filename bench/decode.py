@@ -56,4 +56,5 @@ def make_plan(arguments: argparse.Namespace) -> tuple[DecodePlan, list[str]]:
     present, absent = options.peers(arguments.peers, device.type)
     source = open_source(arguments.model)
     points = tuple(grid_point(source.config, *size, new_tokens) for size in product(batches, contexts))
-    return DecodePlan(source, device, dtypes, backends, present, points, effort, arguments.seed), absent
+    plan = DecodePlan(source, device, dtypes, backends, present, points, effort, arguments.seed)
+    return plan, [*absent, *(f"{name} takes no weights in {', '.join(dtypes)}" for name in plan.idle_peers)]

@@ -17,6 +17,7 @@ from rich.console import Console
 from octavo.bench import options
 from octavo.bench.measuring.check import Verdict, Verifier
 from octavo.bench.measuring.workloads import Request, at_least, ordinary
+from octavo.bench.peers.formats import DENSE
 from octavo.bench.reporting.schema import VERDICTS, Scenario
 from octavo.bench.run import ResultLog, run_command
 from octavo.gpt import LLM, SamplingParams
@@ -88,7 +89,7 @@ def measure_all(plan: EnginePlan, log: ResultLog) -> None:
     blocks = max(plan.sizes.values()) * -(-plan.longest // BLOCK_SIZE)
     llm = LLM(
         plan.source.path or plan.source.name, backend=plan.backend, dtype=plan.dtype, device=plan.device.type,
-        max_model_len=plan.longest, num_blocks=blocks, block_size=BLOCK_SIZE,
+        weights=DENSE, max_model_len=plan.longest, num_blocks=blocks, block_size=BLOCK_SIZE,
     )  # fmt: skip
     judge = Verifier(plan.source, plan.dtype, plan.device, plan.seed)
     for scene in left:

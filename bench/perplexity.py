@@ -22,7 +22,7 @@ from octavo.bench.run import ResultLog, reason, run_command
 from octavo.gpt.loading.loader import load_tokenizer
 from octavo.gpt.quoting import one_line
 
-EXAMPLE = "python -m octavo.bench perplexity --weights int8 --peers llama.cpp"
+EXAMPLE = "python -m octavo.bench perplexity --weights q8_0 --peers llama.cpp"
 PROSE = Path(__file__).parent / "measuring" / "prose.txt"
 WINDOW = 512
 

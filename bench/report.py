@@ -2,8 +2,9 @@
 
 `--readme FILE ...` rewrites what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` from
 bench/results/NAME.jsonl; `<!-- bench:NAME summary -->` asks for decode tokens/s only, `<!-- bench:NAME small -->` for
-those of the shortest context and the contenders that most readers know. A run has a table of its own, so figures of a
-CPU and of a GPU never share one.
+those of the shortest context and the contenders that most readers know, `<!-- bench:NAME targets -->` for the speeds
+that are wanted beside those that were measured, as `--targets` prints them. A run has a table of its own, so figures
+of a CPU and of a GPU never share one.
 """
 
 import argparse
@@ -15,20 +16,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from octavo.bench.reporting import figures, records, tables
+from octavo.bench.reporting import columns, figures, records, tables, targets
 from octavo.bench.reporting.records import Results
 from octavo.bench.reporting.schema import Decode, Measured
 
 EXAMPLE = "python -m octavo.bench report build/bench/20260101-120000"
 COMMITTED = Path(__file__).parent / "results"
 BLOCK = re.compile(r"<!-- bench:([\w./-]+)(?: (\w+))? -->\n(.*?)<!-- /bench -->", re.DOTALL)
-VIEWS = ("full", "summary", "small")
+VIEWS = ("full", "summary", "small", "targets")
 KNOWN = ("octavo", "llama.cpp", "transformers")  # contenders of the small view, by the start of their name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, nargs="*", metavar="RESULTS", help="folders or .jsonl files")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the page (where the first results are)")
+    parser.add_argument("--targets", action="store_true", help="print the ratios to peers that are wanted, and reached")
     parser.add_argument("--readme", type=Path, nargs="+", metavar="FILE", help="rewrite the tables of these pages")
 
 
@@ -41,6 +43,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             refresh(readme, console)
         return 0
     runs = [result for path in arguments.results for result in read_all(path)]
+    if arguments.targets:
+        print_targets(runs, console)
+        return 0
     folder = arguments.output or runs[0].path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +54,15 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from None
     console.print(f"written to {page}", soft_wrap=True)
     return 0
+
+
+def print_targets(runs: Sequence[Results], console: Console) -> None:
+    """The targets beside each run of decode."""
+    runs = [results for results in runs if results.run.command == "decode"]
+    if not runs:
+        raise ValueError("targets are those of decode, and there is no run of it")
+    for results in runs:
+        console.print(render(results, "targets"), soft_wrap=True, markup=False, highlight=False)
 
 
 def read_all(path: Path) -> list[Results]:
@@ -110,7 +124,11 @@ def render(results: Results, view: str = "full") -> str:
     if not cells:
         return f"_Nothing was measured._\n\n{provenance(results)}"
     if view != "full" and not isinstance(cells[0], Decode):
-        raise ValueError(f"{results.path}: only a run of decode has a summary, this is one of {results.run.command}")
+        raise ValueError(
+            f"{results.path}: only a run of decode has a view {view}, this is one of {results.run.command}"
+        )
+    if view == "targets":
+        return f"{_targets(cells)}\n\n{provenance(results)}"
     if view == "small":
         context = min(cell.context for cell in cells)
         cells = [cell for cell in cells if cell.context == context and cell.contender.startswith(KNOWN)]
@@ -160,9 +178,20 @@ def _summary(cells: Sequence[Decode]) -> str:
     return "\n".join([_grid([header, *rows], ["---", "---", *["---:"] * len(places)]), "", note])
 
 
+def _targets(cells: Sequence[Decode]) -> str:
+    """What is wanted of each format of weights, a row a target, and whether it was reached."""
+    scores = targets.scores(cells)
+    if not scores:
+        return f"_No target is known for {tables.model(cells)}._"
+    rows = [targets.HEADER, *(score.row() for score in scores)]
+    words = [score.word for score in scores]
+    count = f"{words.count('yes')} of {len(words)} targets reached, {words.count('not measured')} not measured."
+    return f"{_grid(rows, ['---'] * len(targets.HEADER))}\n\n{count}"
+
+
 def _rate(record: Decode, cells: Sequence[Decode]) -> str:
     if not record.passed:
-        return tables.MARKS[record.verdict]
+        return columns.MARKS[record.verdict]
     marks = f"{figures.noise(record.tpot_spread)}{'≠' if record.verdict == 'quantised' else ''}"
     ratio = figures.times(record.decode_tokens_per_s, tables.baseline_rate(cells, record))
     return f"{figures.number(record.decode_tokens_per_s)}{marks}{'' if ratio == '-' else f' ({ratio})'}"

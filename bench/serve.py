@@ -19,6 +19,7 @@ from octavo.bench.measuring import workloads
 from octavo.bench.measuring.check import Verdict, Verifier, spread_rows
 from octavo.bench.measuring.load_generator import Served, ask, samples_of, serve
 from octavo.bench.measuring.workloads import Load, Request, at_least
+from octavo.bench.peers.formats import DENSE
 from octavo.bench.reporting.schema import Serve
 from octavo.bench.run import ResultLog, aside, reason, run_command
 from octavo.gpt import AsyncLLM
@@ -92,7 +93,7 @@ async def measure_all(plan: ServePlan, log: ResultLog) -> None:
         return
     llm = AsyncLLM(
         plan.source.path or plan.source.name, backend=plan.backend, dtype=plan.dtype, device=plan.device.type,
-        max_num_seqs=plan.max_num_seqs,
+        weights=DENSE, max_num_seqs=plan.max_num_seqs,
     )  # fmt: skip
     try:
         start = time.perf_counter()

@@ -21,7 +21,6 @@ from octavo.bench.measuring.timing import Probe
 from octavo.bench.measuring.workloads import CHECK, Effort, GridPoint, prompts
 from octavo.bench.peers import base, registry
 from octavo.bench.peers.base import Contender, Generation, Octavo, RunSettings, UnsupportedError
-from octavo.bench.peers.formats import FORMATS
 from octavo.bench.peers.sources import ModelSource
 from octavo.bench.reporting.schema import Decode
 from octavo.bench.run import ResultLog, reason
@@ -60,12 +59,18 @@ class DecodePlan:
         """The contenders in each dtype; a peer in a format of its own runs once, whatever the dtypes of the run."""
         found: dict[Any, Entry] = {}
         for dtype in self.dtypes:
-            peers = [registry.in_format(name, dtype) if dtype in FORMATS else name for name in self.peers]
+            peers = [registry.in_precision(name, dtype) for name in self.peers]
             contenders: list[Ops | str] = [*self.backends, *(name for name in peers if name)]
             for who in contenders:
                 once = isinstance(who, str) and registry.has_own_format(who)
                 found.setdefault(who if once else (who, dtype), Entry(who, dtype))
         return list(found.values())
+
+    @property
+    def idle_peers(self) -> list[str]:
+        """The peers that have no entry: none of the run's weights is for them."""
+        used = {entry.name.partition(":")[0] for entry in self.entries}
+        return [name for name in self.peers if name.partition(":")[0] not in used]
 
     @property
     def groups(self) -> dict[str, list[Entry]]:
@@ -111,7 +116,6 @@ class OpenContender:
     contender: Contender
     dtype: str  # that it was asked for
     load_s: float
-    load_peak_bytes: int | None
     memory: PeakMemory
 
 
@@ -179,7 +183,7 @@ class DecodeRun:
             for point in self.plan.points:
                 self._fail(self._about(point, name, version, entry.dtype), error)
             return None
-        return OpenContender(contender, entry.dtype, load_s, memory.peak, memory)
+        return OpenContender(contender, entry.dtype, load_s, memory)
 
     def _measure(self, point: GridPoint, opened: list[OpenContender]) -> None:
         """Check first; what passed is timed, in turns, so that whatever else the machine does meets everyone alike."""
@@ -229,7 +233,7 @@ class DecodeRun:
         assert verdict is not None
         record = replace(
             measurement.record, verdict=verdict.status, detail=verdict.detail, load_s=opened.load_s,
-            warmup_s=measurement.warmup_s, load_peak_bytes=opened.load_peak_bytes,
+            warmup_s=measurement.warmup_s,
         )  # fmt: skip
         if verdict.status != "wrong":
             record = replace(
@@ -240,7 +244,6 @@ class DecodeRun:
                 step_probe_s=measurement.step_probe_s,
                 prefill_probe_s=measurement.prefill_probe_s,
                 peak_memory_bytes=opened.memory.peak,
-                resident_bytes=None if opened.memory.peak is None else opened.memory.held,
             )
             record = replace(record, **self._shares(record, opened.contender))
         self.log.keep(record)

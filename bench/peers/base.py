@@ -100,12 +100,12 @@ class Octavo(Contender):
         self.name = OWN + backend.name
         self.version = metadata.version("octavo")
         self.device = settings.device
-        weights = formats.FILE if format in formats.MADE else format
+        weights = formats.FILE if format in formats.MADE else format or formats.DENSE
         self.llm = _open(
             path or settings.source.path or settings.source.name,
             backend=backend,
             dtype="auto" if format else settings.dtype,
-            weights=weights or "dense",
+            weights=weights,
             device=settings.device.type,
             # Text costs the same in every row, so a file that has no tokenizer gets the model's.
             tokenizer=(settings.source.path or settings.source.name) if format in formats.MADE else "auto",

@@ -20,7 +20,8 @@ class Peer(NamedTuple):
     variants: tuple[str, ...] = ()  # further ways to run it: `name:variant`
     formats: Mapping[str, str] = MappingProxyType({})  # of weights in a run -> the variant that stands beside ours
     prepare: str = ""  # like adapter, called before it outside all timing: makes files that later runs find
-    needs_cuda: bool = False
+    dense: bool = True  # whether it also runs the weights in a dtype of a run
+    device: str = ""  # the only kind that it runs on here
     disturbs: bool = False  # its threads do not sleep: open but idle, it slows others on a CPU
 
 
@@ -32,16 +33,22 @@ PEERS = {
     "llama.cpp": Peer(
         "llama_cpp", "pip install llama-cpp-python", "llama-cpp-python", "llamacpp.LlamaCpp",
         ("f16", "q8_0", "q4_0", "q4_1", "q4_k_m", "q5_k_m", "q6_k", "file"),
-        {name: formats.SAME_SIZE.get(name, name) for name in formats.FORMATS}, prepare="llamacpp.prepare",
+        {name: name for name in formats.FORMATS}, prepare="llamacpp.prepare",
     ),
     "ctranslate2": Peer(
         "ctranslate2", "pip install ctranslate2", "ctranslate2", "ct2.CTranslate2", ("int8",),
-        {"int8": "int8", "q8_0": "int8"},
+        {"q8_0": "int8"},
         disturbs=True,
     ),
-    "vllm": Peer("vllm", "pip install vllm", "vllm", "servers.VLLM", needs_cuda=True),
-    "sglang": Peer("sglang", "pip install sglang", "sglang", "servers.SGLang", needs_cuda=True),
+    "openvino": Peer(
+        "openvino_genai", "pip install openvino-genai", "openvino-genai", "openvino.OpenVino", (formats.FILE,),
+        {formats.FILE: formats.FILE}, dense=False, device="cpu",
+    ),
+    "vllm": Peer("vllm", "pip install vllm", "vllm", "servers.VLLM", device="cuda"),
+    "sglang": Peer("sglang", "pip install sglang", "sglang", "servers.SGLang", device="cuda"),
 }  # fmt: skip
+
+DEVICES = {"cpu": "a CPU", "cuda": "a CUDA device"}
 
 
 def check_name(name: str) -> None:
@@ -60,8 +67,8 @@ def missing(name: str, device_type: str) -> str | None:
     peer = PEERS[base]
     if find_spec(peer.module) is None:
         return f"{base} is not installed: {peer.install}"
-    if peer.needs_cuda and device_type != "cuda":
-        return f"{base} needs a CUDA device"
+    if peer.device not in ("", device_type):
+        return f"{base} runs on {DEVICES[peer.device]} here"
     return None
 
 
@@ -80,12 +87,14 @@ def disturbs(name: str) -> bool:
     return PEERS[name.partition(":")[0]].disturbs
 
 
-def in_format(name: str, format: str) -> str | None:
-    """The name of the peer, or of its variant, with weights in a run's format; None where there is none."""
+def in_precision(name: str, precision: str) -> str | None:
+    """The name of the peer, or of its variant, in a run's dtype or format of weights; None where there is none."""
+    if precision not in formats.FORMATS:
+        return name if ":" in name or PEERS[name].dense else None
     if has_own_format(name):
         return name
     peer = PEERS.get(name)  # none for a variant
-    return f"{name}:{peer.formats[format]}" if peer and format in peer.formats else None
+    return f"{name}:{peer.formats[precision]}" if peer and precision in peer.formats else None
 
 
 def installed(device_type: str) -> list[str]:
@@ -105,6 +114,11 @@ def open_peer(name: str, settings: RunSettings) -> Contender:
     contender: Contender = _function(PEERS[base].adapter)(settings, variant)
     contender.name = name
     return contender
+
+
+def load(name: str) -> None:
+    """Import what the peer needs."""
+    _function(PEERS[name.partition(":")[0]].adapter)
 
 
 def _function(place: str) -> Any:

@@ -13,11 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from octavo.bench.reporting.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Decode, Run, derived
+from octavo.bench.reporting.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Run, derived
 
-ADDED: dict[type, dict[str, Any]] = {  # fields that files of earlier versions lack
-    Run: {"neighbours": 0}, Decode: {"load_peak_bytes": None, "resident_bytes": None},
-}  # fmt: skip
+ADDED: dict[type, dict[str, Any]] = {Run: {"neighbours": 0}}  # fields that files of earlier versions lack
 
 
 @dataclass(frozen=True)

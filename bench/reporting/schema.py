@@ -19,7 +19,7 @@ PASSED = VERDICTS[:3]
 class Run:
     """Where, when and with what the lines below it were measured."""
 
-    command: str  # that measured: decode, ops, host, serve, engine or perplexity
+    command: str  # that measured: decode, ops, host, serve, engine, perplexity or memory
     command_line: str
     date: str  # UTC, ISO 8601
     seed: int
@@ -128,8 +128,6 @@ class Decode(Measured):
     step_probe_s: list[float] = field(default_factory=list)  # fixed work before each repeat, like a decode step
     prefill_probe_s: list[float] = field(default_factory=list)  # and like a prefill
     peak_memory_bytes: int | None = None  # the contender's own, while it answered the checked prompts
-    load_peak_bytes: int | None = None  # the most that the contender held while it opened
-    resident_bytes: int | None = None  # that it kept after the first pass
     step_bytes: int | None = None  # weights and cache that one step must read
     bandwidth_share: float | None = None  # step_bytes / tpot_median_s, of the run's bandwidth
     compute_share: float | None = None  # FLOPs of a step / tpot_median_s, of the run's matmul rate
@@ -300,12 +298,38 @@ class Perplexity(Measured):
         return None if self.nll is None else exp(self.nll)
 
 
+@dataclass(frozen=True)
+class Memory(Measured):
+    """What one contender takes in a process of its own, beyond what the process held before it opened."""
+
+    KEY = ("model", "contender", "dtype", "num_lengths")
+    WHO = ("contender", "dtype")
+    PLACE = ("model",)
+
+    model: str
+    dummy: bool
+    contender: str  # octavo:<backend>, or a peer
+    version: str
+    dtype: str  # of weights and arithmetic, or a format of weights
+    num_lengths: int  # prompts of so many lengths were answered at the end
+    verdict: str  # same or quantised weights; or failed, unsupported
+    detail: str
+    load_s: float | None = None  # opening the model, imports apart
+    weights_bytes: int | None = None  # of the weights that a step reads, in their format
+    load_peak_bytes: int | None = None  # the most that was held while it opened
+    loaded_bytes: int | None = None  # that it kept then
+    peak_bytes: int | None = None  # the most that was held while it answered
+    resident_bytes: int | None = None  # that it kept then
+    grown_bytes: int | None = None  # kept from the tenth length to the last; None where there were no more than ten
+
+
 KINDS: dict[str, type[Any]] = {
     "run": Run, "decode": Decode, "op": Op, "host": Host, "serve": Serve, "engine": Scenario,
-    "perplexity": Perplexity,
+    "perplexity": Perplexity, "memory": Memory,
 }  # fmt: skip
 KIND_OF = {  # a command's lines
     "decode": "decode", "ops": "op", "host": "host", "serve": "serve", "engine": "engine", "perplexity": "perplexity",
+    "memory": "memory",
 }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Tables: one list of columns for each kind of record, shown by the terminal and by Markdown alike."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,60 +8,14 @@ from rich import box, table
 from rich.text import Text
 
 from octavo.bench.peers.formats import SAME_SIZE
+from octavo.bench.reporting.columns import CHECK, MARKS, Column, Table, place, words
 from octavo.bench.reporting.figures import milliseconds, noise, number, percent, times
 from octavo.bench.reporting.records import latest
-from octavo.bench.reporting.schema import Decode, Host, Measured, Op, Perplexity, Run, Scenario, Serve
+from octavo.bench.reporting.schema import Decode, Host, Measured, Memory, Op, Perplexity, Run, Scenario, Serve
 
-MARKS = {"same": "=", "rounding": "≈", "quantised": "≠", "wrong": "✗", "failed": "✗", "unsupported": "-"}
 TARGETS = {1: (60, 30), 64: (150, 80), 256: (400, 200)}  # microseconds of a host's step: wanted, and hoped for
 LLAMACPP = "llama.cpp"
 ROOM = 175  # a narrower terminal goes without the minor columns
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading, and a record's text below it. A figure is shown only where the record's check passed."""
-
-    name: str
-    text: Callable[[Any], str]
-    is_figure: bool = True
-    is_minor: bool = False  # left out of a narrow terminal
-    is_place: bool = False  # one of the first columns, left blank where the row above says the same
-
-    def cell(self, record: Measured) -> str:
-        return self.text(record) if record.passed or not self.is_figure else "-"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Records of one kind under their columns."""
-
-    title: str
-    legend: str
-    columns: Sequence[Column]
-    records: Sequence[Any]
-
-    @property
-    def caption(self) -> str:
-        return f"{self.title}. {self.legend}"
-
-    def rows(self) -> list[list[str]]:
-        return [[column.cell(record) for column in self.columns] for record in self.records]
-
-    def sparse_rows(self) -> list[list[str]]:
-        """The rows, without the places that are those of the row above."""
-        places = [column.is_place for column in self.columns].index(False)
-        shown, above = [], [""] * places
-        for row in self.rows():
-            same = next((i for i in range(places) if row[i] != above[i]), places)
-            shown.append([""] * same + row[same:])
-            above = row
-        return shown
-
-
-words = partial(Column, is_figure=False)
-place = partial(Column, is_figure=False, is_place=True)
-CHECK = words("check", lambda record: MARKS[record.verdict])
 
 
 def table_of(records: Sequence[Any]) -> Table:
@@ -90,7 +43,6 @@ def decode_table(records: Sequence[Decode]) -> Table:
         *_beside_llamacpp(records),
         Column("of bandw.", lambda record: percent(record.bandwidth_share)),
         Column("memory MB", lambda record: number(record.peak_memory_bytes, 1e-6), is_minor=True),
-        *_memory(records),
     ]
     legend = (
         "check: = the reference's greedy tokens; ≈ tokens that differ by rounding only; ≠ quantised, so other tokens; "
@@ -100,17 +52,6 @@ def decode_table(records: Sequence[Decode]) -> Table:
         "of bandw.: bytes of weights and cache that a step must read, of the measured bandwidth."
     )
     return Table(model(records), legend, columns, records)
-
-
-def _memory(records: Sequence[Decode]) -> list[Column]:
-    """The most held while loading and what stays, where a run has measured them."""
-    fields = {"loading MB": "load_peak_bytes", "resident MB": "resident_bytes"}
-
-    def megabytes(field: str, record: Decode) -> str:
-        return number(getattr(record, field), 1e-6)
-
-    measured = {n: f for n, f in fields.items() if any(getattr(record, f) is not None for record in records)}
-    return [Column(name, partial(megabytes, field), is_minor=True) for name, field in measured.items()]
 
 
 def _has_llamacpp(records: Sequence[Decode]) -> bool:
@@ -249,9 +190,39 @@ def perplexity_table(records: Sequence[Perplexity]) -> Table:
     )
 
 
+def memory_table(records: Sequence[Memory]) -> Table:
+    def megabytes(name: str, field: str) -> Column:
+        return Column(name, lambda record: number(getattr(record, field), 1e-6))
+
+    def times_weights(field: str) -> Column:
+        return Column("x weights", lambda record: times(getattr(record, field), record.weights_bytes))
+
+    grown = [megabytes("grown MB", "grown_bytes")] if any(record.grown_bytes is not None for record in records) else []
+    columns = [
+        words("contender", lambda record: record.contender),
+        words("weights", lambda record: record.dtype),
+        CHECK,
+        megabytes("weights MB", "weights_bytes"),
+        Column("load s", lambda record: number(record.load_s)),
+        megabytes("loading MB", "load_peak_bytes"),
+        times_weights("load_peak_bytes"),
+        megabytes("loaded MB", "loaded_bytes"),
+        megabytes("answering MB", "peak_bytes"),
+        megabytes("resident MB", "resident_bytes"),
+        times_weights("resident_bytes"),
+        *grown,
+    ]
+    legend = (
+        "Each in a process of its own, beyond what that held before. check: = the model's own weights; ≠ quantised. "
+        "weights: bytes that a step reads. loading, answering: the most that was held. loaded, resident: what was kept "
+        "after it. grown: kept from the tenth length of a prompt to the last."
+    )
+    return Table(f"{model(records)}: memory", legend, columns, records)
+
+
 TABLES: dict[type, Callable[[Sequence[Any]], Table]] = {
     Decode: decode_table, Op: op_table, Host: host_table, Serve: serve_table, Scenario: engine_table,
-    Perplexity: perplexity_table,
+    Perplexity: perplexity_table, Memory: memory_table,
 }  # fmt: skip
 
 
@@ -320,8 +291,14 @@ def _perplexity_headline(record: Perplexity) -> Sequence[Any]:
     return ((f"{record.perplexity:9.3f} perplexity", "bold"),)
 
 
+def _memory_headline(record: Memory) -> Sequence[Any]:
+    loading, kept = number(record.load_peak_bytes, 1e-6), number(record.resident_bytes, 1e-6)
+    return ((f"{kept:>9} MB resident", "bold"), f"  {loading} MB while loading")
+
+
 HEADLINES: dict[type, Callable[[Any], Sequence[Any]]] = {
     Decode: _decode_headline, Serve: _serve_headline, Perplexity: _perplexity_headline,
+    Memory: _memory_headline,
 }  # fmt: skip
 
 

@@ -80,8 +80,6 @@ def test_weights_of_one_byte_are_marked_as_other_weights(model, tmp_path):
     assert {cell.verdict for cell in own} <= {"same", "quantised"}
     whole = next(cell for cell in results.cells if (cell.contender, cell.dtype) == ("octavo:cpu", "float32"))
     assert next(cell for cell in own if cell.passed).step_bytes < whole.step_bytes / 2
-    if whole.peak_memory_bytes is not None:
-        assert min(whole.load_peak_bytes, whole.resident_bytes) > 0
 
 
 def test_a_format_that_there_are_no_products_for_is_one_line(model, tmp_path, monkeypatch):
@@ -193,6 +191,14 @@ def test_formats_stand_beside_a_peers_same_ones():
         [(dense, "float32"), (llama, "float32")], [(dense, "q4_0"), (f"{llama}:q4_0", "q4_0")],
         [(dense, "q8_0"), (f"{llama}:q8_0", "q8_0")], [(dense, "file"), (f"{llama}:file", "file")],
     ]  # fmt: skip
+
+
+def test_a_peer_of_files_alone_stands_beside_them_only():
+    plan = DecodePlan(None, torch.device("cpu"), ("float32", "q8_0", "file"), (REFERENCE,), ("openvino",), (), None, 0)
+    assert plan.groups["file"] == [(REFERENCE, "file"), ("openvino:file", "file")]
+    assert [len(group) for group in plan.groups.values()] == [1, 1, 2]
+    assert plan.idle_peers == []
+    assert replace(plan, dtypes=("float32", "q8_0")).idle_peers == ["openvino"]
 
 
 def test_resume_refuses_another_commit_and_a_file_cut_short(gpt2, tmp_path, capsys):

@@ -5,14 +5,18 @@ import sys
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from octavo.bench.measuring.check import Verifier
+from octavo.bench.measuring.workloads import GridPoint, prompts
 from octavo.bench.peers import registry
 from octavo.bench.peers.base import RunSettings, UnsupportedError
 from octavo.bench.peers.export_gguf import write_gguf
 from octavo.bench.peers.export_hf import network
 from octavo.bench.peers.sources import open_source, plain_model
+from octavo.bench.reporting.schema import PASSED
 from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
 from octavo.gpt.models.rope import RopeScaling, deinterleave_rows, interleave_rows
@@ -161,8 +165,9 @@ def test_what_is_not_installed_is_one_plain_line(monkeypatch):
     assert registry.installed("cpu") == []
     assert registry.missing("llama.cpp:q8_0", "cpu") == "llama.cpp is not installed: pip install llama-cpp-python"
     monkeypatch.setattr(registry, "find_spec", lambda name: object())
-    assert registry.missing("vllm", "cpu") == "vllm needs a CUDA device"
-    assert registry.installed("cpu") == ["transformers", "llama.cpp", "ctranslate2"]
+    assert registry.missing("vllm", "cpu") == "vllm runs on a CUDA device here"
+    assert registry.missing("openvino", "cuda") == "openvino runs on a CPU here"
+    assert registry.installed("cpu") == ["transformers", "llama.cpp", "ctranslate2", "openvino"]
 
 
 class Told:
@@ -225,3 +230,73 @@ def test_offline_engines_are_asked_in_their_own_words(name, engine, fake, folder
     assert first == [prompt[::-1] for prompt in PROMPTS]
     assert second == PROMPTS
     contender.close()
+
+
+def fake_openvino(path, seconds):
+    """Stands for LLMPipeline, and answers as our own engine does; steps take those seconds."""
+
+    def init(self, name, device, INFERENCE_NUM_THREADS):
+        assert (name, device, INFERENCE_NUM_THREADS) == (str(path), "CPU", 1)
+        self.told = Told(name, "float32")
+
+    def generate(self, inputs, config):
+        plain = {"ignore_eos": True, "do_sample": False, "apply_chat_template": False}
+        assert {name: config.pop(name) for name in plain} == plain
+        ids, mask = inputs
+        assert ids.shape == mask.shape
+        tokens = self.told.answer(ids.tolist(), temperature=0, tokens=config.pop("max_new_tokens"))
+        assert not config
+        times = np.cumsum([100, *seconds[1:]]) * 1e3
+        raw = SimpleNamespace(m_batch_sizes=[len(ids)] * len(times), m_times_to_first_token=[seconds[0] * 1e6],
+                              m_new_token_times=times.tolist())  # fmt: skip
+        return SimpleNamespace(tokens=tokens, perf_metrics=SimpleNamespace(raw_metrics=raw))
+
+    genai, core = ModuleType("openvino_genai"), ModuleType("openvino")
+    genai.__version__ = "2026.4.1.0-3408-abc"
+    genai.LLMPipeline = type("LLMPipeline", (), {"__init__": init, "generate": generate})
+    genai.GenerationConfig, genai.TokenizedInputs, core.Tensor = dict, lambda *pair: pair, np.asarray
+    return {"openvino_genai": genai, "openvino": core}
+
+
+@pytest.fixture
+def _openvino_anew():
+    """The module that imports it is no other test's."""
+    sys.modules.pop("octavo.bench.peers.openvino", None)
+    yield
+    sys.modules.pop("octavo.bench.peers.openvino", None)
+
+
+@pytest.mark.usefixtures("_openvino_anew")
+def test_openvino_is_asked_in_its_own_words(tmp_path, monkeypatch):
+    seconds = [0.5, *(0.01 * step for step in range(1, NEW_TOKENS))]
+    model = plain_model(open_source(str(checkpoint(tmp_path / "llama", "llama"))), "float32", CPU)
+    write_gguf(model, tmp_path / "model.gguf", "float32")
+    for name, module in fake_openvino(tmp_path / "model.gguf", seconds).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    contender = registry.open_peer("openvino:file", settings(tmp_path / "model.gguf"))
+    answer = contender.generate(PROMPTS, NEW_TOKENS)
+    with torch.inference_mode():
+        best = logits(model).view(len(PROMPTS), -1, model.config.vocab_size)[:, -1].argmax(-1).tolist()
+    assert [tokens[0] for tokens in answer.tokens] == best
+    assert [answer.ttft_s, *answer.step_s] == pytest.approx(seconds)
+    assert (contender.version, contender.dtype, contender.same_weights) == ("2026.4.1.0", "file", False)
+    assert contender.weight_bytes == pytest.approx(4, rel=0.02)
+    with pytest.raises(UnsupportedError, match="ask for --weights file"):
+        registry.open_peer("openvino", settings(tmp_path / "model.gguf"))
+    with pytest.raises(UnsupportedError, match="llama is no GGUF file"):
+        registry.open_peer("openvino:file", settings(tmp_path / "llama"))
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_openvino_reads_the_file_as_we_do(smollm2_path):
+    if reason := registry.missing("openvino", "cpu"):
+        pytest.skip(reason)
+    source = open_source(str(smollm2_path))
+    verifier = Verifier(source, "float32", CPU, seed=0)
+    contender = registry.open_peer("openvino:file", RunSettings(source, "float32", CPU, 1, 3, 64))
+    point = GridPoint(3, 32, 32, 8)
+    questions = prompts(source.config, point, 0, 0)
+    answer = contender.generate(questions, point.new_tokens)
+    assert [len(tokens) for tokens in answer.tokens] == [point.new_tokens] * 3
+    assert verifier.check(questions, answer.tokens, same_weights=False).status in PASSED

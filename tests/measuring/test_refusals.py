@@ -25,6 +25,7 @@ MEASURING = {
     "serve": ("--model", "{model}", "--rate", "none", "--callers", "1", "--requests", "1", "--mix", "fixed:4:3"),
     "engine": ("--model", "{model}", "--scene", "prefix", "--requests", "2", "--prefix", "4", "--repeats", "1"),
     "perplexity": ("--model", "{model}", "--window", "16"),
+    "memory": ("--model", "{model}", "--context", "16"),
 }
 READING = ("report", "compare")
 

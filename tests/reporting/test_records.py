@@ -48,7 +48,7 @@ SPOILS = {
     "another schema": ("is of schema 'octavo.bench/9', this version reads", {"schema": "octavo.bench/9"}),
     "no schema": ("is of schema None", {"schema": "gone"}),
     "unknown kind": (
-        "kind must be one of run, decode, op, host, serve, engine, perplexity, not 'sleep'",
+        "kind must be one of run, decode, op, host, serve, engine, perplexity, memory, not 'sleep'",
         {"kind": "sleep"},
     ),
     "a kind that is a list": ("kind must be one of", {"kind": [1]}),
