@@ -12,7 +12,6 @@ integers and scores are float64. Whatever computes the sampling ops, in any orde
 token.
 """
 
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.activations import ACTIVATIONS, check_activation
 from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, philox, weights_q44
 from octavo.kernels.weights import UnreadWeight, Weight, dequantise, quantise
 
@@ -114,23 +114,6 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: st
     weight `[out_features, in_features]` in any format, activation None or a name in `ACTIVATIONS`.
     """
     return ACTIVATIONS[check_activation(activation)](F.linear(x, dequantise(weight, x.dtype), bias))
-
-
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda x: x,
-    "gelu": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_erf": F.gelu,
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-    "silu": F.silu,
-}
-
-
-def check_activation(activation: str | None) -> str | None:
-    """The name itself; ValueError where `linear` knows no such activation."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, not {activation!r}")
-    return activation
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:

@@ -8,12 +8,12 @@ from the reference by rounding only; with blocks of bytes or nibbles x is rounde
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.activations import ACTIVATIONS, check_activation
 from octavo.kernels.cpu.panels.formats import LAYOUTS
 from octavo.kernels.cpu.panels.pack import DENSE, Panels, empty_panels, pack_blocks, pack_dense
 from octavo.kernels.cpu.panels.product import product, stacked_product
 from octavo.kernels.cpu.panels.tile import WIDTH
 from octavo.kernels.cpu.vector_ir import LANES
-from octavo.kernels.reference import ACTIVATIONS, check_activation
 from octavo.kernels.weights import BlockWeight, Stacked, UnreadWeight, Weight, dequantise, quantise
 
 PART = 2**21  # values of a weight that are read and packed at once

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.kernels.reference import ACTIVATIONS
+from octavo.kernels.activations import ACTIVATIONS
 from octavo.kernels.testing.case import Arguments, Case
 from octavo.kernels.testing.inputs import FLOATS, noise, strided
 from octavo.kernels.weights import FORMATS

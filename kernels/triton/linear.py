@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.reference import check_activation
+from octavo.kernels.activations import check_activation
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.activation import gelu, silu
 from octavo.kernels.triton.checks import check_alike, check_matrix, dense_weight
