@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from blocks import random_blocks
 
 from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.models.base import Linear
@@ -18,6 +17,8 @@ from octavo.kernels.cpu.linear import linear, pack
 from octavo.kernels.cpu.panels.pack import Panels
 from octavo.kernels.testing.numerics import assert_within
 from octavo.kernels.weights import BLOCK_FORMATS, FORMATS, dequantise, round_activations
+
+from checkpoints import random_blocks
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(96, 64), (257, 96), (33, 320), (40, 32), (70, 2080)]

@@ -9,9 +9,10 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from blocks import random_blocks
 from safetensors.torch import save_file
 from torch import Tensor
+
+from octavo.kernels.weights import BLOCK_FORMATS, BlockWeight, Weight, quantise
 
 GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 31, "n_positions": 10, "n_embd": 12,
@@ -180,3 +181,21 @@ def raw_safetensors(path: Path, header: Any, data: bytes = b"") -> Path:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
+
+
+SCALES = {"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}  # bytes of a block where a float16 begins
+
+
+def random_blocks(out_features: int, in_features: int, format: str) -> Weight:
+    """A weight of normal numbers, or of random bits with small scales where the package cannot quantise.
+
+    in_features grows to whole blocks.
+    """
+    values, size, from_dense = BLOCK_FORMATS[format]
+    blocks = -(-in_features // values)
+    if from_dense:
+        return quantise(torch.randn(out_features, values * blocks), format)
+    raw = torch.randint(0, 256, (out_features, blocks, size), dtype=torch.uint8)
+    for place in SCALES[format]:
+        raw[..., place : place + 2] = (0.01 * torch.randn(out_features, blocks, 1)).half().view(torch.uint8)
+    return BlockWeight(raw.flatten(1), format)

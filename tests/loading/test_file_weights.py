@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import random_blocks
 from torch import Tensor
 
 from octavo.gpt import LLM, SamplingParams
@@ -26,6 +25,7 @@ from checkpoints import (
     gpt2_shapes,
     llama_gguf_tensors,
     llama_shapes,
+    random_blocks,
     random_tensors,
     save_folder,
     save_gguf,
