@@ -81,6 +81,7 @@ class Ops:
     formats: frozenset[str] = frozenset(BLOCK_FORMATS)  # of weights that the products take, besides dense ones
     keeps_blocks: bool = False  # whether weights stay in a file's blocks where nobody asks for another format
     products: Callable[[Sequence[str], torch.dtype], str] | None = None  # of formats with x of a dtype, in a few words
+    compile: Callable[[torch.dtype, str | None], object] | None = None  # ahead of the first step, while a model loads
     capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None  # of a function: its CPU graph
     capturable: frozenset[Callable[..., Any]] = frozenset()  # functions that `with_syncs` has declared free of syncs
 
@@ -99,7 +100,7 @@ class Ops:
         return replace(self, capturable=self.capturable - set(functions.values()) | free)
 
 
-NO_OPS = "name", "formats", "keeps_blocks", "products", "capture", "capturable"
+NO_OPS = "name", "formats", "keeps_blocks", "products", "compile", "capture", "capturable"
 OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 _functions: dict[str, Any] = {name: getattr(reference, name) for name in OP_NAMES}

@@ -74,6 +74,7 @@ def load_model(
     number_type = resolve_dtype(dtype, place)
     if str(name).startswith(DUMMY):
         _require_no_file(weights, str(name))
+        _compile(ops, number_type, weights)
         model = _random(str(name), ops, number_type, place)
         chosen, source = _chosen(tokenizer, lambda: _dummy_tokenizer(str(name))), None
     else:
@@ -82,6 +83,7 @@ def load_model(
         if not checkpoint.keeps_blocks:
             _require_no_file(weights, str(source))
         keeps = checkpoint.keeps_blocks and (weights == "file" or (weights == "auto" and ops.keeps_blocks))
+        _compile(ops, number_type, "file" if keeps else weights)
         model = _read(checkpoint, ops, number_type, place, ops.formats if keeps else None)
     model.requires_grad_(False)
     model.eval()
@@ -99,6 +101,12 @@ def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str]:
     if (weights in FORMATS and weights not in ops.formats) or (weights == "file" and not ops.formats):
         raise ValueError(f"weights {weights} are not for backend {ops.name}, which takes dense ones: use backend cpu")
     return dtype, weights
+
+
+def _compile(ops: Ops, dtype: torch.dtype, weights: str) -> None:
+    """Start to compile what the model will need; the formats of a file's own blocks are not known yet."""
+    if ops.compile is not None:
+        ops.compile(dtype, {"file": None}.get(weights, weights if weights in FORMATS else str(dtype).partition(".")[2]))
 
 
 def _require_no_file(weights: str, name: str) -> None:

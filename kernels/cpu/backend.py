@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from octavo.kernels.cpu.activation import gelu_mul, silu_mul
 from octavo.kernels.cpu.attention.ops import causal_attention, paged_attention
+from octavo.kernels.cpu.compiling.needed import start
 from octavo.kernels.cpu.embed import embed
 from octavo.kernels.cpu.graph import capture
 from octavo.kernels.cpu.kv_cache import write_kv
@@ -34,6 +35,7 @@ CPU = replace(
     sample=sample,
     lm_head_sample=lm_head_sample,
     top_logprobs=top_logprobs,
+    compile=start,
     capture=capture,
     formats=frozenset(BLOCK_FORMATS.keys() & SIZES.keys()),
     keeps_blocks=True,

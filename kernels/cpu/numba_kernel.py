@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -109,6 +110,7 @@ class Kernel:
         self._pointers = tuple(POINTERS[kind] for kind in kinds if kind in POINTERS)
         self._struct = struct.Struct(re.sub(f"[{''.join(POINTERS)}]", "q", kinds))
         self._compiled: dict[torch.dtype, Any] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, dtype: torch.dtype, work: int, *arguments: Tensor | int | float) -> None:
         """Run on values of that dtype; `work`: how many of them are touched, about.
@@ -122,8 +124,7 @@ class Kernel:
 
     def prepare(self, dtype: torch.dtype, work: int, *arguments: Tensor | int | float) -> Launch:
         """Return what `__call__` runs."""
-        if dtype not in self._compiled:
-            self._compile(dtype)
+        self.compile(dtype)
         num_threads = 1 if work <= SERIAL_LIMIT else torch.get_num_threads()
         return Launch(self._compiled[dtype].address, self._pack(dtype, arguments), num_threads, arguments)
 
@@ -138,8 +139,14 @@ class Kernel:
         given = ", ".join(str(a.dtype) if isinstance(a, Tensor) else type(a).__name__ for a in arguments)
         raise TypeError(f"{self.function.__name__} takes ({self.layout}) with values of {dtype}, not ({given})")
 
-    def _compile(self, dtype: torch.dtype) -> None:
-        self._compiled[dtype] = compile_kept(self.function, types.void(types.CPointer(DTYPES[dtype])), FASTMATH_REASSOC)
+    def compile(self, dtype: torch.dtype) -> None:
+        """Be ready for values of that dtype; threads that ask at once wait for one of them."""
+        if dtype in self._compiled:
+            return
+        with self._lock:
+            if dtype not in self._compiled:
+                signature = types.void(types.CPointer(DTYPES[dtype]))
+                self._compiled[dtype] = compile_kept(self.function, signature, FASTMATH_REASSOC)
 
 
 def compile_kept(function: Callable[..., Any], signature: Any, fastmath: Any = False) -> Any:

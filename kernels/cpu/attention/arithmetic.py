@@ -152,7 +152,7 @@ def _widened(builder: Any, kind: Any, values: Any) -> Any:
     if kind is vi.F32:
         return values
     if kind is vi.F16:
-        return builder.fpext(builder.bitcast(values, vi.vector(vi.F16, lanes)), vi.vector(vi.F32, lanes))
+        return vi.widened(builder, builder.bitcast(values, vi.vector(vi.F16, lanes)))
     words = builder.zext(values, vi.vector(vi.I32, lanes))
     return builder.bitcast(builder.shl(words, vi.constant(vi.I32, 16, lanes)), vi.vector(vi.F32, lanes))
 
@@ -321,7 +321,7 @@ def _narrowed(builder: Any, kind: Any, values: Any) -> Any:
     if kind is vi.F32:
         return values
     if kind is vi.F16:
-        return builder.fptrunc(values, vi.vector(vi.F16, lanes))
+        return vi.narrowed(builder, values)
     number = lambda value: vi.constant(vi.I32, value, lanes)  # noqa: E731
     bits = builder.bitcast(values, vi.vector(vi.I32, lanes))
     is_odd = builder.and_(builder.lshr(bits, number(16)), number(1))
@@ -336,9 +336,7 @@ def _for(write: Callable[..., None], kind: Any) -> Callable[..., None]:
 
 # One of each for every dtype of stored values, by the name of the dtype.
 LAYOUTS: dict[Callable[..., None], str] = {pack_keys: "qqq", pack_values: "qqqqq", load_rows: "qqqqqd", finish: "qqq"}
-KINDS = {"float32": vi.F32, "bfloat16": vi.BF16}
-if any(map(vi.has_feature, ("f16c", "avx512f", "neon", "fp-armv8"))):  # LLVM would call functions that do not exist
-    KINDS["float16"] = vi.F16
+KINDS = {"float32": vi.F32, "bfloat16": vi.BF16, "float16": vi.F16}
 STORED = {
     name: [add(f"{write.__name__}_{name}", layout, _for(write, kind)) for write, layout in LAYOUTS.items()]
     for name, kind in KINDS.items()

@@ -80,6 +80,4 @@ def _attend(
 def _routines(dtype: torch.dtype) -> list[int]:
     """The addresses of `piece.Routines`."""
     found, name = addresses(), str(dtype).removeprefix("torch.")
-    if name not in STORED:
-        raise RuntimeError(f"this CPU has no instructions for {name}: choose dtype float32 or bfloat16")
     return [found[each] for each in (product, cap, soften, fold, *STORED[name])]
