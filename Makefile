@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-kernels families fuzz real check codegen gpu bench bench-ops results clean
+.PHONY: help demo test test-slow test-kernels test-portable families fuzz real check codegen gpu bench bench-ops results clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -24,6 +24,14 @@ test-kernels: $(READY)  ## the kernels alone, in Triton's interpreter, or on the
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
 	  -m "not codegen" tests/ops tests/backends tests/sampling tests/models/test_exactness.py tests/models/test_triton_model.py
 
+# As on processors that have less than this one. Compiled anew each time: twice five minutes on two cores.
+PORTABLE := "haswell +sse4.2,+avx,+avx2,+fma,+f16c,+popcnt" "generic"
+test-portable: $(READY)  ## the cpu backend as on a CPU with AVX2, and on one with SSE2 alone
+	@for target in $(PORTABLE); do set -- $$target; echo "octavo: tests/cpu on $$1 $$2"; \
+	  NUMBA_CPU_NAME=$$1 NUMBA_CPU_FEATURES=$$2 PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+	    -n auto --maxprocesses 8 --dist loadfile -m "not codegen and not gpu and not slow and not model" \
+	    tests/cpu tests/backends/test_outside_package.py || exit 1; done
+
 families: $(READY)  ## every model family on every backend, against transformers
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 tests/models/test_families.py
 
@@ -41,9 +49,10 @@ check: $(READY) build/types  ## ruff, format, mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy build/types/octavo
 
-codegen: $(READY)  ## compile every config of the launch table for named GPUs, with no GPU
+codegen: $(READY)  ## compile every config of the launch table for named GPUs, with no GPU, and the tiles for named CPUs
 	@$(BIN)/python -m pytest -q -m codegen
 	@$(BIN)/python -m octavo.kernels.codegen
+	@$(BIN)/python -m octavo.kernels.codegen.cpu_tiles
 
 # On a machine with a GPU, in whatever environment holds torch, triton, pytest and an editable install: no set-up, no network.
 gpu:  ## on a CUDA device: the tests marked gpu, then every op timed beside PyTorch's

@@ -23,6 +23,7 @@ from octavo.bench.reporting.schema import Op
 from octavo.bench.run import ResultLog, reason, run_command
 from octavo.gpt.loading.loader import DTYPES
 from octavo.kernels.ops import REFERENCE, Ops
+from octavo.kernels.testing.case import WITH_WEIGHT
 
 EXAMPLE = "python -m octavo.bench ops --model dummy:gpt2 --only paged_attention,linear"
 SECONDS = {"cpu": 0.15, "cuda": 0.05}  # timed for each op, at least
@@ -112,9 +113,6 @@ def _timed(
         return status, detail, measure(partial(call, *arguments), device, SECONDS[device.type])
     except Exception as error:
         return "failed", reason(error), []
-
-
-WITH_WEIGHT = ("linear", "lm_head_sample")  # ops whose second argument is a weight
 
 
 def ready(ops: Ops, case: Case, arguments: Arguments) -> Callable[..., Any]:

@@ -39,10 +39,11 @@ class LLM(EncodesPrompts):
     """A model, its cache and an engine.
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
-    "auto" is triton on CUDA, else the fastest that runs here. dtype: of activations and cached values. weights: the
-    format of the products' weights: "q8_0", "q4_0", "q4_1", or "auto" for dense ones. parse_special: whether text in a
-    prompt that spells a control token becomes that token, or stays text. tokenizer: "auto" for the model's own,
-    another's name, or None (or `skip_tokenizer_init`) for a model that takes and gives token ids alone.
+    "auto" is triton on CUDA, else the fastest that runs here. dtype: of activations and cached values. weights: of the
+    products: "file" for the blocks of a GGUF file as they are, "dense" for those of dtype, "q8_0", "q4_0" or "q4_1" for
+    what dense ones are rounded to, or "auto": "file" for a GGUF file on the cpu backend, else "dense". parse_special:
+    whether text in a prompt that spells a control token becomes that token, or stays text. tokenizer: "auto" for the
+    model's own, another's name, or None (or `skip_tokenizer_init`) for a model that takes and gives token ids alone.
 
     At most `max_num_seqs` completions run together and `max_num_waiting` wait; when the cache runs out, `preemption`
     moves the youngest's blocks to host memory and back ("swap", exact), or drops them and computes its text again as a

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.kernels import reference
-from octavo.kernels.weights import FORMATS, Weight
+from octavo.kernels.weights import BLOCK_FORMATS, Weight
 
 Pair = tuple[Tensor, Tensor]
 
@@ -45,6 +46,10 @@ class Pack(Protocol):
     def __call__(self, weight: Weight, format: str | None = None, /) -> Weight: ...
 
 
+class Embed(Protocol):
+    def __call__(self, token_ids: Tensor, weight: Weight, dtype: torch.dtype, /) -> Tensor: ...
+
+
 class Linear(Protocol):
     def __call__(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None, /
@@ -64,6 +69,7 @@ class Ops:
     silu_mul: Callable[[Tensor], Tensor]
     gelu_mul: Callable[[Tensor], Tensor]
     pack: Pack
+    embed: Embed
     linear: Linear
     write_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     causal_attention: CausalAttention
@@ -72,7 +78,8 @@ class Ops:
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Pair]
     lm_head_sample: Callable[[Tensor, Weight, Tensor, Tensor, Tensor], Tensor]
     top_logprobs: Callable[[Tensor, int], Pair]
-    formats: frozenset[str] = frozenset(FORMATS)  # of weights that the products take, besides dense ones
+    formats: frozenset[str] = frozenset(BLOCK_FORMATS)  # of weights that the products take, besides dense ones
+    keeps_blocks: bool = False  # whether weights stay in a file's blocks where nobody asks for another format
     capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None  # of a function: its CPU graph
     capturable: frozenset[Callable[..., Any]] = frozenset()  # functions that `with_syncs` has declared free of syncs
 
@@ -91,7 +98,8 @@ class Ops:
         return replace(self, capturable=self.capturable - set(functions.values()) | free)
 
 
-OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in ("name", "formats", "capture", "capturable"))
+NO_OPS = "name", "formats", "keeps_blocks", "capture", "capturable"
+OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 _functions: dict[str, Any] = {name: getattr(reference, name) for name in OP_NAMES}
 REFERENCE = Ops(name="reference", **_functions).with_syncs("write_kv", "paged_attention", "sample", "lm_head_sample")

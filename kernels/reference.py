@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, philox, weights_q44
-from octavo.kernels.weights import Weight, dequantise, quantise
+from octavo.kernels.weights import UnreadWeight, Weight, dequantise, quantise
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -91,8 +91,21 @@ def gelu_mul(gate_up: Tensor) -> Tensor:
 
 
 def pack(weight: Weight, format: str | None = None) -> Weight:
-    """What the products take, of a weight `[out_features, in_features]`: a dense one in that format, else as it is."""
+    """What the products take, of a weight `[out_features, in_features]`: a dense one in that format, else as it is.
+
+    One that still lies in a file is read.
+    """
+    if isinstance(weight, UnreadWeight):
+        weight = weight.read()
     return quantise(weight, format) if format is not None and isinstance(weight, Tensor) else weight
+
+
+def embed(token_ids: Tensor, weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Rows of a table: token_ids `[num_tokens]`, int32 or int64, weight `[num_rows, dim]` in any format -> in `dtype`.
+
+    Differentiable where the table is dense.
+    """
+    return F.embedding(token_ids, dequantise(weight)).to(dtype)
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None) -> Tensor:

@@ -5,6 +5,7 @@ either of them into. Every op that takes a weight takes each of them; a model ma
 format that files hold: its name in `BLOCK_FORMATS`, and in each backend that has a kernel for it the kernel.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -42,6 +43,9 @@ BLOCK_FORMATS = {
     "q8_0": BlockFormat(32, 34, True),
     "q4_0": BlockFormat(32, 18, True),
     "q4_1": BlockFormat(32, 20, True),
+    "q4_k": BlockFormat(256, 144, False),
+    "q5_k": BlockFormat(256, 176, False),
+    "q6_k": BlockFormat(256, 210, False),
 }
 
 FORMATS = tuple(name for name, format in BLOCK_FORMATS.items() if format.from_dense)  # that a dense weight can take
@@ -71,7 +75,47 @@ class BlockWeight(NamedTuple):
         return dense
 
 
+class Stacked(NamedTuple):
+    """Weights of the same inputs whose outputs follow each other, each in a format of its own."""
+
+    parts: tuple["Weight", ...]
+
+    @property
+    def out_features(self) -> int:
+        return sum(out_features(part) for part in self.parts)
+
+    @property
+    def in_features(self) -> int:
+        first = self.parts[0]
+        return first.shape[1] if isinstance(first, Tensor) else first.in_features
+
+    def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The plain tensor that it stands for: see `PackedWeight`."""
+        return torch.cat([dequantise(part, dtype or torch.float32) for part in self.parts])
+
+
+class UnreadWeight(NamedTuple):
+    """A weight that still lies in a file, in one format: `pack` reads it, a few rows at a time where it can."""
+
+    out_features: int
+    in_features: int
+    rows: Callable[[int, int], Tensor | BlockWeight]  # from the first to before the second
+
+    def read(self) -> Tensor | BlockWeight:
+        """All of it, in memory of its own."""
+        weight = self.rows(0, self.out_features)
+        return weight.clone() if isinstance(weight, Tensor) else weight._replace(blocks=weight.blocks.clone())
+
+    def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The plain tensor that it stands for: see `PackedWeight`."""
+        return dequantise(self.read(), dtype or torch.float32)
+
+
 Weight: TypeAlias = Tensor | PackedWeight
+
+
+def out_features(weight: Weight) -> int:
+    return len(weight) if isinstance(weight, Tensor) else weight.out_features
 
 
 def dequantise(weight: Weight, dtype: torch.dtype | None = None) -> Tensor:

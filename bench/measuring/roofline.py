@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numba import njit
-from torch import nn
 
 from octavo.bench.measuring.timing import laps, median
 from octavo.gpt.loading.loader import DTYPES
+from octavo.gpt.models.base import Embedding
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import empty_network
 
@@ -68,7 +68,7 @@ def _seconds(call: Callable[[], Any], device: torch.device, rounds: int = 7) -> 
 def step_weights(config: ModelConfig) -> int:
     """Values of matrices that one decode step reads: all but tables of rows, unless such a table is the head too."""
     model = empty_network(config)
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, Embedding)}
     read = [weight for weight in model.parameters() if weight.dim() > 1 and id(weight) not in tables]
     return sum(weight.numel() for weight in read) + (model.embedding.weight.numel() if config.tied_embeddings else 0)
 

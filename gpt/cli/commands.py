@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # PyTorch is imported by what loads a model, and by nothing e
 MODEL_OPTIONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("backend", ("reference", "cpu", "triton"), ""),
     ("dtype", ("float32", "bfloat16", "float16"), "of activations: "),
-    ("weights", ("q8_0", "q4_0", "q4_1"), "as --dtype, or in a format: "),
+    ("weights", ("file", "dense", "q8_0", "q4_0", "q4_1"), "as a GGUF file has them, as --dtype, or in a format: "),
     ("device", ("cpu", "cuda"), ""),
 )
 OPEN = {"backend": " or package.module:NAME"}  # what an option takes besides its choices

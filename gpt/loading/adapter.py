@@ -72,7 +72,7 @@ def load_adapter(folder: str | Path, model: Model) -> Adapter:
     scales = [_scale(reader, pair) for pair in pairs]
     updates: dict[str, list[Update]] = {}
     for pair, scale in zip(pairs, scales, strict=True):
-        updates.setdefault(pair.target.module, []).append(_update(file, pair, scale, model.embedding.weight))
+        updates.setdefault(pair.target.module, []).append(_update(file, pair, scale, model.embedding.like))
     return Adapter({module: tuple(parts) for module, parts in updates.items()})
 
 

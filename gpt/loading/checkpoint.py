@@ -1,12 +1,13 @@
 """Checkpoint: a model on disk whose names, shapes and configuration are known and whose weights are not yet read."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from octavo.gpt.loading.tensor_file import TensorFile
@@ -14,6 +15,9 @@ from octavo.gpt.models.base import LayerNorm, Model, RMSNorm
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.family import Names
 from octavo.gpt.quoting import one_line
+from octavo.kernels.weights import BlockWeight, Stacked, UnreadWeight, Weight
+
+HALVES = "F16", "BF16"
 
 
 class Slice(NamedTuple):
@@ -26,6 +30,51 @@ class Slice(NamedTuple):
     transposed: bool
     offset: float = 0.0  # what is added to the stored values
     group: int = 0  # rows of q, k and v lie together for each head of so many values; 0: all of q, then k, then v
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the rows of the parameter are those of the file."""
+        return not (self.transposed or self.offset or self.group)
+
+    def rows(self, start: int, stop: int, kept: frozenset[str], dtype: torch.dtype) -> Tensor | BlockWeight:
+        """Rows of a matrix: in the file's blocks where their format is one of `kept`, else 16 bits or that dtype."""
+        kind = self.file.tensors[self.name].dtype_name
+        if kind.lower() in kept:
+            return BlockWeight(self.file.read_raw(self.name, start, stop), kind.lower())
+        rows = self.file.read(self.name, start, stop)
+        return rows if kind in HALVES else rows.to(dtype)
+
+    def kind(self, kept: frozenset[str]) -> str:
+        """What `rows` gives: a format, a type of 16 bits, or nothing for the dtype that it was told."""
+        name = self.file.tensors[self.name].dtype_name
+        return name if name in HALVES or name.lower() in kept else ""
+
+
+def unread(slices: Sequence[Slice], in_features: int, kept: frozenset[str], dtype: torch.dtype) -> Weight:
+    """A weight that lies in the file in these slices, which are plain, as `pack` takes it: a part for each format."""
+    parts = [_unread(list(run), in_features, kept, dtype) for _, run in groupby(slices, lambda each: each.kind(kept))]
+    return parts[0] if len(parts) == 1 else Stacked(tuple(parts))
+
+
+def _unread(slices: list[Slice], in_features: int, kept: frozenset[str], dtype: torch.dtype) -> UnreadWeight:
+    """Slices of one format."""
+    first = slices[0].first_row
+
+    def rows(start: int, stop: int) -> Tensor | BlockWeight:
+        found = []
+        for each in slices:
+            begin = each.first_row - first
+            low, high = max(start, begin), min(stop, begin + each.num_rows)
+            if low < high:
+                found.append(each.rows(low - begin, high - begin, kept, dtype))
+        if len(found) == 1:
+            return found[0]
+        blocks = [part for part in found if isinstance(part, BlockWeight)]
+        if blocks:
+            return blocks[0]._replace(blocks=torch.cat([part.blocks for part in blocks]))
+        return torch.cat([part for part in found if isinstance(part, Tensor)])
+
+    return UnreadWeight(sum(each.num_rows for each in slices), in_features, rows)
 
 
 class Part(NamedTuple):
@@ -64,6 +113,7 @@ class Checkpoint:
     transposed: tuple[str, ...] = ()  # modules whose weight lies [in_features, out_features]
     quantised: str | None = None  # what the weights are on disk, where they are widened
     norm_offset: float = 0.0  # what is added to the stored weights of norms
+    keeps_blocks: bool = False  # whether a weight may stay as the file has it
     grouped: tuple[str, ...] = ()  # modules whose rows of q, k and v are grouped by head
 
     def match(self, model: Model) -> dict[str, list[Slice]]:

@@ -30,7 +30,7 @@ def open_gguf_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
         raise ValueError(f"{path}: architecture {one_line(str(name), 80)} is not supported (only {known})")
     tensors = {tensor: (part, tensor) for tensor, part in file.owners.items() if tensor not in family.gguf_constants}
     config = _config(file, family.from_gguf, f"{name}.")
-    return Checkpoint(file.path, config, tensors, _names(family, file)), file.metadata
+    return Checkpoint(file.path, config, tensors, _names(family, file), keeps_blocks=True), file.metadata
 
 
 def _names(family: Family, file: GGUFParts) -> Names:

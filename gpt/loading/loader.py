@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from octavo.gpt.loading import hub
-from octavo.gpt.loading.checkpoint import Checkpoint, Slice
+from octavo.gpt.loading.checkpoint import Checkpoint, Slice, unread
 from octavo.gpt.loading.files import is_folder, is_there
 from octavo.gpt.loading.gguf import open_gguf_checkpoint
 from octavo.gpt.loading.gguf_file import open_gguf
 from octavo.gpt.loading.hf import open_folder
 from octavo.gpt.loading.huggingface.choice import Wanted
 from octavo.gpt.loading.huggingface.name import ALIASES
-from octavo.gpt.models.base import Model, initialise
+from octavo.gpt.loading.tensor_file import FLOATS
+from octavo.gpt.models.base import Model, Packable, initialise
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.registry import KNOWN_SHAPES, family_of
 from octavo.gpt.quoting import one_line, quoted
@@ -31,6 +32,8 @@ from octavo.gpt.tokenizer.ranks import gpt2
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels.ops import Ops
 from octavo.kernels.weights import FORMATS
+
+WEIGHTS = "auto", "file", "dense", *FORMATS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,40 +62,48 @@ def load_model(
     """The model of that name, folder or GGUF file, ready to decode: packed for its backend, without gradients.
 
     dtype, of activations and cached values, is auto, float32, bfloat16 or float16. weights is a format of
-    kernels/weights.py that the backend has a product for, or auto: dense, in the same dtype. device is auto, cpu or
-    cuda. tokenizer is auto for the model's own, another's name, or None to load a model for token ids alone, whatever
-    its tokenizer. Names are those of `hub.resolve`, and `dummy:<shape>` for seeded random weights. ValueError or
+    kernels/weights.py that the backend has a product for, dense for dtype's own, file for the blocks of a GGUF file as
+    they are, or auto: file for a GGUF file where the backend prefers that, else dense. device is auto, cpu or cuda.
+    tokenizer is auto for the model's own, another's name, or None to load a model for token ids alone, whatever its
+    tokenizer. Names are those of `hub.resolve`, and `dummy:<shape>` for seeded random weights. ValueError or
     FileNotFoundError says what is wrong with an argument, or with which tensor of which file, before any memory is
     taken.
     """
     place = resolve_device(device)
-    dtype, format = resolve_weights(dtype, weights, ops)
+    dtype, weights = resolve_weights(dtype, weights, ops)
     number_type = resolve_dtype(dtype, place)
     if str(name).startswith(DUMMY):
+        _require_no_file(weights, str(name))
         model = _random(str(name), ops, number_type, place)
         chosen, source = _chosen(tokenizer, lambda: _dummy_tokenizer(str(name))), None
     else:
         source = hub.resolve(str(name))
         checkpoint, chosen = _open(source, tokenizer)
-        model = _read(checkpoint, ops, number_type, place)
+        if not checkpoint.keeps_blocks:
+            _require_no_file(weights, str(source))
+        keeps = checkpoint.keeps_blocks and (weights == "file" or (weights == "auto" and ops.keeps_blocks))
+        model = _read(checkpoint, ops, number_type, place, ops.formats if keeps else None)
     model.requires_grad_(False)
     model.eval()
-    model.pack(format)
+    model.pack(weights if weights in FORMATS else None)
     return LoadedModel(model, chosen, str(name), source is None, number_type, source)
 
 
-def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str | None]:
-    """The dtype of activations and the format of weights, None for dense; ValueError where the backend has none."""
+def resolve_weights(dtype: str, weights: str, ops: Ops) -> tuple[str, str]:
+    """The dtype of activations and the word for weights; ValueError where the backend has no such products."""
     if "int8" in (dtype, weights):
         warnings.warn("int8 is now weights='q8_0' and will be refused", FutureWarning, stacklevel=3)
         dtype, weights = ("auto" if dtype == "int8" else dtype), "q8_0"
-    if weights == "auto":
-        return dtype, None
-    if weights not in FORMATS:
-        raise ValueError(f"weights must be auto or {', '.join(FORMATS)}, not {quoted(weights)}")
-    if weights not in ops.formats:
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}, not {quoted(weights)}")
+    if (weights in FORMATS and weights not in ops.formats) or (weights == "file" and not ops.formats):
         raise ValueError(f"weights {weights} are not for backend {ops.name}, which takes dense ones: use backend cpu")
     return dtype, weights
+
+
+def _require_no_file(weights: str, name: str) -> None:
+    if weights == "file":
+        raise ValueError(f"weights file is for GGUF files, {one_line(name, 80)} is none: use auto")
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
@@ -172,7 +183,10 @@ def _allocate(model: Model, dtype: torch.dtype, device: torch.device) -> None:
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
 
 
-def _read(checkpoint: Checkpoint, ops: Ops, dtype: torch.dtype, device: torch.device) -> Model:
+def _read(
+    checkpoint: Checkpoint, ops: Ops, dtype: torch.dtype, device: torch.device, kept: frozenset[str] | None
+) -> Model:
+    """kept: the formats in which weights of products stay as the file has them; None: all become dense."""
     config, index_file = checkpoint.config, checkpoint.index_file
     if config.num_layers > len(checkpoint.tensors):
         raise ValueError(f"{index_file}: {config.num_layers} layers, but only {len(checkpoint.tensors)} tensors")
@@ -184,12 +198,28 @@ def _read(checkpoint: Checkpoint, ops: Ops, dtype: torch.dtype, device: torch.de
     if checkpoint.quantised is not None:
         kind, wide = checkpoint.quantised, str(dtype).removeprefix("torch.")
         warnings.warn(f"{index_file}: {kind} weights are widened to {wide}, as are all activations", stacklevel=4)
-    _allocate(model, dtype, device)
+    _allocate(model, dtype, device)  # no page of it is touched before it is filled
+    if kept is not None:
+        _keep_blocks(model, plan, dtype, kept)
     for name, parameter in model.named_parameters():
         for part in plan[name]:
             _fill(parameter.data, part)
     model.make_buffers()
     return model
+
+
+def _keep_blocks(model: Model, plan: dict[str, list[Slice]], dtype: torch.dtype, kept: frozenset[str]) -> None:
+    """Pack the weights of products, and tables, out of the file as it has them."""
+    widened = set()
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, Packable) or not all(part.is_plain for part in plan[f"{name}.weight"]):
+            continue
+        slices = plan[f"{name}.weight"]
+        widened |= {each.file.tensors[each.name].dtype_name for each in slices if not each.kind(kept)} - FLOATS.keys()
+        module.pack(model.ops, unread(slices, module.weight.shape[1], kept, dtype))
+    if widened:
+        path, wide = next(iter(plan.values()))[0].file.path, str(dtype).removeprefix("torch.")
+        warnings.warn(f"{path}: {', '.join(sorted(widened))} weights are widened to {wide}", stacklevel=5)
 
 
 def _fill(parameter: Tensor, part: Slice) -> None:

@@ -55,11 +55,17 @@ class TensorFile:
         info = self.tensors[name]
         if not self.reads(info.dtype_name):
             raise self.unreadable(name)
-        num_rows, *row_shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
+        raw = self.read_raw(name, start, stop)
+        rows = self.decode(raw, info.dtype_name).view(len(raw), *info.shape[min(1, len(info.shape) - 1) :])
+        return rows if len(info.shape) > 1 else rows[0]
+
+    def read_raw(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """The bytes of such rows as the file has them: uint8 `[rows, row_bytes]`, mapped until they go."""
+        info = self.tensors[name]
+        num_rows = info.shape[0] if len(info.shape) > 1 else 1
         stop, row_bytes = num_rows if stop is None else stop, info.nbytes // num_rows
         raw = read_bytes(self.path, info.offset + start * row_bytes, (stop - start) * row_bytes)
-        rows = self.decode(raw.view(stop - start, row_bytes), info.dtype_name).view(stop - start, *row_shape)
-        return rows if len(info.shape) > 1 else rows[0]
+        return raw.view(stop - start, row_bytes)
 
     def stored(self, name: str) -> Tensor:
         """The whole tensor in its own number type: mapped until it goes."""

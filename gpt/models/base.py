@@ -5,7 +5,7 @@ hold weights and name them as checkpoints do; all arithmetic goes through an `Op
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from octavo.gpt.models.batch import Batch, dense_batch
 from octavo.gpt.models.config import ModelConfig
 from octavo.kernels.ops import Ops
-from octavo.kernels.weights import Weight
+from octavo.kernels.weights import Stacked, Weight
 
 LayerCache = tuple[Tensor, Tensor]  # k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim]
 
@@ -29,12 +29,42 @@ def unset(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=torch.get_default_device())
 
 
-def embedding(num_rows: int, dim: int) -> nn.Embedding:
-    """A table without values yet (torch's own constructor draws them, which takes seconds where there is no memory)."""
-    return nn.Embedding.from_pretrained(unset(num_rows, dim), freeze=False)
+class Packable(nn.Module):
+    """A weight `[rows, columns]` of some type; packed, whatever the backend takes."""
+
+    weight: Any
+
+    def pack(self, ops: Ops, weight: Weight, format: str | None = None) -> None:
+        """Take a weight, as the backend does; several that are stacked are packed each for itself."""
+        parts = weight.parts if isinstance(weight, Stacked) else (weight,)
+        packed = [ops.pack(part, format) for part in parts]
+        if packed[0] is not weight:
+            _keep(self, packed[0] if len(packed) == 1 else Stacked(tuple(packed)))
 
 
-class Linear(nn.Module):
+class Embedding(Packable):
+    """A table `[num_rows, dim]` of which tokens are rows; it may be the head, too."""
+
+    def __init__(self, num_rows: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(unset(num_rows, dim))
+        self._like = torch.empty(0)  # where the weight is packed
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the rows' dtype, where they are."""
+        return self.weight if isinstance(self.weight, Tensor) else self._like
+
+    def forward(self, ids: Tensor, ops: Ops) -> Tensor:
+        return ops.embed(ids, self.weight, self.like.dtype)
+
+    def pack(self, ops: Ops, weight: Weight, format: str | None = None) -> None:
+        """Take a weight, as the backend does: rows stay of the dtype that the table had."""
+        self._like = self.like.detach().new_empty(0)
+        super().pack(ops, weight, format)
+
+
+class Linear(Packable):
     """A weight `[out_features, in_features]` and perhaps a bias; packed, whatever the backend's `linear` takes.
 
     Several out_features stack as many projections of one input, in rows that checkpoints hold apart. A projection that
@@ -47,7 +77,7 @@ class Linear(nn.Module):
         super().__init__()
         self.part_rows = out_features if isinstance(out_features, tuple) else (out_features,)
         self.ends_branch = ends_branch
-        self.weight: Any = nn.Parameter(unset(sum(self.part_rows), in_features))
+        self.weight = nn.Parameter(unset(sum(self.part_rows), in_features))
         self.bias = nn.Parameter(unset(sum(self.part_rows))) if bias else None
 
     def forward(self, x: Tensor, ops: Ops, activation: str | None = None) -> Tensor:
@@ -109,10 +139,9 @@ class Model(nn.Module):
         self.config = config
         self.ops = ops
         self.lm_head: Linear | None = None  # None: the head is the embedding
-        self.packed_head: Weight | None = None  # the tied head as the products take it, once packed
 
     @property
-    def embedding(self) -> nn.Embedding:
+    def embedding(self) -> Embedding:
         """The token embedding, `[vocab_size, dim]`."""
         raise NotImplementedError
 
@@ -123,9 +152,7 @@ class Model(nn.Module):
     @property
     def head(self) -> Weight:
         """The LM head, `[vocab_size, dim]`, as the backend's `linear` takes it."""
-        if self.lm_head is not None:
-            return self.lm_head.weight
-        return self.embedding.weight if self.packed_head is None else self.packed_head
+        return cast(Weight, (self.embedding if self.lm_head is None else self.lm_head).weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: `[n, dim]` -> `[n, vocab_size]`."""
@@ -171,32 +198,28 @@ class Model(nn.Module):
         """Say how many tokens a sequence has at most, where the network depends on it, before the first step."""
 
     def pack(self, format: str | None = None) -> None:
-        """Replace the weights of all products by what the backend takes, in that format; training ends here."""
+        """Replace the weights of all products by what the backend takes, in that format; training ends here.
+
+        A table that is no head keeps its values.
+        """
         for module in self.modules():
-            if isinstance(module, Linear) and (packed := self._packed(module.weight, format)) is not None:
-                _keep(module, "weight", packed)
-        if self.lm_head is None:
-            _keep(self, "packed_head", self._packed(self.embedding.weight, format))
+            if isinstance(module, Packable) and isinstance(module.weight, nn.Parameter):
+                is_product = isinstance(module, Linear) or (self.lm_head is None and module is self.embedding)
+                module.pack(self.ops, module.weight.detach(), format if is_product else None)
 
     def weights(self) -> list[Any]:
         """Every tensor and every weight of another format that a forward pass reads."""
         held = [(*m._parameters.values(), *m._buffers.values(), m.__dict__.get("weight")) for m in self.modules()]
-        return [weight for weights in (*held, (self.__dict__.get("packed_head"),)) for weight in weights]
-
-    def _packed(self, weight: Tensor, format: str | None) -> Weight | None:
-        """None where that is the weight itself."""
-        weight = weight.detach()
-        packed = self.ops.pack(weight, format)
-        return None if packed is weight else packed
+        return [weight for weights in held for weight in weights]
 
 
-def _keep(module: nn.Module, name: str, packed: Weight | None) -> None:
+def _keep(module: nn.Module, packed: Weight) -> None:
     """Put a packed weight in the place of the module's own: a buffer, if it is a tensor."""
-    delattr(module, name)
+    del module.weight
     if isinstance(packed, Tensor):
-        module.register_buffer(name, packed, persistent=False)
+        module.register_buffer("weight", packed, persistent=False)
     else:
-        setattr(module, name, packed)
+        module.weight = packed  # type: ignore[assignment]
 
 
 def initialise(model: Model, seed: int) -> None:

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from octavo.gpt.models.base import LayerCache, Linear, Model, embedding, initialise
+from octavo.gpt.models.base import Embedding, LayerCache, Linear, Model, initialise
 from octavo.gpt.models.batch import Batch
 from octavo.gpt.models.decoder_config import DecoderConfig
 from octavo.gpt.models.parts import Block, Norm, Step, make_norm, soft_capped
@@ -19,9 +19,9 @@ class Decoder(Model):
 
     def __init__(self, config: DecoderConfig, ops: Ops = REFERENCE, seed: int = 0) -> None:
         super().__init__(config, ops)
-        self.embed_tokens = embedding(config.vocab_size, config.dim)
+        self.embed_tokens = Embedding(config.vocab_size, config.dim)
         if config.positions == "learned":
-            self.embed_positions = embedding(config.context_size + config.position_offset, config.dim)
+            self.embed_positions = Embedding(config.context_size + config.position_offset, config.dim)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = make_norm(config, is_there=True)
         if not config.tied_embeddings:
@@ -32,23 +32,23 @@ class Decoder(Model):
         initialise(self, seed)
 
     def make_buffers(self, length: int | None = None) -> None:
-        c, weight = self.config, self.embed_tokens.weight
+        c, like = self.config, self.embed_tokens.like
         # Gemma was trained with the factor in the weights' own dtype: 55.5 in bfloat16, where it is 55.43.
-        self.embedding_scale = torch.tensor(c.embedding_scale, dtype=weight.dtype, device="cpu").item()
+        self.embedding_scale = torch.tensor(c.embedding_scale, dtype=like.dtype, device="cpu").item()
         kinds = {c.layer_type(i).rope for i in range(c.num_layers)} if c.positions == "rotary" else set()
         if "global" in kinds:
             tables = rope_tables(c.rotary_width, c.context_size, c.rope_theta, c.rope_scaling, length)
-            self.cos, self.sin = (table.to(weight.device) for table in tables)
+            self.cos, self.sin = (table.to(like.device) for table in tables)
         if "local" in kinds:
             tables = rope_tables(c.rotary_width, c.context_size, c.local_rope_theta, None, length)
-            self.local_cos, self.local_sin = (table.to(weight.device) for table in tables)
+            self.local_cos, self.local_sin = (table.to(like.device) for table in tables)
 
     def set_length(self, length: int) -> None:
         if self.config.rope_scaling is not None and self.config.rope_scaling.follows_length:
             self.make_buffers(length)
 
     @property
-    def embedding(self) -> nn.Embedding:
+    def embedding(self) -> Embedding:
         return self.embed_tokens
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None = None) -> Tensor:
@@ -72,11 +72,11 @@ class Decoder(Model):
         return c.logit_scale == 1 and not c.logit_softcap and not c.head_bias
 
     def _embedded(self, batch: Batch) -> Tensor:
-        x = self.embed_tokens(batch.token_ids)
+        x = self.embed_tokens(batch.token_ids, self.ops)
         if self.embedding_scale != 1:
             x = x * self.embedding_scale
         if self.config.positions == "learned":
-            x = x + self.embed_positions(batch.positions + self.config.position_offset)
+            x = x + self.embed_positions(batch.positions + self.config.position_offset, self.ops)
         return x
 
     def _tables(self, layer: int) -> RopeTables | None:

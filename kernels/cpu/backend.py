@@ -3,15 +3,17 @@
 from dataclasses import replace
 
 from octavo.kernels.cpu.activation import gelu_mul, silu_mul
-from octavo.kernels.cpu.attention import causal_attention
+from octavo.kernels.cpu.attention.ops import causal_attention, paged_attention
+from octavo.kernels.cpu.embed import embed
 from octavo.kernels.cpu.graph import capture
 from octavo.kernels.cpu.kv_cache import write_kv
 from octavo.kernels.cpu.linear import linear, pack
 from octavo.kernels.cpu.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from octavo.kernels.cpu.paged_attention import paged_attention
+from octavo.kernels.cpu.panels.formats import SIZES
 from octavo.kernels.cpu.rope import rope
 from octavo.kernels.cpu.sample import lm_head_sample, sample, top_logprobs
 from octavo.kernels.ops import REFERENCE
+from octavo.kernels.weights import BLOCK_FORMATS
 
 CPU = replace(
     REFERENCE,
@@ -25,6 +27,7 @@ CPU = replace(
     gelu_mul=gelu_mul,
     pack=pack,
     linear=linear,
+    embed=embed,
     write_kv=write_kv,
     causal_attention=causal_attention,
     paged_attention=paged_attention,
@@ -32,4 +35,6 @@ CPU = replace(
     lm_head_sample=lm_head_sample,
     top_logprobs=top_logprobs,
     capture=capture,
+    formats=frozenset(BLOCK_FORMATS.keys() & SIZES.keys()),
+    keeps_blocks=True,
 ).with_syncs("sample", "lm_head_sample")

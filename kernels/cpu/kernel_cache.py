@@ -48,15 +48,20 @@ class KernelCache(NullCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         target_context.refresh()
-        key = self._key(sig, target_context.codegen())
-        for folder in folders():
-            if (code := read(folder / self._file(key), key)) is not None:
-                return CompileResult._rebuild(target_context, *pickle.loads(code))
-        return None
+        code = self.read(self.key(sig, target_context.codegen()))
+        return None if code is None else CompileResult._rebuild(target_context, *pickle.loads(code))
 
     def save_overload(self, sig: Any, data: CompileResult) -> None:
-        key = self._key(sig, data.codegen)
-        code, reasons = dumps(data._reduce()), []
+        self.write(self.key(sig, data.codegen), dumps(data._reduce()))
+
+    def read(self, key: bytes) -> bytes | None:
+        """What was kept under a key."""
+        found = (read(folder / self._file(key), key) for folder in folders())
+        return next((code for code in found if code is not None), None)
+
+    def write(self, key: bytes, code: bytes) -> None:
+        """Keep the code under a key, or warn once that nothing can be kept."""
+        reasons = []
         for folder in folders():
             try:
                 return write(folder / self._file(key), key, code)
@@ -67,7 +72,8 @@ class KernelCache(NullCache):
     def _file(self, key: bytes) -> str:
         return f"{self.name}-{key.hex()[:20]}.kernel"
 
-    def _key(self, sig: Any, codegen: Any) -> bytes:
+    def key(self, sig: Any, codegen: Any) -> bytes:
+        """A hash of all that the machine code depends on."""
         options = [str(getattr(config, name, "")) for name in OPTIONS]
         parts = (SOURCES, self.name, sig, codegen.magic_tuple(), options, *VERSIONS)
         return sha256("\0".join(map(str, parts)).encode()).digest()

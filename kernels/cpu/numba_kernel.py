@@ -25,6 +25,7 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from octavo.kernels.cpu import vector_ir as vi
 from octavo.kernels.cpu.kernel_cache import KernelCache, is_kept
 
 # Letters of a layout that stand for tensors, and their dtypes; None is the dtype of the call, ANY whatever there is.
@@ -196,12 +197,26 @@ def _pointer(kind: Callable[[Any], Any]) -> Any:
 
 pointer_like = _pointer(lambda like: like)  # pointer_like(address, pointer): to the same type of values
 _float32_pointer = _pointer(lambda _: types.CPointer(types.float32))
+_int64_pointer = _pointer(lambda _: types.CPointer(types.int64))
+_byte_pointer = _pointer(lambda _: types.CPointer(types.uint8))
 
 
 @njit
 def float32_pointer(address):
     """An address as a pointer to float32."""
     return _float32_pointer(address, None)
+
+
+@njit
+def int64_pointer(address):
+    """An address as a pointer to int64."""
+    return _int64_pointer(address, None)
+
+
+@njit
+def byte_pointer(address):
+    """An address as a pointer to bytes."""
+    return _byte_pointer(address, None)
 
 
 int_args = _fields(lambda _: types.int64)
@@ -259,7 +274,7 @@ def _from_float32(value, like):
 @intrinsic
 def _from_float16(context: Any, bits: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+        return vi.widened(builder, builder.bitcast(arguments[0], ir.HalfType()))
 
     return types.float32(bits), generate
 
@@ -267,7 +282,7 @@ def _from_float16(context: Any, bits: Any) -> Any:
 @intrinsic
 def _to_float16(context: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+        return builder.bitcast(vi.narrowed(builder, arguments[0]), ir.IntType(16))
 
     return types.int16(value), generate
 

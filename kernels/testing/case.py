@@ -16,6 +16,7 @@ from octavo.kernels.testing.numerics import excess, tensors, widen
 from octavo.kernels.weights import ACTIVATION_BLOCK, round_activations
 
 Arguments = tuple[Any, ...]
+WITH_WEIGHT = "embed", "linear", "lm_head_sample"  # ops whose second argument is a weight
 FAR = -1000.0  # log-probabilities below are judged by themselves
 
 
@@ -68,7 +69,7 @@ class Case:
 
     def _result(self, ops: Ops, arguments: Arguments) -> tuple[Tensor, ...]:
         """What the op returns, or what it leaves in the arguments that it changes and in the memory around them."""
-        if self.op in ("linear", "lm_head_sample"):
+        if self.op in WITH_WEIGHT:
             arguments = (arguments[0], ops.pack(arguments[1], self.format), *arguments[2:])
         returned = getattr(ops, self.op)(*arguments)
         if self.in_place:
@@ -77,7 +78,7 @@ class Case:
 
     def _rounded(self, arguments: Arguments) -> Arguments:
         """Where a format's products may round x to bytes, the error of that is the format's own."""
-        if self.format is None or arguments[1].shape[1] % ACTIVATION_BLOCK:
+        if self.op == "embed" or self.format is None or arguments[1].shape[1] % ACTIVATION_BLOCK:
             return arguments
         return round_activations(arguments[0]).to(arguments[0].dtype), *arguments[1:]
 

@@ -4,7 +4,7 @@ import torch
 
 from octavo.kernels.ops import OP_NAMES, REFERENCE, Ops
 from octavo.kernels.testing import attention_cases, layer_cases, sampling_cases
-from octavo.kernels.testing.case import Case
+from octavo.kernels.testing.case import WITH_WEIGHT, Case
 from octavo.kernels.testing.inputs import DEVICE
 
 CASES = layer_cases.CASES | attention_cases.CASES | sampling_cases.CASES
@@ -25,7 +25,7 @@ def check(ops: Ops, device: torch.device = DEVICE) -> int:
     """
     replaced = {name for name in OP_NAMES if getattr(ops, name) is not getattr(REFERENCE, name)}
     if "pack" in replaced:
-        replaced |= {"linear", "lm_head_sample"}
+        replaced |= set(WITH_WEIGHT)
     right, faults = 0, []
     for op in OP_NAMES:
         if op not in replaced or op == "pack":

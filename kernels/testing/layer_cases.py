@@ -139,6 +139,27 @@ EPILOGUES: dict[str, tuple[bool, str | None]] = {
 WIDTHS = [(1, 1), (3, 50), (257, 64), (257, 77), (48, 576), (130, 1600)]  # out_features, in_features
 
 
+TABLES = [(5, 32), (97, 96), (33, 320), (1, 32)]  # num_rows, dim
+
+
+def embed() -> Iterator[Case]:
+    """Of tables in every format: rows in any order, more than once, none, and one beside another."""
+    for format, dtype, table in product((None, *FORMATS), FLOATS, TABLES):
+        yield _embed_case(7, table, dtype, format)
+    for rows, dtype in zip((0, 1, 300), FLOATS, strict=True):
+        yield _embed_case(rows, (40, 50), dtype, None)
+
+
+def _embed_case(rows: int, table: tuple[int, int], dtype: torch.dtype, format: str | None) -> Case:
+    name = name_of(f"{rows} of {table[0]} x {table[1]}", format or "", dtype)
+    return Case("embed", name, partial(_embed, rows, table, dtype), exact=True, format=format)
+
+
+def _embed(rows: int, table: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Arguments:
+    ids = torch.arange(rows, dtype=torch.int32, device=device) * 31 % table[0]
+    return ids, noise(*table, dtype=dtype, seed=2, device=device), dtype
+
+
 def linear() -> Iterator[Case]:
     """Of weights in every format; the tokens are few, many, and around powers of two.
 
@@ -184,5 +205,6 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     **{op: partial(norm, op) for op in ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")},
     "rope": rope,
     **{op: partial(gated, op) for op in ("silu_mul", "gelu_mul")},
+    "embed": embed,
     "linear": linear,
 }

@@ -12,6 +12,8 @@ from numba import njit
 
 from octavo.kernels import backends, reference
 from octavo.kernels.cpu import norm, numba_kernel
+from octavo.kernels.cpu.attention.ops import paged_attention
+from octavo.kernels.cpu.attention.piece import SPLIT
 from octavo.kernels.cpu.numba_kernel import (
     cpu_kernel,
     exp,
@@ -21,8 +23,6 @@ from octavo.kernels.cpu.numba_kernel import (
     thread_range,
     to_float32,
 )
-from octavo.kernels.cpu.paged_attention import paged_attention
-from octavo.kernels.cpu.paged_decode import SPLIT
 from octavo.kernels.testing.numerics import assert_accurate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

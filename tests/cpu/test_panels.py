@@ -3,13 +3,15 @@ still speaks in every format."""
 
 import pytest
 import torch
+from blocks import random_blocks
 
 from octavo.gpt import LLM, SamplingParams
+from octavo.gpt.models.base import Linear
 from octavo.kernels import reference
 from octavo.kernels.cpu.linear import linear, pack
 from octavo.kernels.cpu.panels.pack import Panels
 from octavo.kernels.testing.numerics import assert_within
-from octavo.kernels.weights import FORMATS, BlockWeight, dequantise, quantise, round_activations
+from octavo.kernels.weights import BLOCK_FORMATS, FORMATS, dequantise, round_activations
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(96, 64), (257, 96), (33, 320), (40, 32), (70, 2080)]
@@ -33,36 +35,37 @@ def test_a_dense_weight_in_panels_stands_for_itself(shape, dtype):
     assert torch.equal(reference.linear(x, packed), weight.T)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", BLOCK_FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_blocks_in_panels_stand_for_what_the_blocks_do(shape, format):
-    blocks = quantise(torch.randn(shape), format)
+    blocks = random_blocks(*shape, format)
     packed = pack(blocks)
-    assert isinstance(blocks, BlockWeight)
     assert isinstance(packed, Panels)
     assert torch.equal(dequantise(packed), dequantise(blocks))
     whole = -(-shape[0] // 32) * 32
     assert packed.data.numel() == blocks.blocks.numel() * whole // shape[0]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", BLOCK_FORMATS)
 @pytest.mark.parametrize("rows", [0, 1, 7, 40])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_product_is_that_of_the_rounded_weight_and_the_rounded_rows(rows, shape, dtype, format):
     """Nothing errs but the sum and the last rounding: sums of whole numbers are exact."""
-    packed, x = pack(torch.randn(shape), format), torch.randn(rows, shape[1] + 3)[:, : shape[1]].to(dtype)
+    packed = pack(random_blocks(*shape, format))
+    x = torch.randn(rows, packed.in_features + 3)[:, : packed.in_features].to(dtype)
     bias, seen = torch.randn(shape[0]).to(dtype), round_activations(x)
     oracle = reference.linear(seen.double(), packed, bias.double(), "gelu")
     twin = reference.linear(seen, packed, bias.float(), "gelu").to(dtype)
     assert_within(linear(x, packed, bias, "gelu"), oracle, twin)
 
 
-@pytest.mark.parametrize("format", [None, *FORMATS])
+@pytest.mark.parametrize("format", [None, *BLOCK_FORMATS])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_has_the_same_bits_in_any_company_on_any_number_of_threads(dtype, format):
-    packed, bias = pack(torch.randn(260, 1056).to(dtype), format), torch.randn(260).to(dtype)
-    x = torch.randn(max(ROWS), 1056).to(dtype)
+    weight = torch.randn(260, 1056).to(dtype) if format is None else random_blocks(260, 1056, format)
+    packed, bias = pack(weight), torch.randn(260).to(dtype)
+    x = torch.randn(max(ROWS), packed.in_features).to(dtype)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -77,9 +80,10 @@ def test_a_row_has_the_same_bits_in_any_company_on_any_number_of_threads(dtype, 
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("format", [None, *FORMATS])
+@pytest.mark.parametrize("format", [None, *BLOCK_FORMATS])
 def test_a_row_that_is_not_finite_spoils_no_other(format):
-    packed, x = pack(torch.randn(40, 96), format), torch.randn(9, 96)
+    packed = pack(torch.randn(40, 96) if format is None else random_blocks(40, 96, format))
+    x = torch.randn(9, packed.in_features)
     expected = linear(x, packed)
     x[3, 40], x[5, 0] = torch.nan, torch.inf
     y = linear(x, packed)
@@ -124,7 +128,7 @@ def test_a_model_of_each_family_runs_on_a_quarter_of_the_bytes(model, monkeypatc
     prompts = [[1, 2, 3], list(range(20)), [7]]
     q8 = LLM(model, dtype="float32", weights="q8_0", num_blocks=64)
     assert all(len(r.outputs[0].token_ids) == 5 for r in q8.generate(prompts, params, use_tqdm=False))
-    packed = [module.weight for module in q8.model.modules() if isinstance(getattr(module, "weight", None), Panels)]
+    packed = [module.weight for module in q8.model.modules() if isinstance(module, Linear)]
     assert len(packed) == 2 * 4
     assert all(weight.format == "q8_0" for weight in (*packed, q8.model.head))
     assert q8.score(prompts[1]).nll == pytest.approx(
@@ -151,7 +155,7 @@ def test_int8_still_means_weights_of_one_byte(monkeypatch):
 def test_smollm2_still_speaks(format):
     """Nibbles without a minimum cost this small network 12 % of perplexity; that is the format's."""
     text = "The light of the old tower could be seen from thirty miles away, and sailors were glad of it. " * 3
-    packed, dense = (LLM("smollm2", dtype="float32", weights=each, max_model_len=256) for each in (format, "auto"))
+    packed, dense = (LLM("smollm2", dtype="float32", weights=each, max_model_len=256) for each in (format, "dense"))
     assert packed.score(text).perplexity == pytest.approx(dense.score(text).perplexity, rel=0.15)
     chat = packed.chat([{"role": "user", "content": "What is the capital of Japan?"}], SamplingParams(temperature=0))
     assert "Tokyo" in chat[0].outputs[0].text

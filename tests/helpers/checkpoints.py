@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from blocks import random_blocks
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -93,18 +94,31 @@ def save_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     return folder
 
 
-def save_gguf(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str = "F32") -> Path:
-    """A GGUF file; matrices whose rows divide into blocks are stored in the given type, the rest as F32."""
-    quantised = gguf.GGMLQuantizationType[kind]
+def save_gguf(
+    path: Path,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    kind: str = "F32",
+    kinds: Mapping[str, str] | None = None,
+) -> Path:
+    """A GGUF file; matrices whose rows divide into blocks are stored in the given type, the rest as F32.
+
+    kinds: other types, by a part of the name.
+    """
     writer = gguf.GGUFWriter(path, fields["general.architecture"])
     for key, value in fields.items():
         if key != "general.architecture":
             add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
             add[type(value)](key, value) if type(value) in add else writer.add_array(key, value)
     for name, tensor in tensors.items():
+        own = next((each for part, each in (kinds or {}).items() if part in name), kind)
+        quantised = gguf.GGMLQuantizationType[own]
         fits = tensor.dim() > 1 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[quantised][0] == 0
         stored = quantised if fits else gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(np.ascontiguousarray(tensor.float().numpy()), stored)
+        if stored.name.endswith("_K"):  # random blocks, which the package cannot make of values
+            data = random_blocks(*tensor.shape, stored.name.lower()).blocks.numpy()
+        else:
+            data = gguf.quants.quantize(np.ascontiguousarray(tensor.float().numpy()), stored)
         writer.add_tensor(name, data, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -244,7 +244,7 @@ def test_a_dummy_gpt2_takes_the_vocabulary_that_is_cached(
     [
         ("dummy:gpt3", {}, "unknown model 'dummy:gpt3': dummy models are dummy:gpt2"),
         ("dummy:gpt2", {"dtype": "int4"}, "dtype must be auto, float32, bfloat16, float16, not 'int4'"),
-        ("dummy:gpt2", {"weights": "int4"}, "weights must be auto or q8_0, q4_0, q4_1, not 'int4'"),
+        ("dummy:gpt2", {"weights": "int4"}, "weights must be auto, file, dense, q8_0, q4_0 or q4_1, not 'int4'"),
         ("dummy:gpt2", {"device": "tpu"}, "device must be auto, cpu or cuda, not 'tpu'"),
     ],
 )

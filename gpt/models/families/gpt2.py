@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from octavo.gpt.models.base import LayerCache, LayerNorm, Linear, Model, attend, embedding, initialise
+from octavo.gpt.models.base import Embedding, LayerCache, LayerNorm, Linear, Model, attend, initialise
 from octavo.gpt.models.batch import Batch
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.models.config_reader import ConfigReader, TensorSource, gguf_shape
@@ -63,8 +63,8 @@ class Block(nn.Module):
 class GPT2(Model):
     def __init__(self, config: ModelConfig, ops: Ops = REFERENCE, seed: int = 0) -> None:
         super().__init__(config, ops)
-        self.wte = embedding(config.vocab_size, config.dim)
-        self.wpe = embedding(config.context_size, config.dim)
+        self.wte = Embedding(config.vocab_size, config.dim)
+        self.wpe = Embedding(config.context_size, config.dim)
         self.h = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.ln_f = LayerNorm(config.dim, config.norm_eps)
         if not config.tied_embeddings:
@@ -72,12 +72,12 @@ class GPT2(Model):
         initialise(self, seed)
 
     @property
-    def embedding(self) -> nn.Embedding:
+    def embedding(self) -> Embedding:
         return self.wte
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache] | None = None) -> Tensor:
         blocks = cast(list[Block], list(self.h))
-        residual = self.wte(batch.token_ids) + self.wpe(batch.positions)
+        residual = self.wte(batch.token_ids, self.ops) + self.wpe(batch.positions, self.ops)
         x = blocks[0].ln_1(residual, self.ops)
         norms = [*(block.ln_1 for block in blocks[1:]), self.ln_f]
         for i, (block, next_norm) in enumerate(zip(blocks, norms, strict=True)):

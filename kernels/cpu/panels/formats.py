@@ -1,11 +1,10 @@
 """Formats of weights in panels: how the bytes of 16 outputs lie, and what a block of inputs adds to their sums.
 
 A panel is a row of blocks. In a block each line of 64 bytes holds the same few inputs of all 16 outputs: 1 float32, 2
-bfloat16, 4 bytes or 8 nibbles, so that one load fills a register with them. To add a format: its size, its
-`accumulate`, and how it is packed (pack.py).
+bfloat16, 4 bytes or 8 nibbles, so that one load fills a register with them. To add a format that files hold: its size
+(weights.py), its `LAYOUTS` and its `accumulate`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import torch
 
 from octavo.kernels.cpu import vector_ir as vi
-
-Sums = list[list[Any]]  # [panel][row], vectors of 16 float32
-Accumulate = Callable[[Any, list[Any], list[Any], Sums], Sums]
+from octavo.kernels.cpu.panels import k_quants, steps
+from octavo.kernels.cpu.panels.steps import Accumulate, Sums
+from octavo.kernels.weights import ACTIVATION_BLOCK, BLOCK_FORMATS
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,14 @@ class Format:
 def _float32(builder: Any, panels: list[Any], rows: list[Any], sums: Sums) -> Sums:
     for k in range(8):
         lines = [vi.load(builder, vi.vector(vi.F32), vi.offset(builder, w, 64 * k)) for w in panels]
-        sums = _fused(builder, lines, rows, 4 * k, sums)
+        sums = steps.fused(builder, lines, rows, 4 * k, sums)
     return sums
 
 
 def _float16(builder: Any, panels: list[Any], rows: list[Any], sums: Sums) -> Sums:
     for k in range(8):
         halves = [vi.load(builder, vi.vector(vi.F16), vi.offset(builder, w, 32 * k)) for w in panels]
-        sums = _fused(builder, [builder.fpext(each, vi.vector(vi.F32)) for each in halves], rows, 4 * k, sums)
+        sums = steps.fused(builder, [vi.widened(builder, each) for each in halves], rows, 4 * k, sums)
     return sums
 
 
@@ -51,23 +50,8 @@ def _bfloat16_widened(builder: Any, panels: list[Any], rows: list[Any], sums: Su
         pairs = [vi.load(builder, vi.vector(vi.I32), vi.offset(builder, w, 64 * k)) for w in panels]
         both = [vi.halves_of(builder, pair) for pair in pairs]
         for place in (0, 1):
-            sums = _fused(builder, [each[place] for each in both], rows, 8 * k + 4 * place, sums)
+            sums = steps.fused(builder, [each[place] for each in both], rows, 8 * k + 4 * place, sums)
     return sums
-
-
-def _fused(builder: Any, lines: list[Any], rows: list[Any], distance: int, sums: Sums) -> Sums:
-    """The sums plus a line of each panel times one float32 of each row."""
-    return _multiplied(builder, lines, rows, sums, vi.fma, lambda x: _broadcast(builder, vi.F32, x, distance))
-
-
-def _multiplied(builder: Any, lines: list[Any], rows: list[Any], sums: Sums, multiply: Any, value_of: Any) -> Sums:
-    """Row after row, so that few broadcast values are alive beside the sums."""
-    results: Sums = [[] for _ in lines]
-    for r, x in enumerate(rows):
-        value = value_of(x)
-        for line, own, result in zip(lines, sums, results, strict=True):
-            result.append(multiply(builder, line, value, own[r]))
-    return results
 
 
 def _bfloat16(builder: Any, panels: list[Any], rows: list[Any], sums: Sums) -> Sums:
@@ -75,86 +59,44 @@ def _bfloat16(builder: Any, panels: list[Any], rows: list[Any], sums: Sums) -> S
     for k in range(4):
         lines = [vi.load(builder, wide, vi.offset(builder, w, 64 * k)) for w in panels]
         distance = 4 * k
-        sums = _multiplied(
+        sums = steps.multiplied(
             builder, lines, rows, sums, vi.dot_bfloat16,
-            lambda x, distance=distance: builder.bitcast(_broadcast(builder, vi.I32, x, distance), wide),
+            lambda x, distance=distance: builder.bitcast(steps.broadcast(builder, vi.I32, x, distance), wide),
         )  # fmt: skip
     return sums
 
 
-# A block of prepared x for weights of bytes and nibbles: float32 scale d, float32 d * sum, int32 -128 * sum, int32
-# -8 * sum, then 32 int8. The sums make up for weights being stored without a sign. Where x has two bytes a value, the
-# high ones come first, and a value is 128 * high + low.
-SCALE, SCALED_SUM, SUM_OF_BYTES, SUM_OF_NIBBLES, BYTES = 0, 4, 8, 12, 16
-X_BLOCK_BYTES = {"int8": 48, "int15": 80}
-
-
 def _q8_0(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: int) -> Sums:
-    lines = [[_bytes(builder, vi.offset(builder, w, 32 + 64 * k)) for k in range(8)] for w in panels]
-    return _whole_numbers(builder, panels, lines, rows, SUM_OF_BYTES, sums, planes)
+    lines = [[steps.bytes(builder, vi.offset(builder, w, 32 + 64 * k)) for k in range(8)] for w in panels]
+    return steps.whole_numbers(builder, panels, lines, rows, steps.SUM_OF_BYTES, sums, planes)
 
 
 def _q4_0(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: int) -> Sums:
-    lines = [_nibbles(builder, vi.offset(builder, w, 32)) for w in panels]
-    return _whole_numbers(builder, panels, lines, rows, SUM_OF_NIBBLES, sums, planes)
+    lines = [steps.nibbles(builder, vi.offset(builder, w, 32)) for w in panels]
+    return steps.whole_numbers(builder, panels, lines, rows, steps.SUM_OF_NIBBLES, sums, planes)
 
 
 def _q4_1(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: int) -> Sums:
-    lines = [_nibbles(builder, vi.offset(builder, w, 64)) for w in panels]
-    sums = _whole_numbers(builder, panels, lines, rows, None, sums, planes)
-    minima = [_scales(builder, vi.offset(builder, w, 32)) for w in panels]
-    return _fused(builder, minima, rows, SCALED_SUM, sums)
+    lines = [steps.nibbles(builder, vi.offset(builder, w, 64)) for w in panels]
+    sums = steps.whole_numbers(builder, panels, lines, rows, None, sums, planes)
+    minima = [steps.halves(builder, vi.offset(builder, w, 32)) for w in panels]
+    return steps.fused(builder, minima, rows, steps.SCALED_SUM, sums)
 
 
-def _whole_numbers(
-    builder: Any, panels: list[Any], lines: list[list[Any]], rows: list[Any], start: int | None, sums: Sums, planes: int
-) -> Sums:
-    """The sums plus, in each panel, its scales times the products of eight lines of unsigned bytes with numbers of x.
-
-    start: where x holds what the products begin with; None where that is 0. planes: bytes of a number. Row after row,
-    because all lines stay in registers.
-    """
-    scales = [_scales(builder, w) for w in panels]
-    results: Sums = [[] for _ in panels]
-    for r, x in enumerate(rows):
-        products = [vi.constant(vi.I32, 0) for _ in panels]
-        for plane in range(planes):
-            if plane:
-                products = [builder.shl(total, vi.constant(vi.I32, 7)) for total in products]
-            if start is not None and plane == planes - 1:
-                first = _broadcast(builder, vi.I32, x, start)
-                products = [builder.add(total, first) for total in products]
-            for k in range(8):
-                value = _broadcast(builder, vi.I32, x, BYTES + 32 * plane + 4 * k)
-                four = builder.bitcast(value, vi.vector(vi.I8, 4 * vi.LANES))
-                products = [
-                    vi.dot_bytes(builder, total, own[k], four) for total, own in zip(products, lines, strict=True)
-                ]
-        scale_of_x = _broadcast(builder, vi.F32, x, SCALE)
-        for scale, total, own, result in zip(scales, products, sums, results, strict=True):
-            both = builder.fmul(scale, scale_of_x)
-            result.append(vi.fma(builder, builder.sitofp(total, vi.vector(vi.F32)), both, own[r]))
-    return results
-
-
-def _broadcast(builder: Any, kind: Any, x: Any, distance: int) -> Any:
-    return vi.splat(builder, vi.load(builder, kind, vi.offset(builder, x, distance)))
-
-
-def _scales(builder: Any, address: Any) -> Any:
-    return builder.fpext(vi.load(builder, vi.vector(vi.F16), address), vi.vector(vi.F32))
-
-
-def _bytes(builder: Any, address: Any) -> Any:
-    return vi.load(builder, vi.vector(vi.I8, 4 * vi.LANES), address)
-
-
-def _nibbles(builder: Any, address: Any) -> list[Any]:
-    """Eight lines of bytes: the low halves of four lines, which are the first 16 inputs, then the high ones."""
-    raw = [vi.load(builder, vi.vector(vi.I32), vi.offset(builder, address, 64 * k)) for k in range(4)]
-    shifted = [builder.lshr(each, vi.constant(vi.I32, 4)) for each in raw]
-    mask = vi.constant(vi.I32, 0x0F0F0F0F)
-    return [builder.bitcast(builder.and_(each, mask), vi.vector(vi.I8, 4 * vi.LANES)) for each in raw + shifted]
+# The fields of a block of a file: so many bytes, and how many of them stay together when those of 16 outputs are laid
+# side by side, 2 for a float16, 4 for a lane of a line.
+LAYOUTS = {
+    "q8_0": ((2, 2), (32, 4)),
+    "q4_0": ((2, 2), (16, 4)),
+    "q4_1": ((2, 2), (2, 2), (16, 4)),
+    "q4_k": ((2, 2), (2, 2), (12, 4), (128, 4)),
+    "q5_k": ((2, 2), (2, 2), (12, 4), (32, 4), (128, 4)),
+    "q6_k": ((128, 4), (64, 4), (16, 4), (2, 2)),
+}
+OF_BLOCKS = {
+    "q8_0": _q8_0, "q4_0": _q4_0, "q4_1": _q4_1,
+    "q4_k": k_quants.q4_k, "q5_k": k_quants.q5_k, "q6_k": k_quants.q6_k,
+}  # fmt: skip
 
 
 def _formats() -> dict[tuple[str, str], Format]:
@@ -164,9 +106,11 @@ def _formats() -> dict[tuple[str, str], Format]:
         Format("bfloat16", 8, 256, "float32", 32, _bfloat16_widened),
         Format("bfloat16", 8, 256, "bfloat16", 16, _bfloat16),
     ]
-    for planes, (activations, size) in enumerate(X_BLOCK_BYTES.items(), start=1):
-        for name, panel_bytes, accumulate in (("q8_0", 544, _q8_0), ("q4_0", 288, _q4_0), ("q4_1", 320, _q4_1)):
-            table.append(Format(name, 32, panel_bytes, activations, size, partial(accumulate, planes=planes)))
+    for planes, (activations, size) in enumerate(steps.X_BLOCK_BYTES.items(), start=1):
+        for name, accumulate in OF_BLOCKS.items():
+            values, own_bytes, _ = BLOCK_FORMATS[name]
+            x_bytes, whole = values // ACTIVATION_BLOCK * size, partial(accumulate, planes=planes)
+            table.append(Format(name, values, vi.LANES * own_bytes, activations, x_bytes, whole))
     return {(format.name, format.activations): format for format in table}
 
 

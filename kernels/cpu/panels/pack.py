@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.kernels.cpu.panels.formats import SIZES
+from octavo.kernels.cpu.panels.formats import LAYOUTS, SIZES
+from octavo.kernels.cpu.panels.memory import MEMORY
 from octavo.kernels.cpu.panels.tile import WIDTH
 from octavo.kernels.cpu.vector_ir import LANES
 from octavo.kernels.weights import BlockWeight
 
 DENSE = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-HEADS = {"q8_0": 1, "q4_0": 1, "q4_1": 2}  # float16 numbers that a block begins with: its scale, its minimum
 
 
 class Panels(NamedTuple):
@@ -24,7 +24,7 @@ class Panels(NamedTuple):
 
     def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
         """The plain tensor that it stands for, `[out_features, in_features]`."""
-        if self.format in HEADS:
+        if self.format in LAYOUTS:
             return _to_blocks(self).dequantise(dtype)
         kind = next(kind for kind, name in DENSE.items() if name == self.format)
         together = 2 if kind is torch.bfloat16 else 1
@@ -45,36 +45,54 @@ def pack_dense(weight: Tensor) -> Panels:
         padded = weight.new_zeros(num_panels * LANES, blocks * block)
         padded[:out_features, :in_features] = weight
     together = 2 if weight.dtype is torch.bfloat16 else 1
-    data = padded.reshape(num_panels, LANES, -1, together).transpose(1, 2).contiguous()
-    data = data.view(torch.uint8).view(num_panels, blocks, panel_bytes)
-    return Panels(data, format, out_features, in_features)
+    lines = padded.reshape(num_panels, LANES, -1, together).transpose(1, 2)
+    data = MEMORY.take(num_panels * blocks * panel_bytes)
+    data.view(weight.dtype).view(lines.shape).copy_(lines)
+    return Panels(data.view(num_panels, blocks, panel_bytes), format, out_features, in_features)
 
 
 def pack_blocks(weight: BlockWeight) -> Panels:
     """The same bits as in the blocks of a GGUF file, in another order."""
-    heads, panel_bytes = HEADS[weight.format], SIZES[weight.format][1]
+    panel_bytes = SIZES[weight.format][1]
     out_features, num_panels = len(weight.blocks), _num_panels(len(weight.blocks))
     raw = weight.blocks.unflatten(1, (-1, panel_bytes // LANES))
     if (short := num_panels * LANES - out_features) > 0:
         raw = torch.cat((raw, raw.new_zeros(short, *raw.shape[1:])))
     raw = raw.unflatten(0, (num_panels, LANES)).transpose(1, 2)  # [panels, blocks, outputs, bytes]
-    data = torch.empty(num_panels, raw.shape[1], panel_bytes, dtype=torch.uint8, device=weight.blocks.device)
-    for head in range(heads):
-        data[..., 32 * head : 32 * head + 32].unflatten(2, (LANES, 2)).copy_(raw[..., 2 * head : 2 * head + 2])
-    lines = data[..., 32 * heads :].unflatten(2, (-1, LANES, 4))
-    lines.copy_(raw[..., 2 * heads :].unflatten(3, (-1, 4)).transpose(2, 3))
+    data = MEMORY.take(num_panels * raw.shape[1] * panel_bytes).view(num_panels, raw.shape[1], panel_bytes)
+    for part, target in zip(_parts(raw, weight.format), _lines(data, weight.format), strict=True):
+        target.copy_(part)
     if weight.format == "q8_0":
-        lines.bitwise_xor_(0x80)
+        data[..., 32:].bitwise_xor_(0x80)
     return Panels(data, weight.format, out_features, weight.in_features)
 
 
+def empty_panels(like: Panels, out_features: int) -> Panels:
+    """Panels without values yet for so many outputs, in the format and of the inputs of others."""
+    data = like.data.new_empty(_num_panels(out_features), *like.data.shape[1:])
+    return like._replace(data=data, out_features=out_features)
+
+
 def _to_blocks(panels: Panels) -> BlockWeight:
-    heads, data = HEADS[panels.format], panels.data
-    lines = data[..., 32 * heads :].unflatten(2, (-1, LANES, 4)).transpose(2, 3).flatten(3)
-    lines = lines.bitwise_xor(0x80) if panels.format == "q8_0" else lines
-    first = [data[..., 32 * head : 32 * head + 32].unflatten(2, (LANES, 2)) for head in range(heads)]
-    raw = torch.cat((*first, lines), 3).transpose(1, 2).flatten(2).flatten(0, 1)
+    lines = [each.transpose(2, 3).flatten(3) for each in _lines(panels.data, panels.format)]
+    if panels.format == "q8_0":
+        lines[1] = lines[1].bitwise_xor(0x80)
+    raw = torch.cat(lines, 3).transpose(1, 2).flatten(2).flatten(0, 1)
     return BlockWeight(raw[: panels.out_features].contiguous(), panels.format)
+
+
+def _lines(data: Tensor, format: str) -> list[Tensor]:
+    """Views of the fields of panels' blocks, `[panels, blocks, units, outputs, bytes of a unit]`."""
+    fields = data.split([LANES * size for size, _ in LAYOUTS[format]], 2)
+    units = [unit for _, unit in LAYOUTS[format]]
+    return [field.unflatten(2, (-1, LANES, unit)) for field, unit in zip(fields, units, strict=True)]
+
+
+def _parts(raw: Tensor, format: str) -> list[Tensor]:
+    """The same fields of a file's blocks `[panels, blocks, outputs, bytes]`, in the same shape."""
+    fields = raw.split([size for size, _ in LAYOUTS[format]], 3)
+    units = [unit for _, unit in LAYOUTS[format]]
+    return [field.unflatten(3, (-1, unit)).transpose(2, 3) for field, unit in zip(fields, units, strict=True)]
 
 
 def _num_panels(out_features: int) -> int:

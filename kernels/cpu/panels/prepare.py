@@ -10,8 +10,9 @@ from torch import Tensor
 
 from octavo.kernels.cpu import numba_kernel as nk
 from octavo.kernels.cpu import vector_ir as vi
-from octavo.kernels.cpu.panels import formats
-from octavo.kernels.cpu.panels.formats import X_BLOCK_BYTES, Format
+from octavo.kernels.cpu.panels import steps
+from octavo.kernels.cpu.panels.formats import Format
+from octavo.kernels.cpu.panels.steps import X_BLOCK_BYTES
 from octavo.kernels.cpu.panels.tile import SUM, TILE_ROWS
 
 SIZE_8, SIZE_15 = X_BLOCK_BYTES["int8"], X_BLOCK_BYTES["int15"]
@@ -77,7 +78,7 @@ def _pairs(fields):
 
 @nk.cpu_kernel("va qqqqq")
 def _int8(fields):
-    """Blocks of 32 with a byte a value (formats.X_BLOCK_BYTES): see `weights.round_activations`."""
+    """Blocks of 32 with a byte a value (steps.X_BLOCK_BYTES): see `weights.round_activations`."""
     (x,) = nk.float_ptrs(fields, 0, 1)
     out, rows, inputs, x_stride, steps, step_bytes = nk.int_args(fields, 1, 6)
     first, last = nk.thread_range(rows * steps)
@@ -119,16 +120,19 @@ def _round_block(planes: int) -> Any:
             parts = _two_vectors(builder, signature.args[0].dtype, first)
             largest = _largest(builder, parts)
             numbers = _rounded(builder, parts, largest, levels)
-            total = vi.call(builder, "llvm.vector.reduce.add.v16i32", vi.I32, [builder.add(*numbers)])
+            halves = [vi.call(builder, "llvm.vector.reduce.add.v16i32", vi.I32, [each]) for each in numbers]
+            total = builder.add(*halves)
             scale = builder.fmul(largest, vi.F32(float(np.float32(1) / np.float32(levels))))
-            vi.store(builder, scale, vi.offset(builder, out, formats.SCALE))
+            vi.store(builder, scale, vi.offset(builder, out, steps.SCALE))
             scaled = builder.fmul(scale, builder.sitofp(total, vi.F32))
-            vi.store(builder, scaled, vi.offset(builder, out, formats.SCALED_SUM))
-            for place, factor in ((formats.SUM_OF_BYTES, -128), (formats.SUM_OF_NIBBLES, -8)):
-                vi.store(builder, builder.mul(total, vi.I32(factor)), vi.offset(builder, out, place))
+            vi.store(builder, scaled, vi.offset(builder, out, steps.SCALED_SUM))
+            starts = [(steps.SUM_OF_BYTES, total, -128), (steps.SUM_OF_NIBBLES, total, -8)]
+            starts += [(steps.SUMS_OF_HALVES + 4 * i, half, -32) for i, half in enumerate(halves)]
+            for place, sum, factor in starts:
+                vi.store(builder, builder.mul(sum, vi.I32(factor)), vi.offset(builder, out, place))
             for plane, halves in enumerate(_bytes_of(builder, numbers, planes)):
                 for i, half in enumerate(halves):
-                    place = vi.offset(builder, out, formats.BYTES + 32 * plane + vi.LANES * i)
+                    place = vi.offset(builder, out, steps.BYTES + 32 * plane + vi.LANES * i)
                     vi.store(builder, builder.trunc(half, vi.vector(vi.I8)), place)
             return context.get_dummy_value()
 
@@ -185,6 +189,6 @@ def _two_vectors(builder: Any, kind: Any, address: Any) -> list[Any]:
         return [vi.load(builder, vi.vector(vi.F32), vi.offset(builder, address, 64 * i)) for i in range(2)]
     places = [vi.offset(builder, address, 32 * i) for i in range(2)]
     if kind == types.int16:
-        return [builder.fpext(vi.load(builder, vi.vector(vi.F16), place), vi.vector(vi.F32)) for place in places]
+        return [vi.widened(builder, vi.load(builder, vi.vector(vi.F16), place)) for place in places]
     raw = [builder.zext(vi.load(builder, vi.vector(vi.I16), place), vi.vector(vi.I32)) for place in places]
     return [builder.bitcast(builder.shl(each, vi.constant(vi.I32, 16)), vi.vector(vi.F32)) for each in raw]
