@@ -6,7 +6,6 @@ from pathlib import Path
 import gguf
 
 from octavo.bench.measuring.roofline import step_weights
-from octavo.gpt.loading import loader
 from octavo.gpt.models.config import ModelConfig
 from octavo.kernels import weights
 from octavo.kernels.weights import BLOCK_FORMATS
@@ -15,8 +14,7 @@ from octavo.kernels.weights import BLOCK_FORMATS
 QUANTISED = {name: BLOCK_FORMATS[name].bytes / BLOCK_FORMATS[name].values for name in weights.FORMATS}
 MADE = ("q4_k_m", "q5_k_m", "q6_k")  # LLM reads these from a file that llama.cpp makes of the model
 FILE = "file"  # the blocks of the model's own GGUF file
-# LLM's word for weights in a dtype, whatever the file holds; before there was such a word, auto meant that.
-DENSE = "dense" if "dense" in getattr(loader, "WEIGHTS", ()) else "auto"
+DENSE = "dense"  # LLM's word for weights in a dtype, whatever the file holds
 FORMATS = (FILE, *QUANTISED, *MADE)
 SAME_SIZE = {"int8": "q8_0"}  # of older results of ours, llama.cpp's format that stood beside it
 

@@ -91,7 +91,7 @@ def test_a_format_that_there_are_no_products_for_is_one_line(model, tmp_path, mo
     assert bench("decode", "--model", model, *GRID, *wanted, "--output", out) == 0
     said = {cell.dtype: (cell.verdict, cell.detail) for cell in records.read(out).cells}
     assert said["q1_0"][0] == said["file"][0] == "unsupported"
-    assert said["q1_0"][1].startswith("weights must be auto or ")
+    assert said["q1_0"][1].startswith("weights must be auto, ")
     assert said["file"][1] == f"{model} is no GGUF file"
     assert said["q8_0"][0] in ("same", "quantised")
 
