@@ -61,7 +61,8 @@ def load_model(
 ) -> LoadedModel:
     """The model of that name, folder or GGUF file, ready to decode: packed for its backend, without gradients.
 
-    dtype, of activations and cached values, is auto, float32, bfloat16 or float16. weights is a format of
+    dtype, of activations and cached values, is float32, bfloat16, float16, or auto: float32 where weights keep a
+    file's blocks, so that answers are those of float32, else what the device is fast at. weights is a format of
     kernels/weights.py that the backend has a product for, dense for dtype's own, file for the blocks of a GGUF file as
     they are, or auto: file for a GGUF file where the backend prefers that, else dense. device is auto, cpu or cuda.
     tokenizer is auto for the model's own, another's name, or None to load a model for token ids alone, whatever its
@@ -83,6 +84,8 @@ def load_model(
         if not checkpoint.keeps_blocks:
             _require_no_file(weights, str(source))
         keeps = checkpoint.keeps_blocks and (weights == "file" or (weights == "auto" and ops.keeps_blocks))
+        if keeps and dtype == "auto":  # products with blocks see 15 bits of a float32, but 8 of a bfloat16
+            number_type = torch.float32
         _compile(ops, number_type, "file" if keeps else weights)
         model = _read(checkpoint, ops, number_type, place, ops.formats if keeps else None)
     model.requires_grad_(False)
