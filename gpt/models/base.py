@@ -48,7 +48,7 @@ class Embedding(Packable):
     def __init__(self, num_rows: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(unset(num_rows, dim))
-        self._like = torch.empty(0)  # where the weight is packed
+        self._like = torch.empty(0, dtype=torch.float32, device="cpu")  # where the weight is packed
 
     @property
     def like(self) -> Tensor:

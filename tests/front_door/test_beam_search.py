@@ -65,7 +65,9 @@ def test_bad_options_are_named(options):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    "options", [OPTIONS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in OPTIONS[1:])], ids=str
+)
 def test_beams_are_those_of_transformers(options, smollm2_path, transformers_smollm2):
     llm = LLM(smollm2_path, dtype="float32", weights="dense", max_model_len=256)
     prompts = ["The capital of France is", "Once upon a time", "My favourite colour is blue."]

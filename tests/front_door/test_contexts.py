@@ -84,7 +84,9 @@ print(ids_of(llm, [[i, 2, 3] * (1 + i % 7) for i in range(12)], params))
 """
 
 
-@pytest.mark.parametrize(("dtype", "weights"), [("float32", "auto"), ("bfloat16", "q8_0")], ids=["float32", "q8_0"])
+@pytest.mark.parametrize(
+    ("dtype", "weights"), [pytest.param("float32", "auto", marks=pytest.mark.slow), ("bfloat16", "q8_0")]
+)
 def test_a_team_smaller_than_asked_for_computes_the_same(tmp_path: Path, dtype: str, weights: str) -> None:
     """Batch systems limit threads so; a team that trusts what it asked for leaves the missing threads' share undone."""
     folder = save_tiny(tmp_path, hidden_size=192, num_hidden_layers=2, intermediate_size=384)  # work for two threads

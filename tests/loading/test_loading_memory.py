@@ -13,11 +13,12 @@ from checkpoints import LLAMA, LLAMA_GGUF, llama_gguf_tensors, llama_shapes, sav
 
 LOADING = """
 import re, sys
+from dataclasses import replace
 from pathlib import Path
 from octavo.gpt.loading.loader import load_model
 from octavo.kernels import backends
 
-ops = backends.load(sys.argv[3])
+ops = replace(backends.load(sys.argv[3]), compile=None)  # which takes memory of its own meanwhile
 
 def peak(field):
     return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -66,7 +67,7 @@ def test_no_weight_is_held_twice(large: dict[str, Path], kind: str, dtype: str) 
 
 def test_a_file_s_own_blocks_are_all_that_is_held(large: dict[str, Path]) -> None:
     """Beside what reading takes whatever the size of the file."""
-    size, fixed = large["gguf"].stat().st_size, 24 * 2**20
+    size, fixed = large["gguf"].stat().st_size, 32 * 2**20
     assert 0.95 * size < growth(large["gguf"], "float32", "cpu") < 1.05 * size + fixed
 
 
