@@ -233,6 +233,8 @@ def test_progress_bars_are_the_library_s_and_closed(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     download, drawn, screen = huggingface_hub.snapshot_download, [], io.StringIO()
+    # A switch of the whole process: transformers turns it off where somebody asks that library to be quiet.
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "progress_bar_states", {})
 
     def snapshot_download(*arguments: Any, tqdm_class: Any = None, **options: Any) -> str:
         if tqdm_class:
