@@ -104,7 +104,7 @@ AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+ss
 ELSEWHERE = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
-from blocks import random_blocks
+from checkpoints import random_blocks
 from octavo.kernels.cpu.linear import linear, pack
 torch.manual_seed(0)
 packed = pack(random_blocks(40, 512, sys.argv[1]))
