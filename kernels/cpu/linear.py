@@ -1,7 +1,7 @@
 """Products on a CPU: weights packed once in panels of 16 outputs, read by kernels of our own (panels/).
 
 The order in which an output sums its inputs is the same for every number of rows, tiles and threads. Results differ
-from the reference by rounding only; with blocks of bytes or nibbles x is rounded to bytes too
+from the reference by rounding only; with the blocks of a GGUF file x is rounded, too, to whole numbers
 (`weights.round_activations`). Inference only: the packed product has no gradient.
 """
 
