@@ -199,6 +199,19 @@ def test_auto_is_the_file_s_own_where_the_backend_prefers_it(tmp_path: Path) -> 
     assert load(folder, "auto").head.format == "float32"
 
 
+def test_a_file_s_own_blocks_take_float32_where_nobody_asks_for_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a processor that is fast at bfloat16, of whose values such products see 8 bits."""
+    fast = {"auto": torch.bfloat16, "float16": torch.float16}
+    monkeypatch.setattr("octavo.gpt.loading.loader.resolve_dtype", lambda dtype, device: fast[dtype])
+    path, cpu = llama_file(tmp_path / "m.gguf", "Q8_0"), backends.load("cpu")
+    for dtype, weights, expected in (
+        ("auto", "auto", torch.float32), ("auto", "dense", torch.bfloat16), ("float16", "auto", torch.float16),
+    ):  # fmt: skip
+        assert load_model(path, cpu, dtype, "cpu", weights, None).dtype is expected
+
+
 def test_weights_that_cannot_be_are_refused(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "folder", WIDE, random_tensors(llama_shapes(WIDE)))
     with pytest.raises(ValueError, match=r"weights file is for GGUF files, .*folder is none: use auto"):
