@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
+from octavo.kernels.triton import launch
+
 pytestmark = pytest.mark.codegen
 PREAMBLE = """
-import re, sys
+import json, re, sys
 import torch
 from octavo.kernels.triton.attention import causal_attention
 from octavo.kernels.codegen.sass import pretend
@@ -56,26 +58,78 @@ for name in sorted({kernel.metadata.name for kernel, _ in compiled}):
     assert run(script) == [f"{name} 1" for name in names]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+# What decides how a row is summed: the dots, and the sums over keys, each with how keys (not rows) lie in threads.
+ORDERS = """
+LISTS = r"(\\w+) = (\\[[^=]*\\])[,}]"
+
+def over_keys(layout, axis):
+    kind, numbers = re.match(r"#ttg.(\\w+)", layout)[1], {k: json.loads(v) for k, v in re.findall(LISTS, layout)}
+    if kind == "linear":
+        return kind, *(str([s[axis] for s in numbers[at] if s[axis]]) for at in ("register", "lane", "warp"))
+    if kind == "blocked":
+        return kind, *(numbers[name][axis] for name in ("sizePerThread", "threadsPerWarp", "warpsPerCTA"))
+    return kind, numbers["warpsPerCTA"][axis], *numbers["instrShape"]
+
+def order(kernel):
+    text = kernel.asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\\w+) = (.*)$", text, re.M))
+    sums = r"axis = (\\d) : i32\\}> \\(\\{[^}]*arith.addf[^}]*\\}\\) : \\(tensor<(\\S+)xf32, (.*?)>\\) ->"
+    found = set()
+    for axis, shape, layout in re.findall(sums, text):
+        if "slice" in layout:  # what is left of three axes, of which the first was summed
+            axis = int(axis) + 1
+        name = re.search(r"#\\w+$|#\\w+(?=})", layout)[0]
+        found.add((shape.split("x")[int(axis) - ("slice" in layout)], over_keys(layouts[name], int(axis))))
+    dots = re.findall(r"(tt.dot|warp_group_dot|tc_gen5_mma) .*?(?:: | -> tensor<)(.*)", text)
+    for dot, types in dots:
+        found.add((dot,))
+        for name in set(re.findall(r"#\\w+", types)) & set(layouts):
+            if re.match(r"#ttg.(nvidia_mma|amd_mfma)<", layouts[name]):
+                found.add((dot, over_keys(layouts[name], 1), *re.findall(r"kWidth = \\d+", types)))
+    assert len([1 for first, *_ in found if first.isdigit()]), "found no sums over keys"
+    return found
+"""
+
+
+@pytest.mark.parametrize("arch", launch.ARCHS)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_both_prefills_sum_in_the_same_layout(arch: str, dtype: str) -> None:
-    """The bits of causal_attention and of paged prefill: the same dots and reductions, over the same layouts."""
+def test_prefill_and_decode_sum_in_the_same_layout(arch: str, dtype: str) -> None:
+    """The bits of causal_attention, of paged prefill and of decode: the same dots, and sums over the same layouts."""
     script = f"""
-for head_dim in (64, 128, 256):
+for head_dim in (24, 64, 128, 256):
     with pretend("{arch}") as compiled:
         causal(256, 2, 128, torch.{dtype}, head_dim)
         paged(256, 2, 128, 16, torch.{dtype}, head_dim)
-    orders = []
-    for kernel, _ in compiled:
-        text = kernel.asm["ttgir"]
-        for name, layout in reversed(re.findall(r"^(#\\w+) = (.*)$", text, re.M)):
-            text = re.sub(name + r"\\b", layout, text)
-        steps = re.findall(r"(?:tt.dot|warp_group_dot|tc_gen5_mma) [^:]*: (.*?)(?: loc|$)", text, re.M)
-        orders.append((set(steps), set(re.findall(r"^ *}}\\) : (\\(tensor.*?)(?: loc|$)", text, re.M))))
-    assert all(orders[0]), "found no dots or no reductions"
-    print(head_dim, orders[0] == orders[1])
+        paged(2, 2, 1, 16, torch.{dtype}, head_dim)
+    causal_order, prefill, decode = (order(kernel) for kernel, _ in compiled[:3])
+    print(head_dim, causal_order == prefill, prefill == decode or (prefill, decode))
 """
-    assert run(script) == ["64 True", "128 True", "256 True"]
+    assert run(ORDERS + script) == [f"{head_dim} True True" for head_dim in (24, 64, 128, 256)]
+
+
+INSTRUCTIONS = {  # of sm_80 and sm_90 by head_dim: what multiplies in 16 bits
+    "sm_80": {head_dim: ["HMMA.16816.F32.BF16"] for head_dim in (64, 128, 256)},
+    "sm_90": {
+        64: ["HGMMA.64x64x16.F32.BF16"],
+        128: ["HGMMA.64x128x16.F32.BF16", "HGMMA.64x64x16.F32.BF16"],
+        256: ["HGMMA.64x128x16.F32.BF16", "HGMMA.64x16x16.F32.BF16"],
+    },
+}
+
+
+@pytest.mark.parametrize("arch", INSTRUCTIONS)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_prefill_and_decode_multiply_with_the_same_instructions(arch: str, head_dim: int) -> None:
+    script = f"""
+from octavo.kernels.codegen.sass import disassemble
+with pretend("{arch}") as compiled:
+    causal(256, 2, 128, torch.bfloat16, {head_dim})
+    paged(256, 2, 128, 16, torch.bfloat16, {head_dim})
+    paged(2, 2, 1, 16, torch.bfloat16, {head_dim})
+for kernel, _ in compiled[:3]:
+    print(*sorted(set(re.findall(r"\\bH(?:G)?MMA[.][.\\w]*", disassemble(kernel.asm["cubin"])))))
+"""
+    assert [line.split() for line in run(script)] == [INSTRUCTIONS[arch][head_dim]] * 3
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
@@ -88,8 +142,8 @@ for dtype in (torch.float16, torch.float32):
     for head_dim in (64, 128, 256):
         with pretend("{arch}") as compiled:
             paged(64, 64, 1, 256, dtype, head_dim)
-            _, launched = launch.paged_decode(torch.device("meta"), dtype, head_dim)
+            _, launched = launch.paged_decode(torch.device("meta"), dtype, head_dim, 1)
         code = inspect(*compiled[0], "decode", "", "{arch}")
-        print(code.programs * launch.MULTIPROCESSORS["{arch}"] >= launched)
+        print(code.programs * launch.NUM_SMS["{arch}"] >= launched)
 """
     assert run(script) == ["True"] * 6
