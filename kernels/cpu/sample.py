@@ -84,7 +84,7 @@ def _choose(
     logprobs = torch.empty(num_seqs, dtype=torch.float32, device=logits.device)
     floats = (x.float().contiguous() for x in (logits, temperature, top_p, min_p))
     halves = seeds.contiguous().view(torch.int32)  # of a seed, the low one first
-    words = torch.empty(0, 0, dtype=torch.int32) if allowed is None else allowed.contiguous()
+    words = torch.empty(0, 0, dtype=torch.int32, device=logits.device) if allowed is None else allowed.contiguous()
     integers = top_k.contiguous(), positions.contiguous(), halves, token_ids, words
     sizes = num_seqs, vocab_size, words.shape[1]
     _sample(torch.float32, logits.numel(), *floats, logprobs, *integers, *sizes, wants_logprobs)
