@@ -261,6 +261,8 @@ class Engine:
             if sequence.seq_id in self._states:
                 self._states[sequence.seq_id].set_prompt_logprobs(first, entries)
         for row, (sequence, tokens) in enumerate(result.rows()):
+            if row < done.step.num_decoded and self.speculation.settle(sequence, len(tokens), self.scheduler):
+                ending_sequences.append(sequence)
             for token_id, logprobs in tokens:
                 state = self._states.get(sequence.seq_id)
                 if state is None:
@@ -271,8 +273,6 @@ class Engine:
                 if ending is not None:
                     self._finish(state, *ending)
                 touched[state.request.request_id] = state.request
-            if row < done.step.num_decoded and self.speculation.settle(sequence, len(tokens), self.scheduler):
-                ending_sequences.append(sequence)
         for sequence in ending_sequences:
             state = self._states.get(sequence.seq_id)
             if state is not None and sequence.reached_limit:

@@ -119,8 +119,9 @@ class Scheduler:
     def look_ahead(self, plan: Plan, sequence: Sequence, guess: list[int]) -> None:
         """Let the plan's step check a guess of the decoding sequence's tokens after its newest, as far as free blocks
         hold them: nobody gives way to a guess."""
-        last = sequence.num_computed + 1 + len(guess)
-        missing = min(self.blocks_for(last) - len(sequence.block_table), self.pool.num_available)
+        most = sequence.num_skipped_blocks + self.config.max_blocks_per_seq
+        needed = min(self.blocks_for(sequence.num_computed + 1 + len(guess)), most)
+        missing = min(needed - len(sequence.block_table), self.pool.num_available)
         if missing > 0:
             self.prefix_cache.insert(sequence)
             self._hold(sequence, [self.pool.allocate() for _ in range(missing)])

@@ -73,7 +73,7 @@ class Speculation:
             return False
         self.num_proposed += num_guessed
         self.num_accepted += num_right
-        self._pace(sequence).note(num_right, len(sequence.output))
+        self._pace(sequence).note(num_right, len(sequence.output) + num_tokens)
         scheduler.accept(sequence, num_right)
         return num_right > 0 and sequence.num_computed >= sequence.max_computed
 
