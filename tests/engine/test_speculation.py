@@ -24,6 +24,7 @@ VOCAB = 97
 @pytest.fixture(scope="module", params=TINY)
 def model(request):
     made = tiny_model(TINY[request.param], backends.load("cpu"))
+    made.make_buffers()
     made.pack()
     return made
 
