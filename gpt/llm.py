@@ -20,7 +20,7 @@ from octavo.gpt.models.base import Model
 from octavo.gpt.options.checks import integer
 from octavo.gpt.options.generation_config import sampling_defaults
 from octavo.gpt.options.lora import Lora
-from octavo.gpt.options.names import device_name, dtype_name
+from octavo.gpt.options.names import device_name, dtype_name, graphs_name
 from octavo.gpt.options.neutral import EngineOptions, RequestOptions, refuse_others, renamed, shows
 from octavo.gpt.outputs import RequestOutput, TokenProbability, likeliest, raise_if_failed
 from octavo.gpt.prompts import Conversations, EncodesPrompts, Prompt, Prompts, as_list, text_of
@@ -28,12 +28,12 @@ from octavo.gpt.quoting import quoted
 from octavo.gpt.runner.kv_cache import plan_memory
 from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.gpt.scoring import Draw, Score, draw, score
+from octavo.gpt.speculative.choice import chosen
+from octavo.gpt.speculative.proposer import Options
 from octavo.gpt.tokenizer.chat_template import ChatOptions
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels import backends
 from octavo.kernels.ops import Ops
-
-CUDA_GRAPHS = ("startup", "lazy", "off")
 
 
 class LLM(EncodesPrompts):
@@ -59,7 +59,8 @@ class LLM(EncodesPrompts):
     taken where they ask for nothing (`EngineOptions`).
 
     adapters: folders of LoRA adapters in PEFT's format, or owner/name of the hub, by the names that requests give as
-    `lora`; adapter: the one of requests that give none.
+    `lora`; adapter: the one of requests that give none. speculative: who guesses tokens ahead, an `NGram` or "ngram:4";
+    the text is the same, sooner where guesses are right.
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).
@@ -93,12 +94,12 @@ class LLM(EncodesPrompts):
         enforce_eager: bool = False,
         adapter: str | Path | None = None,
         adapters: Mapping[str, str | Path] | None = None,
+        speculative: Options | str | None = None,
         **others: Unpack[EngineOptions],
     ) -> None:
         refuse_others("LLM", others, EngineOptions)
-        cuda_graphs = "off" if enforce_eager else cuda_graphs
-        if cuda_graphs not in CUDA_GRAPHS:
-            raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {cuda_graphs!r}")
+        speculation = chosen(speculative, others.get("speculative_config"))
+        graphs = graphs_name(cuda_graphs, enforce_eager)
         self.device = resolve_device(device_name(device))
         self.parse_special = parse_special
         if isinstance(backend, str):
@@ -120,7 +121,7 @@ class LLM(EncodesPrompts):
                 max_num_waiting=max_num_waiting, preemption=preemption,
             )  # fmt: skip
             self.engine = self.thread.own(
-                make_engine, loaded, self.config, self.device, seed or 0, enable_prefix_caching, cuda_graphs
+                make_engine, loaded, self.config, self.device, seed or 0, enable_prefix_caching, graphs, speculation
             )
             self.thread.call(self.engine.runner.adapters.load_all, adapter, adapters or {})
         except BaseException:
@@ -138,11 +139,9 @@ class LLM(EncodesPrompts):
         self.close()
 
     def __repr__(self) -> str:
-        facts = (
-            f"{self.model.num_parameters:,} parameters", f"backend {self.backend}", f"device {self.device}",
-            str(self.dtype), f"weights {self.weights}",
-        )  # fmt: skip
-        return f"LLM({quoted(self.name)}, {self.model.config.family}, {', '.join(facts)})"
+        number, family = self.model.num_parameters, self.model.config.family
+        kinds = f"backend {self.backend}, device {self.device}, {self.dtype}, weights {self.weights}"
+        return f"LLM({quoted(self.name)}, {family}, {number:,} parameters, {kinds})"
 
     @property
     def weights(self) -> str:

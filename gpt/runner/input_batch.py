@@ -186,7 +186,7 @@ class InputBatch:
             wide[name][:num_rows] += ahead
         places, size = wide["position"][:num_rows], self.block_size
         wide["slot"][:num_rows] = self._table.host[rows, places // size] * size + places % size
-        ids = [token_id for s, guess in zip(self.sequences, guesses, strict=True) for token_id in (s.last_token, *guess)]
+        ids = [token_id for s in self.sequences for token_id in (s.last_token, *s.guess)]
         self._numbers.upload(len(COLUMNS) + 1, numbers)
         self._table.upload(num_rows, self._table.host[rows])
         self.token_ids[:num_rows] = to_device(ids, torch.int32, self.token_ids.device)

@@ -5,9 +5,13 @@ Prompt lookup decoding (Saxena 2023), as vLLM's method "ngram". No model is aske
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from octavo.gpt.options.checks import integer
 from octavo.gpt.scheduler.sequence import Sequence
+
+if TYPE_CHECKING:  # what a caller imports to choose needs no PyTorch
+    from octavo.gpt.speculative.proposer import Target
 
 CANDIDATES = 16  # earlier places that are compared, the newest first
 MOST_TOKENS = 64
@@ -31,10 +35,13 @@ class NGram:
         object.__setattr__(self, "min_match", integer("min_match", self.min_match, 1, MOST_TOKENS))
         object.__setattr__(self, "max_match", integer("max_match", self.max_match, self.min_match, MOST_TOKENS))
 
+    def proposer(self, target: "Target") -> "NGramProposer":
+        return NGramProposer(self)
+
 
 @dataclass(eq=False, slots=True)
 class _Index:
-    """Where each run of `min_match` tokens of a text ended last, and for each place, where the same run ended before."""
+    """Where each run of `min_match` tokens ended last in a text, and for each place where the same run ended before."""
 
     text: list[int]
     newest: dict[tuple[int, ...], int] = field(default_factory=dict)

@@ -2,9 +2,16 @@
 
 from dataclasses import dataclass
 
+import torch
+
+from octavo.gpt.loading.loader import LoadedModel
+from octavo.gpt.runner.decode_graph import MAX_CAPTURED_ROWS, Capture
+from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
 from octavo.gpt.scheduler.sequence import Sequence
-from octavo.gpt.speculative.proposer import Proposer
+from octavo.gpt.speculative.proposer import Options, Proposer, Target
+
+MOST_ROWS = {"cpu": MAX_CAPTURED_ROWS, "cuda": 64}  # queries of a step that take little longer than one
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 8, 128  # tokens
 
@@ -99,3 +106,12 @@ class Speculation:
 
     def _pace(self, sequence: Sequence) -> Pace:
         return self._paces.setdefault(sequence.seq_id, Pace())
+
+
+def make_speculation(
+    options: Options | None, loaded: LoadedModel, config: EngineConfig, device: torch.device, capture: Capture | None
+) -> Speculation:
+    """Return the speculation that a caller chose, for an engine of that model; none for None."""
+    if options is None:
+        return Speculation()
+    return Speculation(options.proposer(Target(loaded, config, device, capture)), MOST_ROWS[device.type])

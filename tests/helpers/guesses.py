@@ -12,8 +12,10 @@ from octavo.gpt.speculative.speculation import Speculation
 class Scripted:
     """Guesses from texts that are known in advance, by seed and number of the prompt's tokens; off by `shift`."""
 
-    def __init__(self, texts: dict[tuple[int, tuple[int, ...]], list[int]], shift: int = 0, num_tokens: int = 4) -> None:
-        self.texts, self.shift, self.num_tokens = texts, shift, num_tokens
+    num_tokens = 4
+
+    def __init__(self, texts: dict[tuple[int, tuple[int, ...]], list[int]], shift: int = 0) -> None:
+        self.texts, self.shift = texts, shift
         self.kept: set[int] = set()
 
     def propose(self, sequences: Seq[Sequence], limits: Seq[int]) -> list[list[int]]:
@@ -71,7 +73,7 @@ def many_options(rng: random.Random, seed: int, vocab_size: int = 97, has_text: 
     }
     if has_text:
         options["stop"] = lambda: [chr(rng.randint(33, 126)) * 2]
-        options["bad_words"] = lambda: [chr(rng.randint(33, 126)) + chr(rng.randint(33, 126)), chr(rng.randint(33, 126))]
+        options["bad_words"] = lambda: [chr(rng.randint(33, 126)), "".join(chr(rng.randint(33, 126)) for _ in range(2))]
     chosen = {name: options[name]() for name in rng.sample(sorted(options), rng.randint(0, 4))}
     if "logprob_token_ids" in chosen:
         chosen.pop("logprobs", None)
