@@ -182,7 +182,7 @@ class Engine:
     ) -> RequestOutput:
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
-        params = params.for_vocabulary(self.model_config.vocab_size)
+        params = params.for_engine(self.model_config.vocab_size, self.config.logprobs_mode)
         bad_words = word_tokens(as_texts(params.bad_words), self.tokenizer) if self.tokenizer is not None else ()
         states: list[RequestState] = []
         for index in range(params.n):
