@@ -27,6 +27,11 @@ async function send(path, init) {
   throw new ApiError(answer.status, body.error?.message ?? `${path}: ${answer.status} ${answer.statusText}`);
 }
 
+/** Wait while the server says that its model is being loaded. */
+export async function untilLoaded() {
+  while ((await fetch("health")).status === 503) await new Promise((resolve) => setTimeout(resolve, 500));
+}
+
 const getJson = async (path) => (await send(path, {})).json();
 
 const post = (path, body, signal) =>
@@ -76,7 +81,8 @@ export async function steps(choice) {
   const found = tokens.map((name, i) => ({
     id: idOf(name),
     logprob: token_logprobs[i],
-    top: Object.entries(top_logprobs?.[i] ?? {}).map(([each, logprob]) => [idOf(each), logprob]).sort((a, b) => b[1] - a[1]),
+    top: Object.entries(top_logprobs?.[i] ?? {}).map(([each, logprob]) => [idOf(each), logprob])
+      .sort((a, b) => b[1] - a[1]),
   }));
   await loadTexts(found.flatMap(({ id, top }) => [id, ...top.map(([each]) => each)]));
   return found;

@@ -12,10 +12,11 @@ export function showBars({ rows, others, drawn }, taken, pick) {
   const head = el("div", { class: "row head", role: "presentation" }, el("span", {}, "token"),
     ...COLUMNS.map(([name, label]) => el("span", { class: name }, label)));
   const shown = rows.map((row) => candidate(row, drawn, taken, pick));
-  const rest = el("div", { class: "row rest", role: "presentation" }, el("span", { class: "name" }, "all others"), ...cells(others));
-  const sum = Object.fromEntries(COLUMNS.map(([name]) => [name, rows.reduce((total, row) => total + row[name], others[name])]));
+  const rest = el("div", { class: "row rest", role: "presentation" },
+    el("span", { class: "name" }, "all others"), ...cells(others));
+  const sum = (name) => rows.reduce((total, row) => total + row[name], others[name]);
   const foot = el("div", { class: "row sum", role: "presentation" }, el("span", {}, "sum"),
-    ...COLUMNS.map(([name]) => el("span", { "data-sum": sum[name] }, sum[name].toFixed(3))));
+    ...COLUMNS.map(([name]) => el("span", {}, sum(name).toFixed(3))));
   list.replaceChildren(head, ...shown, rest, foot);
   const first = shown[Math.max(0, rows.findIndex(({ id }) => id === (taken ?? drawn)))];
   first.tabIndex = 0;
@@ -27,18 +28,20 @@ export const clearBars = () => find("bars").replaceChildren();
 const cells = (row, isCut = false) => COLUMNS.map(([name]) => {
   const bar = el("i", { class: name });
   bar.style.setProperty("--p", row[name]);
-  return el("span", { class: "cell", "data-p": row[name] }, el("b", {}, isCut && name === "kept" ? "cut" : percent(row[name])), bar);
+  const number = isCut && name === "kept" ? "cut" : percent(row[name]);
+  return el("span", { class: "cell", "data-p": row[name] }, el("b", {}, number), bar);
 });
 
 function candidate(row, drawn, taken, pick) {
-  const text = visible(textOf(row.id));
-  const marks = [row.id === drawn ? "drawn" : null, row.id === taken && taken !== drawn ? "taken" : null].filter(Boolean);
-  const said = COLUMNS.map(([name, label]) => `${label} ${percent(row[name])}`).join(", ") + (row.kept === 0 ? ", cut" : "");
+  const text = visible(textOf(row.id)), isCut = row.kept === 0, isDrawn = row.id === drawn;
+  const marks = [isDrawn ? "drawn" : null, row.id === taken && !isDrawn ? "taken" : null].filter(Boolean);
+  const said = COLUMNS.map(([name, label]) => `${label} ${percent(row[name])}`);
   const name = el("span", { class: "name" }, el("span", { class: "token-text" }, text),
     ...marks.map((mark) => el("em", { class: mark }, mark)));
   return el("div", {
-    class: `row candidate${row.kept === 0 ? " cut" : ""}${row.id === drawn ? " is-drawn" : ""}`, role: "option", tabIndex: -1,
+    class: `row candidate${isCut ? " cut" : ""}${isDrawn ? " is-drawn" : ""}`, role: "option", tabIndex: -1,
     title: `id ${row.id}`, "data-id": row.id, "aria-selected": String(row.id === (taken ?? drawn)),
-    "aria-label": [text, said, ...marks].join(", "), onclick: () => pick(row.id, Math.log(row.raw)),
-  }, name, ...cells(row, row.kept === 0));
+    "aria-label": [text, ...said, ...(isCut ? ["cut"] : []), ...marks].join(", "),
+    onclick: () => pick(row.id, Math.log(row.raw)),
+  }, name, ...cells(row, isCut));
 }

@@ -15,7 +15,8 @@ async function endsText(id, prompt, signal) {
 }
 
 /**
- * Yields the steps, each a list of kept beams, best first: {ids, logprobs, sum, parent: place in the step before, ended}.
+ * Yields the steps, each a list of kept beams, best first: {ids, logprobs, sum, parent, place, ended}; a parent is a
+ * place in the step before.
  * Returns the finished texts, best first, each with its `score` and `last`: [step, place] of its node.
  */
 export async function* beamSearch(prompt, width, length, mayEnd, signal) {
@@ -45,5 +46,6 @@ export async function* beamSearch(prompt, width, length, mayEnd, signal) {
 }
 
 const extend = (beam, id, logprob) => ({
-  ids: [...beam.ids, id], logprobs: [...beam.logprobs, logprob], sum: beam.sum + logprob, parent: beam.place, ended: false,
+  ids: [...beam.ids, id], logprobs: [...beam.logprobs, logprob], sum: beam.sum + logprob, parent: beam.place,
+  ended: false,
 });

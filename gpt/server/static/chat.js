@@ -61,7 +61,8 @@ async function ask() {
 
 function show(role, content) {
   const text = el("p", {}, content);
-  find("messages").append(el("div", { class: `message ${role}` }, el("h3", {}, role === "user" ? "You" : "Model"), text));
+  const name = el("h3", {}, role === "user" ? "You" : "Model");
+  find("messages").append(el("div", { class: `message ${role}` }, name, text));
   text.scrollIntoView({ block: "end" });
   return text;
 }

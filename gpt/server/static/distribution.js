@@ -7,7 +7,8 @@ export const SHOWN = 20; // tokens that the server names of each step
 /**
  * Ask for one step in three ways: as the model has it, with the temperature alone, and with every filter. The prefix
  * is cached after the first, and the same seed draws the same token, so this is the step that was or will be taken.
- * Returns {rows: [{id, raw, tempered, kept}], others: {raw, tempered, kept}, drawn, usage}; a column and its others sum to 1.
+ * Returns {rows: [{id, raw, tempered, kept}], others: {raw, tempered, kept}, drawn, usage}; a column and its others
+ * sum to 1.
  */
 export async function distribution(prefix, knobs, signal) {
   const { temperature, seed } = knobs;
@@ -16,7 +17,8 @@ export async function distribution(prefix, knobs, signal) {
   const one = { max_tokens: 1, logprobs: SHOWN, ignore_eos: true, skip_special_tokens: false };
   if (temperature === 0) asked.length = 1; // nothing is drawn: all is the likeliest token's
   const answers = await Promise.all(asked.map((options) => complete([prefix], { ...options, ...one }, signal)));
-  const [raw, tempered = sure(raw), kept = tempered] = await Promise.all(answers.map(async ({ choices }) => (await steps(choices[0]))[0]));
+  const first = async ({ choices }) => (await steps(choices[0]))[0];
+  const [raw, tempered = sure(raw), kept = tempered] = await Promise.all(answers.map(first));
   return { ...table(raw, tempered, kept), usage: answers[0].usage };
 }
 

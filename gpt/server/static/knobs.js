@@ -22,7 +22,8 @@ export function setUpKnobs(changed) {
     };
     input.addEventListener("input", () => { show(); changed(); });
     show();
-    find("knobs").append(el("div", { class: `knob ${name}` }, el("label", { htmlFor: name }, label, " ", output), input));
+    const title = el("label", { htmlFor: name }, label, " ", output);
+    find("knobs").append(el("div", { class: `knob ${name}` }, title, input));
   }
   find("knobs").addEventListener("submit", (event) => event.preventDefault());
 }

@@ -1,6 +1,6 @@
 // Tabs, theme, the model's name: what all views share.
 
-import { loadModel } from "./api.js";
+import { loadModel, untilLoaded } from "./api.js";
 import { setUpChat } from "./chat.js";
 import { setUpCompare } from "./compare.js";
 import { find } from "./dom.js";
@@ -33,6 +33,7 @@ function setUpTheme() {
 }
 
 const start = guarded(async () => {
+  await untilLoaded();
   const { id, max_model_len: longest } = await loadModel();
   find("model").textContent = longest ? `${id}, ${longest.toLocaleString("en")} tokens` : id;
   await readPrompt();

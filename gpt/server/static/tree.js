@@ -48,8 +48,10 @@ function line(from, to, step, columns, kind) {
 function box(node, step, place, columns, kind) {
   const text = visible(textOf(node.ids.at(-1)));
   const said = `step ${step + 1}, ${text}, log-probability ${fixed(node.sum)}${node.ended ? ", ended" : ""}`;
-  const made = el("div", { class: `node ${kind}${node.ended ? " ended" : ""}`, role: "treeitem", "aria-label": said, title: said,
-    "aria-level": step + 1 }, el("span", { class: "token-text" }, text), el("small", {}, fixed(node.sum)));
+  const made = el("div", {
+    class: `node ${kind}${node.ended ? " ended" : ""}`, role: "treeitem", "aria-label": said, title: said,
+    "aria-level": step + 1,
+  }, el("span", { class: "token-text" }, text), el("small", {}, fixed(node.sum)));
   made.style.setProperty("--left", middle(place, columns));
   made.style.setProperty("--width", `${100 / columns}%`);
   made.style.setProperty("--top", `${step * ROW}px`);

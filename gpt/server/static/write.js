@@ -133,12 +133,11 @@ export async function select(index) {
 
 export const redraw = debounced(guarded(() => select(selected)), 120);
 
-function showStep({ rows, drawn, kept, usage }, token) {
-  const entropy = rows.reduce((sum, { raw }) => sum - (raw > 0 ? raw * Math.log2(raw) : 0), 0);
+function showStep({ rows, drawn, usage }, token) {
   const left = rows.filter((row) => row.kept > 0).length;
   const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
   find("step-facts").replaceChildren(
-    token?.logprob != null ? `log-probability ${fixed(token.logprob)}, probability ${percent(Math.exp(token.logprob))}. ` : "",
+    token?.logprob != null ? `Log-probability ${fixed(token.logprob)}, ${percent(Math.exp(token.logprob))}. ` : "",
     `The draw is “${visible(textOf(drawn))}”. ${left} of the ${rows.length} likeliest are left by the filters. `,
     el("span", { class: "cached" }, `${cached} of ${usage.prompt_tokens} tokens before it came from the cache.`));
 }
@@ -152,7 +151,8 @@ function render() {
   });
   const next = el("span", {
     class: "token next", role: "option", tabIndex: selected === tokens.length ? 0 : -1, "data-index": tokens.length,
-    "aria-selected": String(selected === tokens.length), "aria-label": "the next token", onclick: guarded(() => select(tokens.length)),
+    "aria-selected": String(selected === tokens.length), "aria-label": "the next token",
+    onclick: guarded(() => select(tokens.length)),
   }, "+");
   box.replaceChildren(...withBreaks(tokens.map(make)), next);
   if (focused) box.querySelector('[tabindex="0"]').focus();
