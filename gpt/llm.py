@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 import torch
 
+from octavo.gpt.adapters.rollouts import Rollouts
 from octavo.gpt.beam_search import Beam, Continuations, check_options, search
 from octavo.gpt.engine import Listener
 from octavo.gpt.engine_thread import EngineClosedError, EngineThread, make_engine
@@ -36,7 +37,7 @@ from octavo.kernels.ops import Ops
 CUDA_GRAPHS = ("startup", "lazy", "off")
 
 
-class LLM(EncodesPrompts):
+class LLM(EncodesPrompts, Rollouts):
     """A model, its cache and an engine.
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
@@ -111,7 +112,7 @@ class LLM(EncodesPrompts):
             names = dtype_name(dtype), self.device.type
             loaded = self.thread.call(load_model, model, backend, *names, weights, tokenizer)
             self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
-            self.model: Model = loaded.model
+            self.model, self.source = loaded.model, loaded.source
             self.sampling_defaults = sampling_defaults(generation_config, loaded.source, override_generation_config)
             self.dtype = loaded.dtype
             self.config = plan_memory(
@@ -214,7 +215,6 @@ class LLM(EncodesPrompts):
         """Complete each prompt; order is kept. sampling_params: one for all, or one each; `params` is its old name.
 
         lora: the name of the adapter of all, or of each; `lora_request` is vLLM's word for it.
-
         use_tqdm: whether several prompts show their progress, or a function that makes the bar.
         """
         refuse_others("generate", others, RequestOptions)
@@ -347,4 +347,4 @@ class LLM(EncodesPrompts):
         return self.thread.call(score, self._model_with(lora), self.encode(prompt), window, self.device)
 
     def _model_with(self, lora: Lora) -> Model:
-        return self.thread.call(self.engine.runner.adapters.model_with, lora)
+        return self.thread.call(self.engine.residence.model_with, lora)
