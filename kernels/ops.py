@@ -56,6 +56,13 @@ class Linear(Protocol):
     ) -> Tensor: ...
 
 
+class Sample(Protocol):
+    def __call__(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
+        positions: Tensor, allowed: Tensor | None = None, /,
+    ) -> Pair: ...  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Ops:
     """One backend: each op is a function with the signature of its namesake in `reference.py`."""
@@ -75,7 +82,7 @@ class Ops:
     causal_attention: CausalAttention
     paged_attention: PagedAttention
     apply_penalties: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Pair]
+    sample: Sample
     lm_head_sample: Callable[[Tensor, Weight, Tensor, Tensor, Tensor], Tensor]
     top_logprobs: Callable[[Tensor, int], Pair]
     formats: frozenset[str] = frozenset(BLOCK_FORMATS)  # of weights that the products take, besides dense ones

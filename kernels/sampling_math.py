@@ -87,3 +87,9 @@ def _polynomial(fit: tuple[float, ...], x: Tensor) -> Tensor:
     for coefficient in reversed(fit[:-1]):
         value = value * x + coefficient
     return value
+
+
+def allowed_bits(allowed: Tensor, vocab_size: int) -> Tensor:
+    """The bits, bool `[num_seqs, vocab_size]`, of the masks that `sample` takes."""
+    shifts = torch.arange(32, dtype=torch.int32, device=allowed.device)
+    return ((allowed.unsqueeze(-1) >> shifts) & 1).bool().flatten(1)[:, :vocab_size]
