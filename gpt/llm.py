@@ -10,13 +10,13 @@ from typing import Any, Unpack
 
 import torch
 
+from octavo.gpt.adapters.rollouts import Rollouts
 from octavo.gpt.beam_search import Beam, Continuations, check_options, search
 from octavo.gpt.engine import Listener
 from octavo.gpt.engine_thread import EngineClosedError, EngineThread, make_engine
 from octavo.gpt.listeners import Ends, Pieces, progress
 from octavo.gpt.loading.hub import at_revisions
 from octavo.gpt.loading.loader import load_model, resolve_device
-from octavo.gpt.models.base import Model
 from octavo.gpt.options.checks import integer
 from octavo.gpt.options.generation_config import sampling_defaults
 from octavo.gpt.options.lora import Lora
@@ -36,7 +36,7 @@ from octavo.kernels.ops import Ops
 CUDA_GRAPHS = ("startup", "lazy", "off")
 
 
-class LLM(ScoresTexts):
+class LLM(ScoresTexts, Rollouts):
     """A model, its cache and an engine.
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
@@ -114,7 +114,7 @@ class LLM(ScoresTexts):
             names = dtype_name(dtype), self.device.type
             loaded = self.thread.call(load_model, model, backend, *names, weights, tokenizer)
             self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
-            self.model: Model = loaded.model
+            self.model, self.source = loaded.model, loaded.source
             self.sampling_defaults = sampling_defaults(generation_config, loaded.source, override_generation_config)
             self.dtype = loaded.dtype
             self.config = plan_memory(
@@ -217,7 +217,6 @@ class LLM(ScoresTexts):
         """Complete each prompt; order is kept. sampling_params: one for all, or one each; `params` is its old name.
 
         lora: the name of the adapter of all, or of each; `lora_request` is vLLM's word for it.
-
         use_tqdm: whether several prompts show their progress, or a function that makes the bar.
         """
         refuse_others("generate", others, RequestOptions)

@@ -118,4 +118,4 @@ class ScoresTexts(EncodesPrompts):
         return self.thread.call(score, self._model_with(lora), self.encode(prompt), window, self.device)
 
     def _model_with(self, lora: Lora) -> Model:
-        return self.thread.call(self.engine.runner.adapters.model_with, lora)
+        return self.thread.call(self.engine.residence.model_with, lora)

@@ -169,11 +169,15 @@ class Runner:
             for (one, version), (other, before) in zip(now, self._weights, strict=True)
         )
         if not same:
-            self._weights = now
-            self.step.forget()
-            if self.graphs is not None:
-                self.graphs.forget()
+            self.forget_steps()
         return not same
+
+    def forget_steps(self) -> None:
+        """Drop captured steps, and every hold on weights that the model has no more."""
+        self._weights = versions_of(self.model)
+        self.step.forget()
+        if self.graphs is not None:
+            self.graphs.forget()
 
     def reset(self) -> None:
         """Drop all that is kept for any sequence. Buffers stay where they are: captured steps refer to them."""
