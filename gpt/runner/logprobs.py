@@ -106,7 +106,7 @@ def filtered(
     is_random = temperature > 0
     row, heat = logits.float().unsqueeze(0), torch.where(is_random, temperature, 1.0).unsqueeze(1)
     scaled, keep = scaled_gap(row, heat), keep_mask(row, heat, top_k, top_p, min_p)
-    token = torch.arange(keep.shape[1], device=keep.device) == token_id
+    token = torch.arange(keep.shape[1], dtype=torch.int32, device=keep.device) == token_id
     processed = torch.where(is_random, torch.where(keep, scaled, -torch.inf), row)
     keep, mass = torch.where(is_random, keep, token), torch.where(is_random, kept_mass(scaled, keep), 1.0)
     return KeptTensors(processed[0], keep[0], mass)
