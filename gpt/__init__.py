@@ -19,7 +19,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.models.families.gpt2 import GPT2
     from octavo.gpt.models.families.llama import Llama
     from octavo.gpt.options.lora import LoRARequest
-    from octavo.gpt.outputs import CompletionOutput, Kept, Logprob, RequestOutput, TokenProbability
+    from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
 
@@ -30,7 +30,6 @@ __all__ = [
     "Beam",
     "CompletionOutput",
     "EngineClosedError",
-    "Kept",
     "Llama",
     "LoRARequest",
     "Logprob",
@@ -53,7 +52,7 @@ _HOMES = {
     "models.families.gpt2": "GPT2",
     "models.families.llama": "Llama",
     "options.lora": "LoRARequest",
-    "outputs": "CompletionOutput Kept Logprob RequestOutput TokenProbability",
+    "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
     "sampling_params": "SamplingParams",
     "scoring": "Score",
 }
