@@ -68,6 +68,8 @@ def many_options(rng: random.Random, seed: int, vocab_size: int = 97, has_text: 
         "stop_token_ids": lambda: rng.sample(range(vocab_size), 2),
         "logprobs": lambda: rng.choice((0, 1, 5)),
         "logprob_token_ids": lambda: rng.sample(range(vocab_size), 2),
+        "logprobs_mode": lambda: "processed_logprobs",
+        "return_kept": lambda: True,
         "prompt_logprobs": lambda: 1,
         "overflow": lambda: "shift",
     }
