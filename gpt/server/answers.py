@@ -30,10 +30,6 @@ class News:
     stop_reason: int | str | None
     offset: int  # characters of the choice's text before this
 
-    @property
-    def is_worth_saying(self) -> bool:
-        return bool(self.text or self.logprobs or self.finish_reason)
-
 
 @dataclass
 class Progress:

@@ -61,7 +61,7 @@ class _Answer:
             async for number, request in outputs:
                 usages.see(number, request)
                 for news in self.progress.news(number, request):
-                    if news.is_worth_saying:
+                    if news.text or news.logprobs or news.finish_reason:
                         yield {**start, "choices": [self.choice(news, request)], **usages.of_chunk()}
         finally:
             await outputs.aclose()
