@@ -7,7 +7,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 
 import octavo.gpt
-from octavo.gpt.server import chat, completions, models, tokens
+from octavo.gpt.server.api import chat, completions, models, tokens
 from octavo.gpt.server.errors import add_handlers
 from octavo.gpt.server.gate import Gate
 from octavo.gpt.server.serving import Serving

@@ -13,9 +13,9 @@ from octavo.gpt.outputs import RequestOutput, raise_if_failed
 from octavo.gpt.prompts import Prompt, TokensPrompt
 from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import RequestOutputKind, SamplingParams
+from octavo.gpt.server.api.protocol import SAMPLING, Generation
 from octavo.gpt.server.errors import APIError, answered
 from octavo.gpt.server.metrics import Metrics
-from octavo.gpt.server.protocol import SAMPLING, Generation
 from octavo.gpt.server.settings import Settings
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]

@@ -110,7 +110,7 @@ def test_tools_without_a_use_are_refused(server, tmp_path, llm):
 def test_calls_of_earlier_turns_reach_the_template_as_values(server, llm):
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     turns = [*CHAT, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "developer", "content": "z"}]
-    from octavo.gpt.server.chat import _message
+    from octavo.gpt.server.api.chat import _message
 
     assert _message(turns[1])["tool_calls"][0]["function"]["arguments"] == {"x": 1}
     assert _message(turns[2])["role"] == "system"

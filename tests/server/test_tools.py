@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from octavo.gpt.server.tools import ToolText, marker_of
+from octavo.gpt.server.api.tools import ToolText, marker_of
 
 HERMES = (
     'Let me see.<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n<tool_call>{"name": "g"}</tool_call>'

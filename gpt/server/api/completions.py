@@ -8,12 +8,12 @@ from fastapi.responses import JSONResponse
 
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.prompts import as_list
-from octavo.gpt.server import logprobs
-from octavo.gpt.server.answers import News, Progress, Usages, event_stream, head, token_ids, usage
+from octavo.gpt.server.api import logprobs
+from octavo.gpt.server.api.answers import News, Progress, Usages, event_stream, head, token_ids, usage
+from octavo.gpt.server.api.logprobs import Step
+from octavo.gpt.server.api.protocol import CompletionRequest
+from octavo.gpt.server.api.routes import Asked
 from octavo.gpt.server.errors import APIError
-from octavo.gpt.server.logprobs import Step
-from octavo.gpt.server.protocol import CompletionRequest
-from octavo.gpt.server.routes import Asked
 from octavo.gpt.server.serving import Outputs, Serving, Work
 
 router = APIRouter()

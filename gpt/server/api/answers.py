@@ -12,8 +12,8 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
 from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
+from octavo.gpt.server.api.protocol import Generation
 from octavo.gpt.server.errors import APIError
-from octavo.gpt.server.protocol import Generation
 
 DONE = format_sse_event(data_str="[DONE]")
 

@@ -11,13 +11,13 @@ from fastapi.responses import JSONResponse
 
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.prompts import TokensPrompt
-from octavo.gpt.server import logprobs
-from octavo.gpt.server.answers import News, Progress, Usages, event_stream, head, token_ids, usage
+from octavo.gpt.server.api import logprobs
+from octavo.gpt.server.api.answers import News, Progress, Usages, event_stream, head, token_ids, usage
+from octavo.gpt.server.api.protocol import ChatRequest, TokenizeRequest
+from octavo.gpt.server.api.routes import Asked
+from octavo.gpt.server.api.tools import ToolText, marker_of
 from octavo.gpt.server.errors import APIError, answered
-from octavo.gpt.server.protocol import ChatRequest, TokenizeRequest
-from octavo.gpt.server.routes import Asked
 from octavo.gpt.server.serving import Outputs, Serving, Work
-from octavo.gpt.server.tools import ToolText, marker_of
 from octavo.gpt.tokenizer.chat_template import choose_template
 
 router = APIRouter()

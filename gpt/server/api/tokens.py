@@ -8,12 +8,12 @@ from fastapi import APIRouter
 
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.prompts import as_list
-from octavo.gpt.server.answers import head, usage
-from octavo.gpt.server.chat import render
+from octavo.gpt.server.api.answers import head, usage
+from octavo.gpt.server.api.chat import render
+from octavo.gpt.server.api.logprobs import finite
+from octavo.gpt.server.api.protocol import DetokenizeRequest, Generation, ScoreRequest, TokenizeRequest
+from octavo.gpt.server.api.routes import Asked
 from octavo.gpt.server.errors import APIError, answered
-from octavo.gpt.server.logprobs import finite
-from octavo.gpt.server.protocol import DetokenizeRequest, Generation, ScoreRequest, TokenizeRequest
-from octavo.gpt.server.routes import Asked
 from octavo.gpt.server.serving import Serving, Work
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 

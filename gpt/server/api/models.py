@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import octavo.gpt
+from octavo.gpt.server.api.routes import Asked
 from octavo.gpt.server.errors import APIError
-from octavo.gpt.server.routes import Asked
 from octavo.gpt.server.serving import Serving
 
 router = APIRouter()
