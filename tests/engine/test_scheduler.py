@@ -216,6 +216,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert all(len(s.held_blocks) <= self.scheduler.config.max_blocks_per_seq for s in running)
             pool = self.scheduler.pool
             assert pool.num_used + pool.num_available == pool.num_blocks
+            size = self.scheduler.config.block_size
+            assert all(block >= 0 and len(ids) == size for block, (_, ids) in pool._content.items())
             held = {*running, *self.scheduler.waiting, *self.scheduler.swapped}
             assert held == set(self.live)
             assert all(s.state is State.RUNNING and s.num_computed <= s.num_in_context for s in running)

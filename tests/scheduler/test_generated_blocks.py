@@ -106,6 +106,20 @@ def test_a_sequence_that_was_preempted_finds_its_own_blocks(async_scheduling):
     assert request.outputs[0].token_ids == wanted
 
 
+def test_what_comes_back_from_host_memory_is_found_again():
+    """While it was there, others took all of its blocks."""
+    engine = tiny_engine(tiny_model(TINY["llama"]), preemption="swap")
+    request, pool = engine.add([1, 2, 3], replace(DRAWN, max_tokens=30)), engine.scheduler.pool
+    while not engine.scheduler.num_preempted:
+        taken = [pool.allocate() for _ in range(pool.num_available)] if len(request.outputs[0].token_ids) > 20 else []
+        engine.step()
+        pool.release(taken)
+    pool.release([pool.allocate() for _ in range(pool.num_available)])
+    assert pool.num_cached == 0
+    finish(engine)
+    assert prefilled(engine, [1, 2, 3, *request.outputs[0].token_ids, 50], DRAWN)[0] <= 1 + engine.config.block_size
+
+
 def test_prompt_logprobs_are_read_once(async_scheduling):
     """A request that has them already reads its blocks again after a preemption."""
     params = replace(DRAWN, prompt_logprobs=2, max_tokens=16)
