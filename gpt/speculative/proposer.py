@@ -25,8 +25,6 @@ class Target:
 class Options(Protocol):
     """What a caller chooses; it is checked when it is made."""
 
-    num_tokens: int
-
     def proposer(self, target: "Target") -> "Proposer":
         """Return a proposer for an engine; ValueError where it cannot guess for its model."""
         ...
