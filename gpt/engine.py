@@ -149,7 +149,7 @@ class Engine:
     def _step(self) -> list[RequestOutput]:
         self._queue_backlog()
         if self.scheduler.waiting and self.runner.follow_weights():
-            self.scheduler.pool.reset()  # what the cache holds follows from the old weights
+            self.scheduler.reset_prefix_cache()  # what the cache holds follows from the old weights
         plan = self.scheduler.schedule()
         if not plan.is_empty:
             self._launch(plan)
