@@ -11,7 +11,7 @@ from typing import Any
 
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.options.lora import Lora
-from octavo.gpt.outputs import RequestOutput
+from octavo.gpt.outputs import Origin, RequestOutput
 from octavo.gpt.request_state import RequestState, new_state, word_tokens
 from octavo.gpt.runner.model_runner import PendingStep, Runner
 from octavo.gpt.runner.residence import Residence
@@ -71,6 +71,7 @@ class Engine:
         self.scheduler = Scheduler(config, enable_prefix_caching)
         self.residence = Residence(runner)
         self.counts = Stats()
+        self.owner: Callable[[], Any] = lambda: None  # a weak reference to whom requests come from
         self.speculation = speculation or Speculation()
         self._depth = int(async_scheduling and self.speculation.proposer is None)  # steps in flight between two `step`s
         self._in_flight: deque[InFlight] = deque()
@@ -181,16 +182,12 @@ class Engine:
             self._notify(request_id)
 
     def _take(
-        self,
-        prompt_ids: list[int],
-        params: SamplingParams,
-        prompt: str | None,
-        listener: Listener | None,
-        adapter: int = 0,
+        self, prompt_ids: list[int], params: SamplingParams, prompt: str | None, listener: Listener | None, adapter: int
     ) -> RequestOutput:
         self.residence.require()
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
+        request.origin = Origin(params, seed, adapter, self.owner)
         params = params.for_engine(self.model_config.vocab_size, self.config.logprobs_mode)
         bad_words = word_tokens(as_texts(params.bad_words), self.tokenizer) if self.tokenizer is not None else ()
         states: list[RequestState] = []
