@@ -199,7 +199,7 @@ def _decode(tiles: dict[int, tuple[int, int, int, int]]) -> dict[int, tuple[Conf
 # empty. As many programs are launched as the registers of a multiprocessor hold: more programs keep more loads in
 # flight. One stage is for the block ids, which are loaded first.
 PAGED_DECODE = {
-    ("sm_80", 2): _decode({64: (32, 2, 3, 5), 128: (64, 8, 3, 2), 256: (64, 8, 3, 1)}),
+    ("sm_80", 2): _decode({64: (64, 4, 2, 2), 128: (64, 8, 3, 2), 256: (64, 8, 3, 1)}),
     ("sm_90", 2): _decode({64: (64, 4, 3, 3), 128: (64, 4, 3, 2), 256: (64, 8, 3, 1)}),
     ("sm_100", 2): _decode({64: (64, 4, 3, 2), 128: (64, 8, 3, 1), 256: (64, 8, 3, 1)}),
     ("gfx942", 2): _decode({64: (64, 4, 3, 4), 256: (64, 4, 3, 3)}),

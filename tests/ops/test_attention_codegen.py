@@ -85,7 +85,8 @@ def order(kernel):
         found.add((dot,))
         for name in set(re.findall(r"#\\w+", types)) & set(layouts):
             if re.match(r"#ttg.(nvidia_mma|amd_mfma)<", layouts[name]):
-                found.add((dot, over_keys(layouts[name], 1), *re.findall(r"kWidth = \\d+", types)))
+                kind, _, *shape = over_keys(layouts[name], 1)
+                found.add((dot, kind, *shape, *re.findall(r"kWidth = \\d+", types)))
     assert len([1 for first, *_ in found if first.isdigit()]), "found no sums over keys"
     return found
 """
