@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
+    from octavo.gpt.structured.params import StructuredOutputsParams
 
 __all__ = [
     "GPT2",
@@ -37,6 +38,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "Score",
+    "StructuredOutputsParams",
     "TokenProbability",
     "load_model",
     "load_tokenizer",
@@ -55,6 +57,7 @@ _HOMES = {
     "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
     "sampling_params": "SamplingParams",
     "scoring": "Score",
+    "structured.params": "StructuredOutputsParams",
 }
 
 __version__ = version("octavo")

@@ -1,7 +1,7 @@
 """Sampler: from hidden states to token ids, and all that a request may ask for on the way.
 
 The three ways to get there are `SampleMode`'s. The first two run on the device alone and can be captured; in the third
-the host takes part between logits and sample, with penalties, biases, bans and log-probabilities.
+the host takes part between logits and sample, with penalties, biases, bans, log-probabilities and forms of the output.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from octavo.gpt.runner.logit_masks import LogitMasks, has_masks
 from octavo.gpt.runner.transfer import to_device, to_host
 from octavo.gpt.sampling_params import SamplingParams, as_ids
 from octavo.gpt.scheduler.sequence import Sequence
+from octavo.gpt.structured.masks import allowed_words
 
 
 class SampleMode(IntEnum):
@@ -37,7 +38,7 @@ def changes_logits(params: SamplingParams, num_sampled: int) -> bool:
 
 def sample_mode(params: SamplingParams) -> SampleMode:
     """Return the lowest mode that serves every token of a request; filters never remove a greedy row's choice."""
-    if changes_logits(params, 0) or params.reports_logprobs:
+    if changes_logits(params, 0) or params.reports_logprobs or params.structured is not None:
         return SampleMode.LOGITS
     filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
     return SampleMode.FILTERED if filtered and params.temperature > 0 else SampleMode.FUSED
@@ -182,7 +183,8 @@ class Sampler:
         """Run the rest of `sample` on what `start` returned."""
         if rows.mode is not SampleMode.LOGITS:
             return SampledRows(rows.sequences, started)
-        token_ids = self._sample_logits(self._changed(started, rows.sequences), rows.columns)
+        allowed = allowed_words([(sequence, ()) for sequence in rows.sequences], started.shape[1], self.device)
+        token_ids = self._sample_logits(self._changed(started, rows.sequences), rows.columns, allowed)
         self._count(token_ids, rows.sequences)
         wanted = {row: _number(s.params) for row, s in enumerate(rows.sequences) if s.params.reports_logprobs}
         if not wanted:
@@ -222,8 +224,9 @@ class Sampler:
         self._biases.clear()
         self._masks.reset()
 
-    def _sample_logits(self, logits: Tensor, columns: SamplingColumns) -> Tensor:
-        token_ids, _ = self.ops.sample(logits, *columns[:-1])
+    def _sample_logits(self, logits: Tensor, columns: SamplingColumns, allowed: Tensor | None = None) -> Tensor:
+        mask = () if allowed is None else (allowed,)  # a backend of others may know no masks
+        token_ids, _ = self.ops.sample(logits, *columns[:-1], *mask)
         return self._keep(token_ids, columns)
 
     def _keep(self, token_ids: Tensor, columns: SamplingColumns) -> Tensor:
