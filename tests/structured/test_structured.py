@@ -1,6 +1,7 @@
 """Outputs that have to have a form: every one valid, and the same alone, in company and however it is computed."""
 
 import json
+import math
 import re
 
 import jsonschema
@@ -115,6 +116,13 @@ def test_logprobs_are_those_of_the_whole_distribution(llm):
     )
     free = one(llm, logprobs=3, max_tokens=1, temperature=0)
     assert list(output.logprobs[0].values())[2:] == list(free.logprobs[0].values())[1:3]
+
+
+def test_processed_logprobs_know_only_what_is_allowed(llm):
+    output = one(llm, structured={"regex": "[ab]"}, logprobs=2, logprobs_mode="processed_logprobs")
+    found = output.logprobs[0]
+    assert sum(math.exp(entry.logprob) for entry in found.values()) == pytest.approx(1)
+    assert {entry.decoded_token for entry in found.values()} <= {"a", "b"}
 
 
 @pytest.mark.parametrize(
