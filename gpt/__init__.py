@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
+    from octavo.gpt.speculative.ngram import NGram
     from octavo.gpt.structured.params import StructuredOutputsParams
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Llama",
     "LoRARequest",
     "Logprob",
+    "NGram",
     "QueueFullError",
     "RequestOutput",
     "SamplingParams",
@@ -57,6 +59,7 @@ _HOMES = {
     "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
     "sampling_params": "SamplingParams",
     "scoring": "Score",
+    "speculative.ngram": "NGram",
     "structured.params": "StructuredOutputsParams",
 }
 

@@ -9,6 +9,7 @@ import pytest
 from tiny_folder import load_tiny, save_tiny
 
 from octavo.gpt import LLM, SamplingParams, StructuredOutputsParams
+from octavo.gpt.speculative.speculation import Speculation
 
 from schemas import SCHEMAS
 
@@ -94,6 +95,41 @@ def test_company_and_order_change_nothing(llm, folder):
     narrow.engine._depth = 1
     assert texts(narrow, params[::-1]) == alone[::-1]
     assert narrow.stats()["requests_preempted"] > 0
+
+
+class Remembers:
+    """Guesses the tokens of outputs seen before, by their seed; of every other guess the last token is wrong."""
+
+    num_tokens = 4
+
+    def __init__(self, outputs):
+        self.outputs, self.num_asked = outputs, 0
+
+    def propose(self, sequences, limits):
+        return [self._guess(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]
+
+    def _guess(self, sequence, limit):
+        done, self.num_asked = len(sequence.output), self.num_asked + 1
+        guess = self.outputs[sequence.seed][done : done + limit]
+        return guess if self.num_asked % 2 else [*guess[:-1], 7][:limit]
+
+    def free(self, seq_id): ...
+
+    def reset(self): ...
+
+
+def test_guesses_change_nothing(llm, folder):
+    params = [asks(name, seed, logprobs=2) for seed, name in enumerate(SCHEMAS)]
+    plain = [each.outputs[0] for each in llm.generate([PROMPT] * len(params), params, use_tqdm=False)]
+    other = load_tiny(folder, **LIMITS)
+    known = {seed: list(output.token_ids) for seed, output in enumerate(plain)}
+    other.engine.speculation = Speculation(Remembers(known), max_rows=64)
+    guessed = [each.outputs[0] for each in other.generate([PROMPT] * len(params), params, use_tqdm=False)]
+    for one_by_one, together in zip(plain, guessed, strict=True):
+        assert (together.token_ids, together.logprobs) == (one_by_one.token_ids, one_by_one.logprobs)
+        assert together.finish_reason == "stop"
+    stats = other.stats()
+    assert 0.3 * stats["tokens_proposed"] < stats["tokens_accepted"] < stats["tokens_proposed"]
 
 
 def test_forms_change_nothing_for_others(llm):
