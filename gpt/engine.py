@@ -14,6 +14,7 @@ from octavo.gpt.options.lora import Lora
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.request_state import RequestState, new_state, word_tokens
 from octavo.gpt.runner.model_runner import PendingStep, Runner
+from octavo.gpt.runner.residence import Residence
 from octavo.gpt.sampling_params import SamplingParams, as_texts
 from octavo.gpt.scheduler.all_or_nothing import AllOrNothing
 from octavo.gpt.scheduler.config import EngineConfig
@@ -65,6 +66,7 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.scheduler = Scheduler(config, enable_prefix_caching)
+        self.residence = Residence(runner)
         self.counts = Stats()
         self._depth = int(async_scheduling)  # steps that may be in flight when `step` returns
         self._in_flight: deque[InFlight] = deque()
@@ -180,9 +182,10 @@ class Engine:
         listener: Listener | None,
         adapter: int = 0,
     ) -> RequestOutput:
+        self.residence.require()
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
-        params = params.for_vocabulary(self.model_config.vocab_size)
+        params = params.for_engine(self.model_config.vocab_size, self.config.logprobs_mode)
         bad_words = word_tokens(as_texts(params.bad_words), self.tokenizer) if self.tokenizer is not None else ()
         states: list[RequestState] = []
         for index in range(params.n):

@@ -23,6 +23,19 @@ class TokenProbability(NamedTuple):
     probability: float
 
 
+class Kept(NamedTuple):
+    """What temperature, top_k, top_p and min_p left of the vocabulary at one step, the token among it."""
+
+    num_ids: int
+    mass: float  # the ids' probability, after the temperature and before the filters
+    bits: bytes  # one for each id of the vocabulary, the highest of a byte first
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids, ascending."""
+        return [8 * i + bit for i, byte in enumerate(self.bits) if byte for bit in range(8) if byte << bit & 128]
+
+
 @dataclass(slots=True)
 class RequestMetrics:
     """When things happened to a request, in seconds: `arrival_time` since 1970, the others of `time.perf_counter`.
@@ -51,6 +64,7 @@ class CompletionOutput:
     token_ids: list[int]  # the sequence's own list, which `Sequence.append` extends
     cumulative_logprob: float | None = None
     logprobs: list[dict[int, Logprob]] | None = None
+    kept: list[Kept] | None = None  # one a token, where the request asked for it
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
     stop_reason: int | str | None = None  # the stop id or string that ended it; None for end-of-text
     stream: TextStream | None = None
