@@ -1,5 +1,6 @@
 """The page at `/` in a real browser: what it shows is what the engine says, and every view works by keyboard."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +14,12 @@ from served import served
 
 PROMPT = "the quick brown fox"
 COLUMNS = "raw", "tempered", "kept"
-SLOW = 15_000  # ms that anything on the page may take
+SLOW = 10_000  # ms that anything on the page may take
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with served(tmp_path_factory.mktemp("page") / "model") as running:
+    with served(tmp_path_factory.mktemp("page") / "model", quiet=True) as running:
         yield running
 
 
@@ -36,7 +37,7 @@ def page(server: Any, chromium: Any) -> Iterator[Any]:
     opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.goto(server.url)
-    opened.get_by_label("Tokens", exact=True).fill("12")
+    opened.get_by_role("spinbutton", name="Tokens").fill("12")
     type_prompt(opened, server, PROMPT)
     yield opened
     opened.close()
@@ -54,7 +55,8 @@ def type_prompt(page: Any, server: Any, text: str) -> list[int]:
 
 
 def ids_of(page: Any) -> list[int]:
-    return [int(box.get_attribute("data-id")) for box in page.locator("#tokens .token:not(.next)").all()]
+    boxes = page.locator("#tokens .token:not(.next)")
+    return boxes.evaluate_all("all => all.map(box => Number(box.dataset.id))")
 
 
 def columns(page: Any) -> dict[str, list[float]]:
@@ -103,6 +105,9 @@ def test_bars_are_the_engines_own_numbers(page: Any, server: Any) -> None:
     assert sum(p > 0 for p in shown["kept"][:-1]) == found.num_kept
     drawn = server.serving.llm.generate([ids], params, use_tqdm=False)[0].outputs[0].token_ids[0]
     assert page.locator(".candidate.is-drawn").get_attribute("data-id") == str(drawn)
+    luck = [float(each.replace("−", "-")) for each in page.locator(".candidate .luck").all_inner_texts()]
+    scores = [math.log(kept) + noise if kept else -math.inf for kept, noise in zip(shown["kept"], luck, strict=False)]
+    assert page.locator(".candidate").nth(scores.index(max(scores))).get_attribute("data-id") == str(drawn)
 
 
 def test_another_token_changes_the_text_from_there_on(page: Any, server: Any) -> None:
@@ -140,8 +145,8 @@ def test_arrow_keys_walk_through_steps_and_candidates(page: Any) -> None:
 
 def test_beams_are_those_of_the_engine(page: Any, server: Any) -> None:
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_label("Beams").fill("3")
-    page.locator("#length").fill("5")
+    page.get_by_role("spinbutton", name="Beams").fill("3")
+    page.get_by_role("spinbutton", name="Tokens").fill("5")
     page.get_by_role("button", name="Run all three").click()
     page.locator("#beams .card h3", has_text="score").first.wait_for()
     page.get_by_role("button", name="Run all three").wait_for()
