@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the server's packages are not installed: octavo[serve]")
 
 from browsers import browser
-from served import served
+from served import served, wait_for
 
 PROMPT = "the quick brown fox"
 COLUMNS = "raw", "tempered", "kept"
@@ -47,9 +47,10 @@ def page(server: Any, chromium: Any) -> Iterator[Any]:
 def type_prompt(page: Any, server: Any, text: str) -> list[int]:
     """Type the prompt, wait until its tokens and the bars of the next one are there, and return its ids."""
     ids = server.serving.llm.encode(text)
-    page.locator("#bars").evaluate("bars => bars.replaceChildren()")
     page.get_by_label("Prompt").first.fill(text)
-    page.locator(f"#tokens .token.prompt:nth-of-type({len(ids)})").wait_for()
+    wait_for(lambda: ids_of(page) == ids)
+    page.locator("#bars").evaluate("bars => bars.replaceChildren()")
+    page.locator("#tokens .token.next").click()
     page.locator(".candidate").first.wait_for()
     return ids
 
@@ -116,13 +117,13 @@ def test_another_token_changes_the_text_from_there_on(page: Any, server: Any) ->
     assert len(before) == start + 12
     page.locator("#tokens .token").nth(start).click()
     page.get_by_role("heading", name=f"Step {start + 1}:").wait_for()
-    page.wait_for_timeout(300)
+    page.locator(f'.candidate[data-id="{before[start]}"][aria-selected="true"]').wait_for()
     other = page.locator('.candidate[aria-selected="false"]').first.get_attribute("data-id")
     page.locator(f'.candidate[data-id="{other}"]').focus()
     page.keyboard.press("Enter")
     page.locator("#tokens .token.picked").wait_for()
+    wait_for(lambda: len(ids_of(page)) == len(before) + 1)
     page.get_by_role("button", name="Write on").wait_for()
-    page.locator(f"#tokens .token[data-index='{len(before)}']").wait_for()
     after = ids_of(page)
     assert after[:start] == before[:start]
     assert after[start] == int(other)
