@@ -106,7 +106,7 @@ def test_bars_are_the_engines_own_numbers(page: Any, server: Any) -> None:
     assert sum(p > 0 for p in shown["kept"][:-1]) == found.num_kept
     drawn = server.serving.llm.generate([ids], params, use_tqdm=False)[0].outputs[0].token_ids[0]
     assert page.locator(".candidate.is-drawn").get_attribute("data-id") == str(drawn)
-    luck = [float(each.replace("−", "-")) for each in page.locator(".candidate .luck").all_inner_texts()]
+    luck = [float(each.replace("\N{MINUS SIGN}", "-")) for each in page.locator(".candidate .luck").all_inner_texts()]
     scores = [math.log(kept) + noise if kept else -math.inf for kept, noise in zip(shown["kept"], luck, strict=False)]
     assert page.locator(".candidate").nth(scores.index(max(scores))).get_attribute("data-id") == str(drawn)
 
