@@ -125,6 +125,7 @@ class LLM(ScoresTexts, Rollouts):
             self.engine = self.thread.own(
                 make_engine, loaded, self.config, self.device, seed or 0, enable_prefix_caching, cuda_graphs
             )
+            self.engine.owner = weakref.ref(self)
             self.thread.call(self.engine.runner.adapters.load_all, adapter, adapters or {})
         except BaseException:
             self.thread.stop()

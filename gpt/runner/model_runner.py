@@ -1,5 +1,6 @@
 """Runner: a plan's sequences become batches, batches become tokens. It starts a step; the result is read later."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -104,6 +105,8 @@ class Runner:
         self.graphs = None if capture is None else Graphs(self.step, capture, config.max_num_seqs)
         self.adapters = AdapterTable(model, device)
         self._weights = versions_of(model)
+        self.weights_hash: str | None = None  # where somebody asked for it
+        self.weights_since = 0.0  # by time.perf_counter
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> PendingStep:
@@ -173,7 +176,8 @@ class Runner:
         return not same
 
     def forget_steps(self) -> None:
-        """Drop captured steps, and every hold on weights that the model has no more."""
+        """Drop captured steps, the hash, and every hold on weights that the model has no more."""
+        self.weights_hash, self.weights_since = None, time.perf_counter()
         self._weights = versions_of(self.model)
         self.step.forget()
         if self.graphs is not None:
