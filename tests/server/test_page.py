@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed: octavo[serve]")
 
-from browsers import browser
 from served import served, wait_for
 
 PROMPT = "the quick brown fox"
@@ -23,14 +22,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as started:
-        yield started
-
-
 @pytest.fixture
-def page(server: Any, chromium: Any) -> Iterator[Any]:
+def page(chromium: Any, server: Any) -> Iterator[Any]:
     """The page with a prompt that is read; a test fails where the browser's console has an error."""
     opened, complaints = chromium.new_page(viewport={"width": 1400, "height": 900}), []
     opened.set_default_timeout(SLOW)
