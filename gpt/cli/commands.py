@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import octavo.gpt
-from octavo.gpt.cli import output, replay, serve, tables
+from octavo.gpt.cli import output, play, replay, serve, tables
 from octavo.gpt.cli.process import PATIENCE, Parser, complain, run, run_process
 from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import SamplingParams
@@ -217,6 +217,7 @@ EXAMPLES = {
     "beam": 'octavo beam "The capital of Japan is" --beams 3',
     "score": "octavo score README.md",
     "replay": "octavo replay receipts.jsonl",
+    "play": "octavo play",
     "serve": "octavo serve --model smollm2 --port 8000",
     "models": "octavo models",
     "tokens": 'octavo tokens "Hello, world 123"',
@@ -319,6 +320,11 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser)
 
 
+def _play_arguments(parser: argparse.ArgumentParser) -> None:
+    play.add_arguments(parser)
+    _model_arguments(parser)
+
+
 def _tokens_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text")
     parser.add_argument("--model", default="smollm2", help="whose tokenizer (smollm2)")
@@ -335,6 +341,7 @@ COMMANDS: tuple[
     ("score", score, _score_arguments),
     ("replay", replay.replay, replay.add_arguments),
     ("serve", serve.serve, _serve_arguments),
+    ("play", play.play, _play_arguments),
     ("models", models, lambda parser: None),
     ("tokens", tokens, _tokens_arguments),
 )
