@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from octavo.kernels import reference
+from octavo.kernels import reference, sampling_math
 from octavo.kernels.weights import BLOCK_FORMATS, Weight
 
 Pair = tuple[Tensor, Tensor]
@@ -113,4 +113,5 @@ OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS
 _functions: dict[str, Any] = {name: getattr(reference, name) for name in OP_NAMES}
 REFERENCE = Ops(name="reference", **_functions).with_syncs("write_kv", "paged_attention", "sample", "lm_head_sample")
 
-keep_mask = reference.keep_mask  # what the filters of `sample` keep, for callers who show a draw
+# What the filters of `sample` look at, keep, and how much of the mass that is: for callers who show a draw.
+scaled_gap, keep_mask, kept_mass = sampling_math.scaled_gap, reference.keep_mask, sampling_math.kept_mass

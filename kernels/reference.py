@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.activations import ACTIVATIONS, check_activation
-from octavo.kernels.sampling_math import allowed_bits, gap_below, gumbel, log_softmax, natural_log, philox, weights_q44
+from octavo.kernels.sampling_math import allowed_bits, gumbel, log_softmax, natural_log, philox, scaled_gap, weights_q44
 from octavo.kernels.weights import UnreadWeight, Weight, dequantise, quantise
 
 
@@ -320,9 +320,8 @@ def keep_mask(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
     maximum 1. Top-k keeps an id if fewer than k rank before it; top-p if the weights before it, of those that passed
     top-k, sum to less than top_p of all that passed; min-p if `scaled >= log(min_p)`.
     """
-    finfo = torch.finfo(torch.float32)
-    scaled = gap_below(logits) * (1 / temperature).clamp(max=finfo.max)
-    floor = torch.where(min_p > 0, natural_log(min_p.clamp(finfo.tiny, 1.0)), -torch.inf)
+    scaled = scaled_gap(logits, temperature)
+    floor = torch.where(min_p > 0, natural_log(min_p.clamp(torch.finfo(torch.float32).tiny, 1.0)), -torch.inf)
     kept = scaled >= floor.unsqueeze(1)
     if not bool(((top_k > 0) | (top_p < 1)).any()):
         return kept

@@ -124,7 +124,7 @@ class OctavoLM(TemplateLM):
             known.pop("do_sample", None)
             end = self.vocabulary.token_text(
                 self.eot_token_id
-            )  # spelled by other tokens it ends a text, too, as for hf
+            )  # it ends a text however it is spelled, as for hf
             stops.append([text for text in (*known.pop("until"), end) if text])
             ids, room = maybe_truncate(self.tok_encode(context), known.pop("max_gen_toks"), self.max_length)
             prompts.append(ids)

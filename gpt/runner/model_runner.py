@@ -1,9 +1,10 @@
 """Runner: a plan's sequences become batches, batches become tokens. It starts a step; the result is read later."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate, groupby, islice, takewhile
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from octavo.gpt.runner.adapters import AdapterTable
 from octavo.gpt.runner.decode_graph import Capture, DecodeStep, Graphs
 from octavo.gpt.runner.input_batch import InputBatch
 from octavo.gpt.runner.kv_cache import PagedCache
-from octavo.gpt.runner.sampler import LogprobTensors, SampledRows, SampledToken, Sampler, TokenLogprobs
+from octavo.gpt.runner.logprobs import LogprobTensors, TokenLogprobs, gather_logprobs
+from octavo.gpt.runner.sampler import SampledRows, SampledToken, Sampler
 from octavo.gpt.runner.transfer import to_device
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Chunk, Plan
@@ -67,10 +69,11 @@ class PendingStep:
         """Wait until the device has computed the step, and return what it computed."""
         if self._done is not None:
             self._done.synchronize()
-        sequences = [sequence for part in self._sampled for sequence in part.sequences]
+        rows = groupby(sequence for part in self._sampled for sequence in part.sequences)
+        counts = [(sequence, len(list(each))) for sequence, each in rows]
         return StepResult(
-            sequences,
-            num_tokens=[1] * len(sequences),
+            sequences=[sequence for sequence, _ in counts],
+            num_tokens=[number for _, number in counts],
             tokens=[token for part in self._sampled for token in part.read()],
             prompt_logprobs=[(part.sequence, part.first, part.logprobs.read()) for part in self._prompts],
         )
@@ -80,7 +83,8 @@ class Runner:
     """Executes plans on one model and one cache.
 
     Prefill and decode are two batches, so each kind of token is always computed the same way, whoever shares the step.
-    capture: how decode steps become CUDA graphs; None runs them eagerly.
+    capture: how decode steps become CUDA graphs; None runs them eagerly. max_rows: queries of a decode step, where
+    guesses may make them more than `max_num_seqs`.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Runner:
         config: EngineConfig,
         device: torch.device,
         capture: Capture | None = None,
+        max_rows: int = 0,
     ) -> None:
         model.set_length(config.max_model_len)
         self.model = model
@@ -97,12 +102,15 @@ class Runner:
         self.device = device
         self.block_size = config.block_size
         max_blocks = -(-config.max_model_len // config.block_size)
-        self.input_batch = InputBatch(config.max_num_seqs, max_blocks, config.block_size, device)
+        max_rows = max(max_rows, config.max_num_seqs)
+        self.input_batch = InputBatch(max_rows, max_blocks, config.block_size, device)
         self.sampler = Sampler(model, device)
         self.step = DecodeStep(model, cache, self.input_batch, self.sampler, graph_capture(model.ops))
-        self.graphs = None if capture is None else Graphs(self.step, capture, config.max_num_seqs)
+        self.graphs = None if capture is None else Graphs(self.step, capture, max_rows)
         self.adapters = AdapterTable(model, device)
         self._weights = versions_of(model)
+        self.weights_hash: str | None = None  # where somebody asked for it
+        self.weights_since = 0.0  # by time.perf_counter
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> PendingStep:
@@ -172,7 +180,8 @@ class Runner:
         return not same
 
     def forget_steps(self) -> None:
-        """Drop captured steps, and every hold on weights that the model has no more."""
+        """Drop captured steps, the hash, and every hold on weights that the model has no more."""
+        self.weights_hash, self.weights_since = None, time.perf_counter()
         self._weights = versions_of(self.model)
         self.step.forget()
         if self.graphs is not None:
@@ -192,8 +201,7 @@ class Runner:
             self.cache.swap_in(swap.seq_id, swap.blocks)
 
     def _decode(self) -> SampledRows:
-        self.input_batch.prepare_decode()
-        rows = self.input_batch.sampling_rows(0)
+        rows = self.input_batch.prepare_decode()
         numbers = [sequence.adapter for sequence in rows.sequences]
         run = self.step.run if self.graphs is None else self.graphs.replay
         if any(numbers):
@@ -228,7 +236,7 @@ class Runner:
         for first in range(0, len(targets), LOGIT_ROWS):
             rows = slice(first, first + LOGIT_ROWS)
             logits = self.model.logits(hidden[rows])
-            gathered.fill(rows, self.sampler.gather_logprobs(logits, token_ids[rows], gathered.numbers[rows]))
+            gathered.fill(rows, gather_logprobs(self.model.ops, logits, token_ids[rows], gathered.numbers[rows]))
         return PromptRows(chunk.sequence, chunk.sequence.context_start + chunk.start + 1, gathered)
 
     def _batch(self, chunks: list[Chunk]) -> Batch:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from octavo.gpt.models.base import Model
 from octavo.gpt.runner.logit_masks import LogitMasks, has_masks
+from octavo.gpt.runner.logprobs import (
+    AskedLogprobs,
+    KeptTensors,
+    LogprobTensors,
+    TokenLogprobs,
+    filtered,
+    gather_logprobs,
+    token_logprobs,
+)
 from octavo.gpt.runner.transfer import to_device, to_host
-from octavo.gpt.sampling_params import SamplingParams, as_ids
+from octavo.gpt.sampling_params import PROCESSED, SamplingParams, as_ids
 from octavo.gpt.scheduler.sequence import Sequence
 
 
@@ -37,73 +47,10 @@ def changes_logits(params: SamplingParams, num_sampled: int) -> bool:
 
 def sample_mode(params: SamplingParams) -> SampleMode:
     """Return the lowest mode that serves every token of a request; filters never remove a greedy row's choice."""
-    if changes_logits(params, 0) or params.reports_logprobs:
+    if changes_logits(params, 0) or params.reports_drawing:
         return SampleMode.LOGITS
     filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
     return SampleMode.FILTERED if filtered and params.temperature > 0 else SampleMode.FUSED
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """One token's log-probability, its rank (1 is the most likely id), and the most likely ids, best first."""
-
-    logprob: float
-    rank: int
-    entries: tuple[tuple[int, float], ...]  # id, log-probability
-    asked: tuple[tuple[int, float, int], ...] = ()  # id, log-probability, rank of ids that the request names
-
-
-@dataclass(frozen=True, slots=True)
-class LogprobTensors:
-    """`TokenLogprobs` of some rows, still as tensors."""
-
-    numbers: list[int]  # ids wanted for each row
-    logprobs: Tensor  # [num_rows] float32, of the chosen ids
-    ranks: Tensor  # [num_rows] int64
-    ids: Tensor  # [num_rows, most] int32
-    values: Tensor  # [num_rows, most] float32
-
-    @classmethod
-    def empty(cls, numbers: list[int], device: torch.device) -> "LogprobTensors":
-        """Room for as many rows as there are numbers."""
-        num_rows, most = len(numbers), max(1, *numbers)
-        return cls(
-            numbers,
-            torch.empty(num_rows, dtype=torch.float32, device=device),
-            torch.empty(num_rows, dtype=torch.int64, device=device),
-            torch.empty(num_rows, most, dtype=torch.int32, device=device),
-            torch.empty(num_rows, most, dtype=torch.float32, device=device),
-        )
-
-    def fill(self, rows: slice, others: "LogprobTensors") -> None:
-        """Copy others into these rows; their ids may be fewer, where the vocabulary is."""
-        self.logprobs[rows], self.ranks[rows] = others.logprobs, others.ranks
-        width = others.ids.shape[1]
-        self.ids[rows, :width], self.values[rows, :width] = others.ids, others.values
-
-    def to_host(self) -> "LogprobTensors":
-        """Start the copy to the host; it may be read once the device has come that far."""
-        return LogprobTensors(self.numbers, *map(to_host, (self.logprobs, self.ranks, self.ids, self.values)))
-
-    def read(self) -> list[TokenLogprobs]:
-        rows = zip(self.numbers, *(x.tolist() for x in (self.logprobs, self.ranks, self.ids, self.values)), strict=True)
-        return [TokenLogprobs(x, rank, tuple(zip(i[:num], v[:num], strict=True))) for num, x, rank, i, v in rows]
-
-
-@dataclass(frozen=True, slots=True)
-class AskedLogprobs:
-    """Log-probabilities and ranks of ids that a request names, in one row."""
-
-    ids: Seq[int]
-    logprobs: Tensor  # [num_ids] float32
-    ranks: Tensor  # [num_ids] int64
-
-    def to_host(self) -> "AskedLogprobs":
-        """Start the copy to the host."""
-        return AskedLogprobs(self.ids, to_host(self.logprobs), to_host(self.ranks))
-
-    def read(self) -> tuple[tuple[int, float, int], ...]:
-        return tuple(zip(self.ids, self.logprobs.tolist(), self.ranks.tolist(), strict=True))
 
 
 class SamplingColumns(NamedTuple):
@@ -120,11 +67,31 @@ class SamplingColumns(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SamplingRows:
-    """The sequences that get a token, a row each."""
+    """The sequences that get a token, a row each; those with guesses have a row for each guess as well."""
 
     sequences: list[Sequence]
     columns: SamplingColumns
     mode: SampleMode  # one that serves them all
+    guesses: Seq[Seq[int]] = ()  # of each sequence, if any has some
+
+    @property
+    def ahead(self) -> list[Seq[int]]:
+        """The guesses that each row's token comes after."""
+        if not self.guesses:
+            return [()] * len(self.sequences)
+        return [guess[:number] for guess in self.guesses for number in range(len(guess) + 1)]
+
+    def confirmed(self, token_ids: list[int]) -> list[int]:
+        """Return the rows that count, out of the tokens that were sampled in all: of each sequence those before which
+        every guess is the token that was sampled."""
+        rows: list[int] = []
+        first = 0
+        for guess in self.guesses:
+            sampled = token_ids[first : first + len(guess)]
+            right = takewhile(lambda pair: pair[0] == pair[1], zip(guess, sampled, strict=True))
+            rows += range(first, first + 1 + len(list(right)))
+            first += len(guess) + 1
+        return rows
 
 
 SampledToken = tuple[int, TokenLogprobs | None]  # id, -1 where the logits were not finite; what was asked about it
@@ -139,18 +106,21 @@ class SampledRows:
     logprob_rows: Seq[int] = ()  # the rows that asked for log-probabilities
     logprobs: LogprobTensors | None = None  # the log-probabilities of those rows
     asked: Mapping[int, AskedLogprobs] = field(default_factory=dict)  # by row, of those that name ids
+    kept: Mapping[int, KeptTensors] = field(default_factory=dict)  # by row, of those that ask what the filters left
 
     def to_host(self) -> "SampledRows":
         """Start the copy to the host; it may be read once the device has come that far."""
         logprobs = None if self.logprobs is None else self.logprobs.to_host()
         asked = {row: each.to_host() for row, each in self.asked.items()}
-        return replace(self, token_ids=to_host(self.token_ids), logprobs=logprobs, asked=asked)
+        kept = {row: each.to_host() for row, each in self.kept.items()}
+        return replace(self, token_ids=to_host(self.token_ids), logprobs=logprobs, asked=asked, kept=kept)
 
     def read(self) -> list[SampledToken]:
         """Return each row's token."""
         logprobs = () if self.logprobs is None else self.logprobs.read()
         by_row = dict(zip(self.logprob_rows, logprobs, strict=True))
         by_row.update((row, replace(by_row[row], asked=each.read())) for row, each in self.asked.items())
+        by_row.update((row, replace(by_row[row], kept=each.read())) for row, each in self.kept.items())
         return [(token_id, by_row.get(row)) for row, token_id in enumerate(self.token_ids.tolist())]
 
 
@@ -179,36 +149,47 @@ class Sampler:
         return self._keep(token_ids, columns)
 
     def finish(self, started: Tensor, rows: SamplingRows) -> SampledRows:
-        """Run the rest of `sample` on what `start` returned."""
-        if rows.mode is not SampleMode.LOGITS:
-            return SampledRows(rows.sequences, started)
-        token_ids = self._sample_logits(self._changed(started, rows.sequences), rows.columns)
+        """Run the rest of `sample` on what `start` returned. Of rows with guesses only those that count remain."""
+        is_sampled = rows.mode is not SampleMode.LOGITS
+        changed = started if is_sampled else self._changed(started, rows)
+        token_ids = started if is_sampled else self._sample_logits(changed, rows.columns)
+        if rows.guesses:
+            kept = rows.confirmed(token_ids.tolist())
+            where = self._indices(kept)
+            started, changed, token_ids = started[where], changed[where], token_ids[where]
+            columns = SamplingColumns._make(column[where] for column in rows.columns)
+            rows = SamplingRows([rows.sequences[row] for row in kept], columns, rows.mode)
+        if is_sampled:
+            return SampledRows(rows.sequences, token_ids)
         self._count(token_ids, rows.sequences)
-        wanted = {row: _number(s.params) for row, s in enumerate(rows.sequences) if s.params.reports_logprobs}
+        return self._report(started, changed, token_ids, rows)
+
+    def _report(self, raw: Tensor, changed: Tensor, token_ids: Tensor, rows: SamplingRows) -> SampledRows:
+        """Gather what requests ask about their tokens, out of the model's logits and of those that were sampled."""
+        params = [sequence.params for sequence in rows.sequences]
+        wanted = [row for row, p in enumerate(params) if p.reports_drawing]
         if not wanted:
             return SampledRows(rows.sequences, token_ids)
-        where = self._indices(list(wanted))
-        logprobs = self.gather_logprobs(started[where], token_ids[where], list(wanted.values()))
-        named = {row: as_ids(rows.sequences[row].params.logprob_token_ids) for row in wanted}
-        asked = {row: self._logprobs_of(started[row], ids) for row, ids in named.items() if ids}
-        return SampledRows(rows.sequences, token_ids, list(wanted), logprobs, asked)
+        kept: dict[int, KeptTensors] = {}
+        logits = {row: raw[row].float() for row in wanted}
+        for row in wanted:
+            if params[row].logprobs_mode == PROCESSED or params[row].return_kept:
+                filters = (column[row : row + 1] for column in rows.columns[:4])
+                kept[row] = filtered(changed[row], token_ids[row], *filters)
+                if params[row].logprobs_mode == PROCESSED:
+                    logits[row] = kept[row].logits
+        numbers = [_number(params[row]) for row in wanted]
+        chosen = token_ids[self._indices(wanted)]
+        logprobs = gather_logprobs(self.ops, torch.stack(list(logits.values())), chosen, numbers)
+        named = {row: as_ids(params[row].logprob_token_ids) for row in wanted}
+        asked = {row: self._asked(logits[row], ids) for row, ids in named.items() if ids}
+        kept = {row: each for row, each in kept.items() if params[row].return_kept}
+        return SampledRows(rows.sequences, token_ids, wanted, logprobs, asked, kept)
 
-    def gather_logprobs(self, logits: Tensor, token_ids: Tensor, numbers: list[int]) -> LogprobTensors:
-        """Gather log-probability and rank of each row's token, and as many of the most likely ids as its number says.
-
-        logits `[num_rows, vocab_size]` are the model's own, token_ids `[num_rows]`.
-        """
-        chosen = token_ids.clamp(min=0).long().unsqueeze(1)
-        logprobs = torch.log_softmax(logits.float(), -1).gather(1, chosen).squeeze(1)
-        ranks = (logits > logits.gather(1, chosen)).sum(-1) + 1
-        top = self.ops.top_logprobs(logits, min(max(1, *numbers), logits.shape[1]))
-        return LogprobTensors(numbers, logprobs, ranks, *top)
-
-    def _logprobs_of(self, logits: Tensor, ids: tuple[int, ...]) -> AskedLogprobs:
-        """Gather log-probabilities and ranks of some ids; logits `[vocab_size]` are the model's own."""
-        chosen = self._indices(list(ids))
-        ranks = (logits > logits[chosen].unsqueeze(1)).sum(-1) + 1
-        return AskedLogprobs(ids, torch.log_softmax(logits.float(), -1)[chosen], ranks)
+    def _asked(self, logits: Tensor, ids: tuple[int, ...]) -> AskedLogprobs:
+        """Gather log-probabilities and ranks of ids that a request names; logits `[vocab_size]`."""
+        logprobs, ranks = token_logprobs(self.ops, logits.unsqueeze(0), self._indices(list(ids)).unsqueeze(0))
+        return AskedLogprobs(ids, logprobs[0], ranks[0])
 
     def free(self, seq_id: int) -> None:
         """Drop what is kept for a sequence, if there is anything."""
@@ -239,21 +220,22 @@ class Sampler:
                 token_id = token_ids[row : row + 1]
                 self._counts[sequence.seq_id][0].index_add_(0, token_id.clamp(min=0).long(), (token_id >= 0).int())
 
-    def _changed(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    def _changed(self, logits: Tensor, rows: SamplingRows) -> Tensor:
         """Return the logits after penalties, biases and bans; the same tensor where no row has any."""
-        rows = [row for row, s in enumerate(sequences) if changes_logits(s.params, s.num_sampled)]
-        if not rows:
+        each = list(zip(rows.sequences, rows.ahead, strict=True))
+        changing = [row for row, (s, ahead) in enumerate(each) if changes_logits(s.params, s.num_sampled + len(ahead))]
+        if not changing:
             return logits
-        where = self._indices(rows)
+        where = self._indices(changing)
         changed = logits[where]
-        self._change(changed, [sequences[row] for row in rows])
+        self._change(changed, [each[row] for row in changing])
         return logits.index_copy(0, where, changed)
 
-    def _change(self, logits: Tensor, sequences: list[Sequence]) -> None:
-        """Apply penalties, biases, bans and masks, in place."""
-        counts, in_prompt = zip(*(self._history(sequence, logits.shape[1]) for sequence in sequences), strict=True)
-        bias_ids, bias_values = map(list, zip(*map(self._bias_tensors, sequences), strict=True))
-        params = [sequence.params for sequence in sequences]
+    def _change(self, logits: Tensor, rows: list[tuple[Sequence, Seq[int]]]) -> None:
+        """Apply penalties, biases, bans and masks, in place, for each sequence after some guesses."""
+        counts, in_prompt = zip(*(self._history(*row, logits.shape[1]) for row in rows), strict=True)
+        bias_ids, bias_values = map(list, zip(*(self._bias_tensors(s, len(ahead)) for s, ahead in rows), strict=True))
+        params = [sequence.params for sequence, _ in rows]
         self.ops.apply_penalties(
             logits,
             torch.stack(counts),
@@ -264,10 +246,10 @@ class Sampler:
             pad_sequence(bias_ids, batch_first=True, padding_value=-1),
             pad_sequence(bias_values, batch_first=True),
         )
-        for row, sequence in enumerate(sequences):
-            self._masks.apply(logits[row], sequence)
+        for row, (sequence, ahead) in enumerate(rows):
+            self._masks.apply(logits[row], sequence, ahead)
 
-    def _history(self, sequence: Sequence, vocab_size: int) -> tuple[Tensor, Tensor]:
+    def _history(self, sequence: Sequence, ahead: Seq[int], vocab_size: int) -> tuple[Tensor, Tensor]:
         """Return how often each id was generated, int32, and which ids the prompt holds, bool: both `[vocab_size]`."""
         if not sequence.params.has_penalties:
             nothing = torch.zeros(1, dtype=torch.int32, device=self.device).expand(vocab_size)
@@ -277,14 +259,18 @@ class Sampler:
             in_prompt = torch.zeros(vocab_size, dtype=torch.bool, device=self.device)
             in_prompt.index_fill_(0, self._indices(sequence.prompt), True)
             self._counts[sequence.seq_id] = counts, in_prompt
-        return self._counts[sequence.seq_id]
+        counts, in_prompt = self._counts[sequence.seq_id]
+        if ahead:
+            guesses = self._indices(list(ahead))
+            counts = counts.index_add(0, guesses, torch.ones_like(guesses, dtype=torch.int32))
+        return counts, in_prompt
 
-    def _bias_tensors(self, sequence: Sequence) -> tuple[Tensor, Tensor]:
+    def _bias_tensors(self, sequence: Sequence, num_ahead: int) -> tuple[Tensor, Tensor]:
         """Return ids and values of `_biases`, built once for all steps that have the same."""
-        has_bans = sequence.num_sampled < sequence.params.min_tokens
+        has_bans = sequence.num_sampled + num_ahead < sequence.params.min_tokens
         kept = self._biases.get(sequence.seq_id)
         if kept is None or kept[0] != has_bans:
-            biases = _biases(sequence)
+            biases = _biases(sequence, has_bans)
             ids = to_device(list(biases), torch.int32, self.device)
             kept = self._biases[sequence.seq_id] = has_bans, ids, self._floats(list(biases.values()))
         return kept[1:]
@@ -301,9 +287,9 @@ def _number(params: SamplingParams) -> int:
     return 0 if params.logprob_token_ids is not None else params.logprobs or 0
 
 
-def _biases(sequence: Sequence) -> dict[int, float]:
+def _biases(sequence: Sequence, has_bans: bool) -> dict[int, float]:
     """Return what is added to the logits of the sequence's next token, by id: biases, and bans on ending too early."""
     biases = dict(sequence.params.logit_bias or {})
-    if sequence.num_sampled < sequence.params.min_tokens:
+    if has_bans:
         biases.update(dict.fromkeys(sequence.stop_ids, float("-inf")))
     return biases

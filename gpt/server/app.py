@@ -7,7 +7,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 
 import octavo.gpt
-from octavo.gpt.server import chat, completions, models
+from octavo.gpt.server.api import chat, completions, models, tokens
 from octavo.gpt.server.errors import add_handlers
 from octavo.gpt.server.gate import Gate
 from octavo.gpt.server.serving import Serving
@@ -17,16 +17,15 @@ STATIC = Path(__file__).parent / "static"
 
 def make_app(serving: Serving) -> FastAPI:
     """Return an ASGI app that answers for what is served."""
-    limit = serving.settings.max_body
     about = {"title": "Octavo", "version": octavo.gpt.__version__, "description": "OpenAI's API, and vLLM's words."}
-    app = FastAPI(**about, docs_url=None, redoc_url=None, max_body_size=limit)  # type: ignore[arg-type]
+    app = FastAPI(**about, docs_url=None, redoc_url=None)  # type: ignore[arg-type]
     app.state.serving = serving
     app.add_middleware(Gate, serving=serving)
     if serving.settings.cors_origin:
         origins = list(serving.settings.cors_origin)
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     add_handlers(app)
-    for each in (completions, chat, models):
+    for each in (completions, chat, models, tokens):
         app.include_router(each.router)
     app.state.pages = {_add_file(app, file) for file in STATIC.rglob("*") if file.is_file()}
     return app

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,7 +25,7 @@ class Gate:
     """ASGI middleware around the routes of one `Serving`."""
 
     def __init__(self, app: ASGIApp, serving: Serving, log: Callable[[dict[str, Any]], None] | None = None) -> None:
-        self._app, self._serving, self._log = app, serving, log or log_line
+        self._app, self._serving, self._log = app, serving, log or (_no_line if serving.settings.quiet else log_line)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
@@ -44,10 +45,24 @@ class Gate:
             if refusal is not None:
                 await refusal.response()(scope, receive, noting)
             else:
-                await _until_client_leaves(self._app, scope, receive, noting)
+                await _until_client_leaves(self._app, scope, self._limited(receive), noting)
         finally:
             self._serving.num_open -= 1
             self._log(_facts(scope, status, time.perf_counter() - started))
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Return `receive` for bodies that are not longer than they may be."""
+        size, most = 0, self._serving.settings.max_body
+
+        async def receiving() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > most:
+                raise HTTPException(413, f"the body is longer than this server's limit of {most} bytes")
+            return message
+
+        return receiving
 
     def _refusal(self, request: Request) -> APIError | None:
         if request.url.path in OPEN or request.method == "OPTIONS" or request.url.path in request.app.state.pages:
@@ -105,6 +120,10 @@ def _facts(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
         "status": status,
         "seconds": round(seconds, 4),
     }
+
+
+def _no_line(facts: dict[str, Any]) -> None:
+    """Say nothing."""
 
 
 def log_line(facts: dict[str, Any]) -> None:

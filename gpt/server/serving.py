@@ -13,8 +13,9 @@ from octavo.gpt.outputs import RequestOutput, raise_if_failed
 from octavo.gpt.prompts import Prompt, TokensPrompt
 from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import RequestOutputKind, SamplingParams
+from octavo.gpt.server.api.protocol import SAMPLING, Generation
 from octavo.gpt.server.errors import APIError, answered
-from octavo.gpt.server.protocol import SAMPLING, Generation
+from octavo.gpt.server.metrics import Metrics
 from octavo.gpt.server.settings import Settings
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
@@ -37,6 +38,7 @@ class Serving:
         self.settings = settings
         self.created = int(time.time())
         self.is_stopping = False
+        self.metrics = Metrics()
         self.num_open = 0  # calls that are being answered
         self._async_llm: AsyncLLM | None = None
 
@@ -137,7 +139,22 @@ class Serving:
         outputs = merged(streams)
         with answered():
             first = await anext(outputs)
-        return _with_first(first, outputs)
+        return self._following(work.model, first, outputs)
+
+    async def _following(self, model: str, first: tuple[int, RequestOutput], others: Outputs) -> Outputs:
+        """Yield the outputs, and count each request when it is followed no more."""
+        latest: dict[int, RequestOutput] = {}
+        item: tuple[int, RequestOutput] | None = first
+        try:
+            while item is not None:
+                latest[item[0]] = item[1]
+                checked(item[1])
+                yield item
+                item = await anext(others, None)
+        finally:
+            await others.aclose()
+            for request in latest.values():
+                self.metrics.ended(model, request)
 
     async def abort_all(self) -> None:
         """End every request; what listens to one gets what there is of it, with the reason "abort"."""
@@ -157,17 +174,6 @@ def text_of(llm: LLM, prompt: Any, ids: list[int]) -> str | None:
     if isinstance(prompt, str):
         return prompt
     return None if llm.tokenizer is None else llm.tokenizer.decode(ids)
-
-
-async def _with_first(first: tuple[int, RequestOutput], others: Outputs) -> Outputs:
-    try:
-        checked(first[1])
-        yield first
-        async for index, request in others:
-            checked(request)
-            yield index, request
-    finally:
-        await others.aclose()
 
 
 def checked(request: RequestOutput) -> None:

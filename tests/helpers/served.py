@@ -9,9 +9,12 @@ from typing import Any
 
 from tiny_folder import LIMITS, save_tiny
 
+from octavo.gpt import SamplingParams
 from octavo.gpt.async_llm import AsyncLLM
 from octavo.gpt.server.run import Server, listen
 from octavo.gpt.server.settings import Settings
+
+WARM_UP = SamplingParams(max_tokens=4, seed=0)
 
 
 @contextmanager
@@ -26,6 +29,7 @@ def served(folder: Path, options: dict[str, Any] | None = None, **settings: Any)
     thread.start()
     try:
         wait_for(lambda: server.serving.is_ready or not thread.is_alive())
+        server.serving.llm.generate([[5, 6, 7]], WARM_UP, use_tqdm=False)  # kernels may have to be compiled
         yield server
     finally:
         server.should_exit = True

@@ -8,12 +8,12 @@ from fastapi.responses import JSONResponse
 
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.prompts import as_list
-from octavo.gpt.server import logprobs
-from octavo.gpt.server.answers import News, Progress, Usages, event_stream, head, token_ids, usage
+from octavo.gpt.server.api import logprobs
+from octavo.gpt.server.api.answers import News, Progress, Usages, event_stream, head, token_ids, usage
+from octavo.gpt.server.api.logprobs import Step
+from octavo.gpt.server.api.protocol import CompletionRequest
+from octavo.gpt.server.api.routes import Asked
 from octavo.gpt.server.errors import APIError
-from octavo.gpt.server.logprobs import Step
-from octavo.gpt.server.protocol import CompletionRequest
-from octavo.gpt.server.routes import Asked
 from octavo.gpt.server.serving import Outputs, Serving, Work
 
 router = APIRouter()
@@ -61,7 +61,7 @@ class _Answer:
             async for number, request in outputs:
                 usages.see(number, request)
                 for news in self.progress.news(number, request):
-                    if news.is_worth_saying:
+                    if news.text or news.logprobs or news.finish_reason:
                         yield {**start, "choices": [self.choice(news, request)], **usages.of_chunk()}
         finally:
             await outputs.aclose()

@@ -12,8 +12,8 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
 from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
+from octavo.gpt.server.api.protocol import Generation
 from octavo.gpt.server.errors import APIError
-from octavo.gpt.server.protocol import Generation
 
 DONE = format_sse_event(data_str="[DONE]")
 
@@ -29,10 +29,6 @@ class News:
     finish_reason: str | None
     stop_reason: int | str | None
     offset: int  # characters of the choice's text before this
-
-    @property
-    def is_worth_saying(self) -> bool:
-        return bool(self.text or self.logprobs or self.finish_reason)
 
 
 @dataclass

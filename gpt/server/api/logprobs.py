@@ -40,9 +40,9 @@ def of_completion(ids: Sequence[int], steps: Sequence[Step], number: int, offset
     offsets: list[int] = []
     for token_id, step in zip(ids, steps, strict=True):
         tokens.append(namer.name(token_id))
-        chosen.append(None if step is None else _finite(step[token_id].logprob))
+        chosen.append(None if step is None else finite(step[token_id].logprob))
         top.append(
-            None if step is None else {namer.name(i): _finite(e.logprob) for i, e in _top(step, token_id, number)}
+            None if step is None else {namer.name(i): finite(e.logprob) for i, e in _top(step, token_id, number)}
         )
         offsets.append(offset)
         offset += len(namer.text(token_id))
@@ -53,7 +53,7 @@ def of_chat(ids: Sequence[int], steps: Sequence[Step], number: int, namer: Namer
     """Return each token's log-probability with its `number` likeliest others, as a chat's choices have them."""
 
     def entry(token_id: int, one: Logprob) -> dict[str, Any]:
-        return {"token": namer.name(token_id), "logprob": _finite(one.logprob), "bytes": namer.bytes(token_id)}
+        return {"token": namer.name(token_id), "logprob": finite(one.logprob), "bytes": namer.bytes(token_id)}
 
     content = []
     for token_id, step in zip(ids, steps, strict=True):
@@ -71,7 +71,7 @@ def of_prompt(steps: Sequence[Step] | None) -> list[dict[int, dict[str, Any]] | 
 
 
 def _shown(entry: Logprob) -> dict[str, Any]:
-    return {"logprob": _finite(entry.logprob), "rank": entry.rank, "decoded_token": entry.decoded_token}
+    return {"logprob": finite(entry.logprob), "rank": entry.rank, "decoded_token": entry.decoded_token}
 
 
 def _top(step: Mapping[int, Logprob], token_id: int, number: int) -> list[tuple[int, Logprob]]:
@@ -80,5 +80,6 @@ def _top(step: Mapping[int, Logprob], token_id: int, number: int) -> list[tuple[
     return [(other, entry) for other, entry in ordered if entry.rank <= number or other == token_id]
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """Return a log-probability that JSON can say."""
     return max(value, IMPOSSIBLE)

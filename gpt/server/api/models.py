@@ -1,13 +1,15 @@
-"""What the server is and holds: /v1/models, /version, /health."""
+"""What the server is and holds: /v1/models, /version, /health, /metrics."""
 
+import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 import octavo.gpt
+from octavo.gpt.server.api.routes import Asked
 from octavo.gpt.server.errors import APIError
-from octavo.gpt.server.routes import Asked
 from octavo.gpt.server.serving import Serving
 
 router = APIRouter()
@@ -49,3 +51,11 @@ async def health(serving: Asked) -> JSONResponse:
     if not serving.is_ready:
         raise APIError("the server is stopping" if serving.is_stopping else "the model is being loaded", 503)
     return JSONResponse({"status": "ok"})
+
+
+@router.get("/metrics")
+async def metrics(serving: Asked) -> Response:
+    """Return counts and times for Prometheus."""
+    stats = await asyncio.to_thread(serving.async_llm.stats)
+    text = serving.metrics.text(serving.model_name, stats, serving.llm.config.num_blocks)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
