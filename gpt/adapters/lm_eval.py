@@ -122,9 +122,7 @@ class OctavoLM(TemplateLM):
             context, options = request.args
             known: dict[str, Any] = {"temperature": 0.0, **normalize_gen_kwargs(options, self.max_gen_toks)}
             known.pop("do_sample", None)
-            end = self.vocabulary.token_text(
-                self.eot_token_id
-            )  # it ends a text however it is spelled, as for hf
+            end = self.vocabulary.token_text(self.eot_token_id)  # it ends a text however it is spelled, as for hf
             stops.append([text for text in (*known.pop("until"), end) if text])
             ids, room = maybe_truncate(self.tok_encode(context), known.pop("max_gen_toks"), self.max_length)
             prompts.append(ids)
