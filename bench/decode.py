@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """tokens/s and latency over batch sizes and contexts, beside peers"""
+    if arguments.llama_bench:  # has two points of its own
+        arguments.batch, arguments.context, arguments.new_tokens = "1", "2", 2
     plan, absent = make_plan(arguments)
     if arguments.llama_bench:
         print(llama_bench.table(list(llama_bench.rows(plan))))
