@@ -23,7 +23,7 @@ test-slow: $(READY)  ## what takes longest: whole benchmarks, long random runs, 
 
 test-kernels: $(READY)  ## the kernels alone, in Triton's interpreter, or on the GPU at hand
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
-	  -m "not codegen" tests/ops tests/backends tests/sampling tests/models/test_exactness.py tests/models/test_triton_model.py
+	  -m "not codegen" tests/ops tests/attention tests/backends tests/sampling tests/models/test_exactness.py tests/models/test_triton_model.py
 
 # As on processors that have less than this one. Compiled anew each time: twice five minutes on two cores.
 PORTABLE := "haswell +sse4.2,+avx,+avx2,+fma,+f16c,+popcnt" "generic"
