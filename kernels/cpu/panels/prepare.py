@@ -155,7 +155,7 @@ def _round_15(x, start, address):
 
 
 def _largest(builder: Any, parts: list[Any]) -> Any:
-    """The largest absolute value; NaN if there is one. Bits of float32 without the sign are ordered as the values are."""
+    """The largest absolute value; NaN if there is one. Without the sign, bits are ordered as values are."""
     bits = [builder.bitcast(part, vi.vector(vi.I32)) for part in parts]
     sizes = [builder.and_(each, vi.constant(vi.I32, 0x7FFFFFFF)) for each in bits]
     peaks = vi.call(builder, "llvm.smax.v16i32", sizes[0].type, sizes)
