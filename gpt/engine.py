@@ -11,9 +11,10 @@ from typing import Any
 
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.options.lora import Lora
-from octavo.gpt.outputs import RequestOutput
+from octavo.gpt.outputs import Origin, RequestOutput
 from octavo.gpt.request_state import RequestState, new_state, word_tokens
 from octavo.gpt.runner.model_runner import PendingStep, Runner
+from octavo.gpt.runner.residence import Residence
 from octavo.gpt.sampling_params import SamplingParams, as_texts
 from octavo.gpt.scheduler.all_or_nothing import AllOrNothing
 from octavo.gpt.scheduler.config import EngineConfig
@@ -65,7 +66,9 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.scheduler = Scheduler(config, enable_prefix_caching)
+        self.residence = Residence(runner)
         self.counts = Stats()
+        self.owner: Callable[[], Any] = lambda: None  # a weak reference to whom requests come from
         self._depth = int(async_scheduling)  # steps that may be in flight when `step` returns
         self._in_flight: deque[InFlight] = deque()
         self._random = random.Random(seed)
@@ -146,7 +149,7 @@ class Engine:
     def _step(self) -> list[RequestOutput]:
         self._queue_backlog()
         if self.scheduler.waiting and self.runner.follow_weights():
-            self.scheduler.pool.reset()  # what the cache holds follows from the old weights
+            self.scheduler.reset_prefix_cache()  # what the cache holds follows from the old weights
         plan = self.scheduler.schedule()
         if not plan.is_empty:
             self._launch(plan)
@@ -173,16 +176,13 @@ class Engine:
             self._notify(request_id)
 
     def _take(
-        self,
-        prompt_ids: list[int],
-        params: SamplingParams,
-        prompt: str | None,
-        listener: Listener | None,
-        adapter: int = 0,
+        self, prompt_ids: list[int], params: SamplingParams, prompt: str | None, listener: Listener | None, adapter: int
     ) -> RequestOutput:
+        self.residence.require()
         request = RequestOutput(next(self._request_ids), prompt, prompt_ids)
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
-        params = params.for_vocabulary(self.model_config.vocab_size)
+        request.origin = Origin(params, seed, adapter, self.owner)
+        params = params.for_engine(self.model_config.vocab_size, self.config.logprobs_mode)
         bad_words = word_tokens(as_texts(params.bad_words), self.tokenizer) if self.tokenizer is not None else ()
         states: list[RequestState] = []
         for index in range(params.n):

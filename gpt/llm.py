@@ -10,24 +10,24 @@ from typing import Any, Unpack
 
 import torch
 
+from octavo.gpt.adapters.rollouts import Rollouts
 from octavo.gpt.beam_search import Beam, Continuations, check_options, search
 from octavo.gpt.engine import Listener
 from octavo.gpt.engine_thread import EngineClosedError, EngineThread, make_engine
 from octavo.gpt.listeners import Ends, Pieces, progress
 from octavo.gpt.loading.hub import at_revisions
 from octavo.gpt.loading.loader import load_model, resolve_device
-from octavo.gpt.models.base import Model
 from octavo.gpt.options.checks import integer
 from octavo.gpt.options.generation_config import sampling_defaults
 from octavo.gpt.options.lora import Lora
 from octavo.gpt.options.names import device_name, dtype_name
 from octavo.gpt.options.neutral import EngineOptions, RequestOptions, refuse_others, renamed, shows
 from octavo.gpt.outputs import RequestOutput, TokenProbability, likeliest, raise_if_failed
-from octavo.gpt.prompts import Conversations, EncodesPrompts, Prompt, Prompts, as_list, text_of
+from octavo.gpt.prompts import Conversations, Prompt, Prompts, as_list, text_of
 from octavo.gpt.quoting import quoted
 from octavo.gpt.runner.kv_cache import plan_memory
-from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
-from octavo.gpt.scoring import Draw, Score, draw, score
+from octavo.gpt.sampling_params import MAX_LOGPROBS, RAW, SamplingParams
+from octavo.gpt.scoring import ScoresTexts
 from octavo.gpt.tokenizer.chat_template import ChatOptions
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels import backends
@@ -36,7 +36,7 @@ from octavo.kernels.ops import Ops
 CUDA_GRAPHS = ("startup", "lazy", "off")
 
 
-class LLM(EncodesPrompts):
+class LLM(ScoresTexts, Rollouts):
     """A model, its cache and an engine.
 
     model: a name (`octavo models` lists them), a Hugging Face folder or a GGUF file. backend: a name or an Ops value;
@@ -59,7 +59,9 @@ class LLM(EncodesPrompts):
     taken where they ask for nothing (`EngineOptions`).
 
     adapters: folders of LoRA adapters in PEFT's format, or owner/name of the hub, by the names that requests give as
-    `lora`; adapter: the one of requests that give none.
+    `lora`; adapter: the one of requests that give none. logprobs_mode: what reported log-probabilities are where a
+    request does not say: "raw_logprobs", the model's own, or "processed_logprobs", of what was sampled from, after
+    penalties, temperature and filters; those of prompts are always the model's.
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).
@@ -93,6 +95,7 @@ class LLM(EncodesPrompts):
         enforce_eager: bool = False,
         adapter: str | Path | None = None,
         adapters: Mapping[str, str | Path] | None = None,
+        logprobs_mode: str = RAW,
         **others: Unpack[EngineOptions],
     ) -> None:
         refuse_others("LLM", others, EngineOptions)
@@ -111,17 +114,18 @@ class LLM(EncodesPrompts):
             names = dtype_name(dtype), self.device.type
             loaded = self.thread.call(load_model, model, backend, *names, weights, tokenizer)
             self.name, self.tokenizer, self.is_dummy = loaded.name, loaded.tokenizer, loaded.is_dummy
-            self.model: Model = loaded.model
+            self.model, self.source = loaded.model, loaded.source
             self.sampling_defaults = sampling_defaults(generation_config, loaded.source, override_generation_config)
             self.dtype = loaded.dtype
             self.config = plan_memory(
                 self.model.config, self.dtype, self.device, max_model_len, num_blocks,
                 block_size=block_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
-                max_num_waiting=max_num_waiting, preemption=preemption,
+                max_num_waiting=max_num_waiting, preemption=preemption, logprobs_mode=logprobs_mode,
             )  # fmt: skip
             self.engine = self.thread.own(
                 make_engine, loaded, self.config, self.device, seed or 0, enable_prefix_caching, cuda_graphs
             )
+            self.engine.owner = weakref.ref(self)
             self.thread.call(self.engine.runner.adapters.load_all, adapter, adapters or {})
         except BaseException:
             self.thread.stop()
@@ -214,7 +218,6 @@ class LLM(EncodesPrompts):
         """Complete each prompt; order is kept. sampling_params: one for all, or one each; `params` is its old name.
 
         lora: the name of the adapter of all, or of each; `lora_request` is vLLM's word for it.
-
         use_tqdm: whether several prompts show their progress, or a function that makes the bar.
         """
         refuse_others("generate", others, RequestOptions)
@@ -334,17 +337,3 @@ class LLM(EncodesPrompts):
             first = self._likeliest([self.encode(prompt)], n, lora)[0][:n]
             found = [(token_id, math.exp(logprob)) for token_id, logprob in first]
         return [TokenProbability(i, self.engine.text_of(i) or "", probability) for i, probability in found]
-
-    def draw(self, prompt: Prompt, sampling_params: SamplingParams, n: int = 10, lora: Lora = None) -> Draw:
-        """Return the n most likely next tokens: how likely in the model, after the temperature, after the filters."""
-        ids = self.engine.check(self.encode(prompt), sampling_params)
-        n = integer("n", n, 1, MAX_LOGPROBS)
-        return self.thread.call(draw, self._model_with(lora), ids, sampling_params, n, self.device)
-
-    def score(self, prompt: Prompt, lora: Lora = None) -> Score:
-        """Score how likely the model finds a text; beyond the context, it is read in windows that overlap by half."""
-        window = self.config.max_model_len
-        return self.thread.call(score, self._model_with(lora), self.encode(prompt), window, self.device)
-
-    def _model_with(self, lora: Lora) -> Model:
-        return self.thread.call(self.engine.runner.adapters.model_with, lora)

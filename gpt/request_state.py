@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput
-from octavo.gpt.runner.sampler import TokenLogprobs
+from octavo.gpt.runner.logprobs import TokenLogprobs
 from octavo.gpt.sampling_params import as_ids
 from octavo.gpt.scheduler.sequence import Sequence
 from octavo.gpt.scheduler.stats import Clock
@@ -34,6 +34,8 @@ class RequestState:
         if logprobs is not None and output.logprobs is not None:
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + logprobs.logprob
             output.logprobs.append(self._logprobs(token_id, logprobs))
+        if logprobs is not None and logprobs.kept is not None and output.kept is not None:
+            output.kept.append(logprobs.kept)
         if sequence.params.prompt_logprobs is not None:
             self.request.prompt_logprobs = self.request.prompt_logprobs or self.prompt_logprobs
         if token_id in self.stop_ids:
@@ -80,6 +82,7 @@ def new_state(
     """Add a completion to the request's outputs, and return its state."""
     params, stop_ids = sequence.params, sequence.stop_ids
     output = CompletionOutput(index, sequence.output, logprobs=[] if params.reports_logprobs else None)
+    output.kept = [] if params.return_kept else None
     if tokenizer is not None and params.detokenize:
         includes_stop = params.include_stop_str_in_output
         output.stream = TextStream(

@@ -12,6 +12,7 @@ from octavo.gpt.quoting import quoted
 
 MAX_LOGPROBS = 1000
 MAX_LOGPROB_TOKEN_IDS = 128
+LOGPROBS_MODES = RAW, PROCESSED = "raw_logprobs", "processed_logprobs"  # of the model; of what was sampled from
 MAX_N = 1024
 MAX_STOP_STRINGS = 1000  # each is looked for after every token
 MAX_BAD_WORDS = 1000  # each is compared with the newest tokens at every step
@@ -24,6 +25,12 @@ class RequestOutputKind(IntEnum):
     CUMULATIVE = 0
     DELTA = 1
     FINAL_ONLY = 2
+
+
+def check_logprobs_mode(value: object) -> None:
+    """ValueError for a mode that is none; vLLM's modes of logits are not for log-probabilities."""
+    if value not in LOGPROBS_MODES:
+        raise ValueError(f"logprobs_mode must be one of {', '.join(LOGPROBS_MODES)}, not {quoted(value)}")
 
 
 def as_ids(checked: int | Iterable[int] | None) -> tuple[int, ...]:
@@ -77,6 +84,8 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = (
         None  # keep only so many tokens at the prompt's end; -1: what the context holds
     )
+    logprobs_mode: str | None = None  # what a reported log-probability is, of LOGPROBS_MODES; None: as the LLM says
+    return_kept: bool = False  # report which ids temperature, top_k, top_p and min_p left at each step
     output_kind: int = RequestOutputKind.CUMULATIVE
     spaces_between_special_tokens: bool = True  # changes nothing, as in every tokenizer but vLLM's slow ones
     skip_clone: bool = False  # changes nothing, since params never change
@@ -107,6 +116,8 @@ class SamplingParams:
             object.__setattr__(self, "overflow", "shift")
         if self.overflow not in ("stop", "shift"):
             raise ValueError(f"overflow must be 'stop' or 'shift', not {quoted(self.overflow)}")
+        if self.logprobs_mode is not None:
+            check_logprobs_mode(self.logprobs_mode)
         if not isinstance(self.cache_salt, str):
             raise ValueError(f"cache_salt must be a string, not {quoted(self.cache_salt)}")
         self._check_combinations()
@@ -150,12 +161,17 @@ class SamplingParams:
     def reports_logprobs(self) -> bool:
         return self.logprobs is not None or self.logprob_token_ids is not None
 
-    def for_vocabulary(self, vocab_size: int) -> "SamplingParams":
-        """Return the params with numbers in place of -1, which stands for all ids."""
+    @property
+    def reports_drawing(self) -> bool:
+        """Whether each step reports more than its token."""
+        return self.reports_logprobs or self.return_kept
+
+    def for_engine(self, vocab_size: int, logprobs_mode: str) -> "SamplingParams":
+        """Return the params with numbers in place of -1, which stands for all ids, and with the engine's mode."""
         names = [name for name in ("logprobs", "prompt_logprobs") if getattr(self, name) == -1]
-        if not names:
+        if not names and self.logprobs_mode is not None:
             return self
-        whole = self.clone()
+        whole = self.replace(logprobs_mode=self.logprobs_mode or logprobs_mode)
         for name in names:
             object.__setattr__(whole, name, vocab_size)  # more than a caller may name is refused by the engine
         return whole
@@ -214,7 +230,7 @@ _CHECKS: tuple[tuple[Any, ...], ...] = (
         (name, checks.boolean)
         for name in (
             "ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize",
-            "spaces_between_special_tokens", "skip_clone", "skip_reading_prefix_cache",
+            "spaces_between_special_tokens", "skip_clone", "skip_reading_prefix_cache", "return_kept",
         )
     ],
 )  # fmt: skip

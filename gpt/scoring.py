@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.gpt.engine_thread import EngineThread
 from octavo.gpt.models.base import Model
 from octavo.gpt.models.batch import dense_batch
-from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.options.checks import integer
+from octavo.gpt.options.lora import Lora
+from octavo.gpt.prompts import EncodesPrompts, Prompt
+from octavo.gpt.runner.logprobs import token_logprobs
+from octavo.gpt.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.gpt.scheduler.validation import checked_ids
 from octavo.kernels.ops import keep_mask
 
@@ -39,7 +44,7 @@ def score(model: Model, ids: list[int], window: int, device: torch.device) -> Sc
     total, start, scored = 0.0, 0, 1
     while scored < len(ids):
         end = min(start + window, len(ids))
-        total += float(_losses(model, ids[start:end], device)[scored - start - 1 :].double().sum())
+        total += math.fsum(_losses(model, ids[start:end], device)[scored - start - 1 :].tolist())
         start, scored = start + max(window // 2, 1), end
     nll = total / (len(ids) - 1)
     if math.isnan(nll):
@@ -53,7 +58,7 @@ def _losses(model: Model, ids: list[int], device: torch.device) -> Tensor:
     hidden = model(dense_batch(tokens), None)[:-1]
     targets = tokens[0, 1:].long()
     parts = zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
-    return torch.cat([F.cross_entropy(model.logits(h).float(), t, reduction="none") for h, t in parts])
+    return torch.cat([-token_logprobs(model.ops, model.logits(h), t.unsqueeze(1))[0].squeeze(1) for h, t in parts])
 
 
 class Candidate(NamedTuple):
@@ -93,3 +98,24 @@ def draw(model: Model, ids: list[int], params: SamplingParams, num: int, device:
     order = logits[0].sort(descending=True, stable=True).indices[:num]
     values = (column[0, order].tolist() for column in columns)
     return Draw([Candidate(*each) for each in zip(order.tolist(), *values, strict=True)], int(keep.sum()))
+
+
+class ScoresTexts(EncodesPrompts):
+    """The part of an LLM that reads texts without the engine's cache."""
+
+    thread: EngineThread
+    device: torch.device
+
+    def draw(self, prompt: Prompt, sampling_params: SamplingParams, n: int = 10, lora: Lora = None) -> Draw:
+        """Return the n most likely next tokens: how likely in the model, after the temperature, after the filters."""
+        ids = self.engine.check(self.encode(prompt), sampling_params)
+        n = integer("n", n, 1, MAX_LOGPROBS)
+        return self.thread.call(draw, self._model_with(lora), ids, sampling_params, n, self.device)
+
+    def score(self, prompt: Prompt, lora: Lora = None) -> Score:
+        """Score how likely the model finds a text; beyond the context, it is read in windows that overlap by half."""
+        window = self.config.max_model_len
+        return self.thread.call(score, self._model_with(lora), self.encode(prompt), window, self.device)
+
+    def _model_with(self, lora: Lora) -> Model:
+        return self.thread.call(self.engine.residence.model_with, lora)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from octavo.kernels import reference
+from octavo.kernels import reference, sampling_math
 from octavo.kernels.weights import BLOCK_FORMATS, Weight
 
 Pair = tuple[Tensor, Tensor]
@@ -56,6 +56,13 @@ class Linear(Protocol):
     ) -> Tensor: ...
 
 
+class Sample(Protocol):
+    def __call__(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
+        positions: Tensor, allowed: Tensor | None = None, /,
+    ) -> Pair: ...  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Ops:
     """One backend: each op is a function with the signature of its namesake in `reference.py`."""
@@ -75,7 +82,7 @@ class Ops:
     causal_attention: CausalAttention
     paged_attention: PagedAttention
     apply_penalties: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Pair]
+    sample: Sample
     lm_head_sample: Callable[[Tensor, Weight, Tensor, Tensor, Tensor], Tensor]
     top_logprobs: Callable[[Tensor, int], Pair]
     formats: frozenset[str] = frozenset(BLOCK_FORMATS)  # of weights that the products take, besides dense ones
@@ -106,4 +113,5 @@ OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS
 _functions: dict[str, Any] = {name: getattr(reference, name) for name in OP_NAMES}
 REFERENCE = Ops(name="reference", **_functions).with_syncs("write_kv", "paged_attention", "sample", "lm_head_sample")
 
-keep_mask = reference.keep_mask  # what the filters of `sample` keep, for callers who show a draw
+# What the filters of `sample` look at, keep, and how much of the mass that is: for callers who show a draw.
+scaled_gap, keep_mask, kept_mass = sampling_math.scaled_gap, reference.keep_mask, sampling_math.kept_mass

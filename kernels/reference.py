@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.activations import ACTIVATIONS, check_activation
-from octavo.kernels.sampling_math import gap_below, gumbel, log_softmax, natural_log, philox, weights_q44
+from octavo.kernels.sampling_math import allowed_bits, gumbel, log_softmax, natural_log, philox, scaled_gap, weights_q44
 from octavo.kernels.weights import UnreadWeight, Weight, dequantise, quantise
 
 
@@ -238,7 +238,6 @@ def apply_penalties(
     bias_values: Tensor,
 ) -> None:
     """Change logits `[num_seqs, vocab_size]` in place by what each sequence has generated so far (vLLM's semantics).
-
     counts `[num_seqs, vocab_size]` int32: how often each id was generated; in_prompt `[num_seqs, vocab_size]` bool.
     repetition_penalty r > 0 (1 off): logits of ids in prompt or output are divided by r if positive, else multiplied.
     frequency_penalty f and presence_penalty p (0 off): minus `f * count`, minus p if count > 0. These three are
@@ -261,6 +260,7 @@ def sample(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose one token a row; returns `(token_ids int32, logprobs float32)`, both `[num_seqs]`.
 
@@ -269,9 +269,13 @@ def sample(
     act in Hugging Face's order: temperature, top-k, top-p on what is left, min-p; ties go to the lower id, so exactly k
     survive top-k, and the first maximum survives everything. The draw is Gumbel-max: the survivor with the largest
     `logit + temperature * noise` wins, so +inf does. The log-probability is the chosen token's under the raw softmax of
-    the row. A row with a NaN, or with no logit above -inf, gets id -1 and log-probability NaN.
+    the row. A row with a NaN, or with no logit above -inf, gets id -1 and log-probability NaN. allowed `[num_seqs,
+    ceil(vocab_size / 32)]` int32: bit `id % 32` of word `id // 32` is 1 if the id may be chosen. Choice and filters see
+    -inf in place of the others' logits; a NaN among them counts, and log-probabilities stay those of the whole row.
     """
-    logits = logits.float()
+    logits = raw = logits.float()
+    if allowed is not None:
+        logits = logits.masked_fill(~(allowed_bits(allowed, logits.shape[1]) | logits.isnan()), -torch.inf)
     valid = logits.amax(-1) > -torch.inf  # NaN if any is NaN
     is_random = temperature > 0
     temperature = torch.where(is_random, temperature, 0.0).clamp(max=torch.finfo(torch.float32).max).unsqueeze(1)
@@ -282,7 +286,7 @@ def sample(
         keep = keep_mask(logits, temperature, top_k, top_p, min_p)
         score = score.masked_fill(~keep & is_random.unsqueeze(1), -torch.inf)
     token_ids = score.argmax(-1)
-    logprobs = log_softmax(logits).gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    logprobs = log_softmax(raw).gather(1, token_ids.unsqueeze(1)).squeeze(1)
     return torch.where(valid, token_ids, -1).int(), torch.where(valid, logprobs, torch.nan)
 
 
@@ -316,9 +320,8 @@ def keep_mask(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor,
     maximum 1. Top-k keeps an id if fewer than k rank before it; top-p if the weights before it, of those that passed
     top-k, sum to less than top_p of all that passed; min-p if `scaled >= log(min_p)`.
     """
-    finfo = torch.finfo(torch.float32)
-    scaled = gap_below(logits) * (1 / temperature).clamp(max=finfo.max)
-    floor = torch.where(min_p > 0, natural_log(min_p.clamp(finfo.tiny, 1.0)), -torch.inf)
+    scaled = scaled_gap(logits, temperature)
+    floor = torch.where(min_p > 0, natural_log(min_p.clamp(torch.finfo(torch.float32).tiny, 1.0)), -torch.inf)
     kept = scaled >= floor.unsqueeze(1)
     if not bool(((top_k > 0) | (top_p < 1)).any()):
         return kept

@@ -22,6 +22,17 @@ def gap_below(logits: Tensor) -> Tensor:
     return torch.where(logits == peak, 0.0, logits - peak)
 
 
+def scaled_gap(logits: Tensor, temperature: Tensor) -> Tensor:
+    """`(logit - max) / temperature` of each row, temperature `[..., 1]` above 0: what the filters look at."""
+    return gap_below(logits) * (1 / temperature).clamp(max=torch.finfo(torch.float32).max)
+
+
+def kept_mass(scaled: Tensor, keep: Tensor) -> Tensor:
+    """How much of each row's `softmax(scaled)` the ids of `keep` have, float64 `[num_rows]`: a quotient of integers."""
+    weights = weights_q44(scaled)
+    return torch.where(keep, weights, 0).sum(-1).double() / weights.sum(-1).double()
+
+
 def log_softmax(logits: Tensor) -> Tensor:
     """log_softmax over the last dimension; where a row has +inf, its mass lies there."""
     gap = gap_below(logits)
@@ -87,3 +98,9 @@ def _polynomial(fit: tuple[float, ...], x: Tensor) -> Tensor:
     for coefficient in reversed(fit[:-1]):
         value = value * x + coefficient
     return value
+
+
+def allowed_bits(allowed: Tensor, vocab_size: int) -> Tensor:
+    """The bits, bool `[num_seqs, vocab_size]`, of the masks that `sample` takes."""
+    shifts = torch.arange(32, dtype=torch.int32, device=allowed.device)
+    return ((allowed.unsqueeze(-1) >> shifts) & 1).bool().flatten(1)[:, :vocab_size]

@@ -139,6 +139,12 @@ def _end_on_signals(patience: float | None) -> None:
                 signal.signal(number, end)
 
 
+def leave_signals() -> None:
+    """Leave the end after a signal to the work, which has handlers of its own and takes as long as it says."""
+    with suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+
+
 def _can_be_interrupted(frame: FrameType | None) -> bool:
     """Whether the work is under way, and not in an import, where libraries swallow interrupts and go on half made."""
     codes = []

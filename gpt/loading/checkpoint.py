@@ -116,14 +116,19 @@ class Checkpoint:
     keeps_blocks: bool = False  # whether a weight may stay as the file has it
     grouped: tuple[str, ...] = ()  # modules whose rows of q, k and v are grouped by head
 
-    def match(self, model: Model) -> dict[str, list[Slice]]:
-        """The slices of every parameter of an empty model; ValueError names a tensor that is missing, odd or extra."""
+    def match(self, model: Model, partly: bool = False) -> dict[str, list[Slice]]:
+        """The slices of every parameter of an empty model; ValueError names a tensor that is missing, odd or extra.
+
+        partly: parameters of which there is no tensor at all are left out.
+        """
         unused = dict(self.tensors)
         plan: dict[str, list[Slice]] = {}
         for parameter, weight in model.named_parameters():
             module, _, leaf = parameter.rpartition(".")
             transposed = pattern_of(module) in self.transposed and leaf == "weight"
             parts = list(stored_parts(model, parameter, self.names))
+            if partly and not any(part.name in self.tensors for part in parts):
+                continue
             is_norm = leaf == "weight" and isinstance(model.get_submodule(module), (RMSNorm, LayerNorm))
             offset = self.norm_offset if is_norm else 0.0
             more: dict[str, Any] = {

@@ -37,7 +37,7 @@ def open_folder(folder: Path) -> Checkpoint:
         if family.hf_transposed:
             raise ValueError(f"{index_file}: {scheme.label} weights are not supported in a {family.name}")
         stored = widened(index_file, scheme, stored)
-    tensors = _canonical(index_file, config, family, stored)
+    tensors = canonical(index_file, config, family, stored)
     return Checkpoint(
         index_file, config, tensors, family.hf_names, family.hf_transposed,
         quantised=scheme and scheme.label, norm_offset=family.hf_norm_offset, grouped=family.hf_grouped,
@@ -139,7 +139,7 @@ def _sharded(index: Path) -> dict[str, TensorFile]:
     return {tensor: shards[name] for tensor, name in weight_map.items()}
 
 
-def _canonical(
+def canonical(
     index_file: Path, config: ModelConfig, family: Family, stored: dict[str, TensorFile]
 ) -> dict[str, tuple[TensorFile, str]]:
     """The tensors the network needs, their names without the family's prefix; an unused head is left out."""

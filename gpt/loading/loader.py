@@ -214,7 +214,7 @@ def _read(
         _keep_blocks(model, plan, dtype, kept)
     for name, parameter in model.named_parameters():
         for part in plan[name]:
-            _fill(parameter.data, part)
+            fill(parameter.data, part)
     model.make_buffers()
     return model
 
@@ -233,7 +233,7 @@ def _keep_blocks(model: Model, plan: dict[str, list[Slice]], dtype: torch.dtype,
         warnings.warn(f"{path}: {', '.join(sorted(widened))} weights are widened to {wide}", stacklevel=5)
 
 
-def _fill(parameter: Tensor, part: Slice) -> None:
+def fill(parameter: Tensor, part: Slice) -> None:
     """Copy a checkpoint's tensor into its rows of the parameter, some rows at a time."""
     target = parameter.narrow(0, part.first_row, part.num_rows)
     if part.group:

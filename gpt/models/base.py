@@ -138,6 +138,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.ops = ops
+        self.format: str | None = None  # that `pack` was asked for
         self.lm_head: Linear | None = None  # None: the head is the embedding
 
     @property
@@ -202,10 +203,15 @@ class Model(nn.Module):
 
         A table that is no head keeps its values.
         """
+        self.format = format
         for module in self.modules():
             if isinstance(module, Packable) and isinstance(module.weight, nn.Parameter):
-                is_product = isinstance(module, Linear) or (self.lm_head is None and module is self.embedding)
-                module.pack(self.ops, module.weight.detach(), format if is_product else None)
+                self.pack_module(module)
+
+    def pack_module(self, module: Packable) -> None:
+        """Replace a module's dense weight likewise, in the format that the model was packed in."""
+        is_product = isinstance(module, Linear) or (self.lm_head is None and module is self.embedding)
+        module.pack(self.ops, module.weight.detach(), self.format if is_product else None)
 
     def formats(self) -> tuple[str, ...]:
         """What the products read, the most of it first: names of formats, or of dtypes for dense weights."""

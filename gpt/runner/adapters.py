@@ -62,6 +62,11 @@ class AdapterTable:
         del self._adapters[number], self._numbers[name]
         self._folders.pop(name, None)
 
+    @property
+    def names(self) -> list[str]:
+        """What requests may name."""
+        return [name for name in self._numbers if name is not None]
+
     def number(self, name: Any) -> int:
         """The number of the adapter of that name; ValueError where there is none."""
         if not isinstance(name, str | None) or name not in self._numbers:

@@ -21,10 +21,19 @@ class PagedCache:
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (config.num_layers, 2, num_blocks, block_size, config.num_kv_heads, config.head_dim)
-        self.data = torch.empty(shape, dtype=dtype, device=device)
+        self._shape = (config.num_layers, 2, num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        self.data = torch.empty(self._shape, dtype=dtype, device=device)
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.data]
         self._host: dict[int, Tensor] = {}  # seq_id -> the content of its blocks
+
+    def release(self) -> None:
+        """Free the memory of all blocks; none may be used until `restore`."""
+        self.data, self.layers = self.data.new_empty(0), []
+
+    def restore(self) -> None:
+        """Take memory for the blocks again, which hold nothing."""
+        self.data = self.data.new_empty(self._shape)
+        self.layers = [(layer[0], layer[1]) for layer in self.data]
 
     def swap_out(self, seq_id: int, blocks: list[int]) -> None:
         """Copy these blocks to host memory under the sequence's number."""

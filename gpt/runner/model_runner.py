@@ -1,5 +1,6 @@
 """Runner: a plan's sequences become batches, batches become tokens. It starts a step; the result is read later."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,8 @@ from octavo.gpt.runner.adapters import AdapterTable
 from octavo.gpt.runner.decode_graph import Capture, DecodeStep, Graphs
 from octavo.gpt.runner.input_batch import InputBatch
 from octavo.gpt.runner.kv_cache import PagedCache
-from octavo.gpt.runner.sampler import LogprobTensors, SampledRows, SampledToken, Sampler, TokenLogprobs
+from octavo.gpt.runner.logprobs import LogprobTensors, TokenLogprobs, gather_logprobs
+from octavo.gpt.runner.sampler import SampledRows, SampledToken, Sampler
 from octavo.gpt.runner.transfer import to_device
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Chunk, Plan
@@ -103,6 +105,8 @@ class Runner:
         self.graphs = None if capture is None else Graphs(self.step, capture, config.max_num_seqs)
         self.adapters = AdapterTable(model, device)
         self._weights = versions_of(model)
+        self.weights_hash: str | None = None  # where somebody asked for it
+        self.weights_since = 0.0  # by time.perf_counter
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> PendingStep:
@@ -168,11 +172,16 @@ class Runner:
             for (one, version), (other, before) in zip(now, self._weights, strict=True)
         )
         if not same:
-            self._weights = now
-            self.step.forget()
-            if self.graphs is not None:
-                self.graphs.forget()
+            self.forget_steps()
         return not same
+
+    def forget_steps(self) -> None:
+        """Drop captured steps, the hash, and every hold on weights that the model has no more."""
+        self.weights_hash, self.weights_since = None, time.perf_counter()
+        self._weights = versions_of(self.model)
+        self.step.forget()
+        if self.graphs is not None:
+            self.graphs.forget()
 
     def reset(self) -> None:
         """Drop all that is kept for any sequence. Buffers stay where they are: captured steps refer to them."""
@@ -224,7 +233,7 @@ class Runner:
         for first in range(0, len(targets), LOGIT_ROWS):
             rows = slice(first, first + LOGIT_ROWS)
             logits = self.model.logits(hidden[rows])
-            gathered.fill(rows, self.sampler.gather_logprobs(logits, token_ids[rows], gathered.numbers[rows]))
+            gathered.fill(rows, gather_logprobs(self.model.ops, logits, token_ids[rows], gathered.numbers[rows]))
         return PromptRows(chunk.sequence, chunk.sequence.context_start + chunk.start + 1, gathered)
 
     def _batch(self, chunks: list[Chunk]) -> Batch:

@@ -16,8 +16,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from octavo.gpt.models.base import Model
 from octavo.gpt.runner.logit_masks import LogitMasks, has_masks
+from octavo.gpt.runner.logprobs import (
+    AskedLogprobs,
+    KeptTensors,
+    LogprobTensors,
+    TokenLogprobs,
+    filtered,
+    gather_logprobs,
+    token_logprobs,
+)
 from octavo.gpt.runner.transfer import to_device, to_host
-from octavo.gpt.sampling_params import SamplingParams, as_ids
+from octavo.gpt.sampling_params import PROCESSED, SamplingParams, as_ids
 from octavo.gpt.scheduler.sequence import Sequence
 
 
@@ -37,73 +46,10 @@ def changes_logits(params: SamplingParams, num_sampled: int) -> bool:
 
 def sample_mode(params: SamplingParams) -> SampleMode:
     """Return the lowest mode that serves every token of a request; filters never remove a greedy row's choice."""
-    if changes_logits(params, 0) or params.reports_logprobs:
+    if changes_logits(params, 0) or params.reports_drawing:
         return SampleMode.LOGITS
     filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
     return SampleMode.FILTERED if filtered and params.temperature > 0 else SampleMode.FUSED
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """One token's log-probability, its rank (1 is the most likely id), and the most likely ids, best first."""
-
-    logprob: float
-    rank: int
-    entries: tuple[tuple[int, float], ...]  # id, log-probability
-    asked: tuple[tuple[int, float, int], ...] = ()  # id, log-probability, rank of ids that the request names
-
-
-@dataclass(frozen=True, slots=True)
-class LogprobTensors:
-    """`TokenLogprobs` of some rows, still as tensors."""
-
-    numbers: list[int]  # ids wanted for each row
-    logprobs: Tensor  # [num_rows] float32, of the chosen ids
-    ranks: Tensor  # [num_rows] int64
-    ids: Tensor  # [num_rows, most] int32
-    values: Tensor  # [num_rows, most] float32
-
-    @classmethod
-    def empty(cls, numbers: list[int], device: torch.device) -> "LogprobTensors":
-        """Room for as many rows as there are numbers."""
-        num_rows, most = len(numbers), max(1, *numbers)
-        return cls(
-            numbers,
-            torch.empty(num_rows, dtype=torch.float32, device=device),
-            torch.empty(num_rows, dtype=torch.int64, device=device),
-            torch.empty(num_rows, most, dtype=torch.int32, device=device),
-            torch.empty(num_rows, most, dtype=torch.float32, device=device),
-        )
-
-    def fill(self, rows: slice, others: "LogprobTensors") -> None:
-        """Copy others into these rows; their ids may be fewer, where the vocabulary is."""
-        self.logprobs[rows], self.ranks[rows] = others.logprobs, others.ranks
-        width = others.ids.shape[1]
-        self.ids[rows, :width], self.values[rows, :width] = others.ids, others.values
-
-    def to_host(self) -> "LogprobTensors":
-        """Start the copy to the host; it may be read once the device has come that far."""
-        return LogprobTensors(self.numbers, *map(to_host, (self.logprobs, self.ranks, self.ids, self.values)))
-
-    def read(self) -> list[TokenLogprobs]:
-        rows = zip(self.numbers, *(x.tolist() for x in (self.logprobs, self.ranks, self.ids, self.values)), strict=True)
-        return [TokenLogprobs(x, rank, tuple(zip(i[:num], v[:num], strict=True))) for num, x, rank, i, v in rows]
-
-
-@dataclass(frozen=True, slots=True)
-class AskedLogprobs:
-    """Log-probabilities and ranks of ids that a request names, in one row."""
-
-    ids: Seq[int]
-    logprobs: Tensor  # [num_ids] float32
-    ranks: Tensor  # [num_ids] int64
-
-    def to_host(self) -> "AskedLogprobs":
-        """Start the copy to the host."""
-        return AskedLogprobs(self.ids, to_host(self.logprobs), to_host(self.ranks))
-
-    def read(self) -> tuple[tuple[int, float, int], ...]:
-        return tuple(zip(self.ids, self.logprobs.tolist(), self.ranks.tolist(), strict=True))
 
 
 class SamplingColumns(NamedTuple):
@@ -139,18 +85,21 @@ class SampledRows:
     logprob_rows: Seq[int] = ()  # the rows that asked for log-probabilities
     logprobs: LogprobTensors | None = None  # the log-probabilities of those rows
     asked: Mapping[int, AskedLogprobs] = field(default_factory=dict)  # by row, of those that name ids
+    kept: Mapping[int, KeptTensors] = field(default_factory=dict)  # by row, of those that ask what the filters left
 
     def to_host(self) -> "SampledRows":
         """Start the copy to the host; it may be read once the device has come that far."""
         logprobs = None if self.logprobs is None else self.logprobs.to_host()
         asked = {row: each.to_host() for row, each in self.asked.items()}
-        return replace(self, token_ids=to_host(self.token_ids), logprobs=logprobs, asked=asked)
+        kept = {row: each.to_host() for row, each in self.kept.items()}
+        return replace(self, token_ids=to_host(self.token_ids), logprobs=logprobs, asked=asked, kept=kept)
 
     def read(self) -> list[SampledToken]:
         """Return each row's token."""
         logprobs = () if self.logprobs is None else self.logprobs.read()
         by_row = dict(zip(self.logprob_rows, logprobs, strict=True))
         by_row.update((row, replace(by_row[row], asked=each.read())) for row, each in self.asked.items())
+        by_row.update((row, replace(by_row[row], kept=each.read())) for row, each in self.kept.items())
         return [(token_id, by_row.get(row)) for row, token_id in enumerate(self.token_ids.tolist())]
 
 
@@ -182,33 +131,37 @@ class Sampler:
         """Run the rest of `sample` on what `start` returned."""
         if rows.mode is not SampleMode.LOGITS:
             return SampledRows(rows.sequences, started)
-        token_ids = self._sample_logits(self._changed(started, rows.sequences), rows.columns)
+        changed = self._changed(started, rows.sequences)
+        token_ids = self._sample_logits(changed, rows.columns)
         self._count(token_ids, rows.sequences)
-        wanted = {row: _number(s.params) for row, s in enumerate(rows.sequences) if s.params.reports_logprobs}
+        return self._report(started, changed, token_ids, rows)
+
+    def _report(self, raw: Tensor, changed: Tensor, token_ids: Tensor, rows: SamplingRows) -> SampledRows:
+        """Gather what requests ask about their tokens, out of the model's logits and of those that were sampled."""
+        params = [sequence.params for sequence in rows.sequences]
+        wanted = [row for row, p in enumerate(params) if p.reports_drawing]
         if not wanted:
             return SampledRows(rows.sequences, token_ids)
-        where = self._indices(list(wanted))
-        logprobs = self.gather_logprobs(started[where], token_ids[where], list(wanted.values()))
-        named = {row: as_ids(rows.sequences[row].params.logprob_token_ids) for row in wanted}
-        asked = {row: self._logprobs_of(started[row], ids) for row, ids in named.items() if ids}
-        return SampledRows(rows.sequences, token_ids, list(wanted), logprobs, asked)
+        kept: dict[int, KeptTensors] = {}
+        logits = {row: raw[row].float() for row in wanted}
+        for row in wanted:
+            if params[row].logprobs_mode == PROCESSED or params[row].return_kept:
+                filters = (column[row : row + 1] for column in rows.columns[:4])
+                kept[row] = filtered(changed[row], token_ids[row], *filters)
+                if params[row].logprobs_mode == PROCESSED:
+                    logits[row] = kept[row].logits
+        numbers = [_number(params[row]) for row in wanted]
+        chosen = token_ids[self._indices(wanted)]
+        logprobs = gather_logprobs(self.ops, torch.stack(list(logits.values())), chosen, numbers)
+        named = {row: as_ids(params[row].logprob_token_ids) for row in wanted}
+        asked = {row: self._asked(logits[row], ids) for row, ids in named.items() if ids}
+        kept = {row: each for row, each in kept.items() if params[row].return_kept}
+        return SampledRows(rows.sequences, token_ids, wanted, logprobs, asked, kept)
 
-    def gather_logprobs(self, logits: Tensor, token_ids: Tensor, numbers: list[int]) -> LogprobTensors:
-        """Gather log-probability and rank of each row's token, and as many of the most likely ids as its number says.
-
-        logits `[num_rows, vocab_size]` are the model's own, token_ids `[num_rows]`.
-        """
-        chosen = token_ids.clamp(min=0).long().unsqueeze(1)
-        logprobs = torch.log_softmax(logits.float(), -1).gather(1, chosen).squeeze(1)
-        ranks = (logits > logits.gather(1, chosen)).sum(-1) + 1
-        top = self.ops.top_logprobs(logits, min(max(1, *numbers), logits.shape[1]))
-        return LogprobTensors(numbers, logprobs, ranks, *top)
-
-    def _logprobs_of(self, logits: Tensor, ids: tuple[int, ...]) -> AskedLogprobs:
-        """Gather log-probabilities and ranks of some ids; logits `[vocab_size]` are the model's own."""
-        chosen = self._indices(list(ids))
-        ranks = (logits > logits[chosen].unsqueeze(1)).sum(-1) + 1
-        return AskedLogprobs(ids, torch.log_softmax(logits.float(), -1)[chosen], ranks)
+    def _asked(self, logits: Tensor, ids: tuple[int, ...]) -> AskedLogprobs:
+        """Gather log-probabilities and ranks of ids that a request names; logits `[vocab_size]`."""
+        logprobs, ranks = token_logprobs(self.ops, logits.unsqueeze(0), self._indices(list(ids)).unsqueeze(0))
+        return AskedLogprobs(ids, logprobs[0], ranks[0])
 
     def free(self, seq_id: int) -> None:
         """Drop what is kept for a sequence, if there is anything."""

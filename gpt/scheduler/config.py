@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from octavo.gpt.sampling_params import RAW, check_logprobs_mode
+
 PREEMPTIONS = ("swap", "recompute")
 
 
@@ -16,14 +18,16 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048  # prompt tokens in one forward step
     max_num_waiting: int = 4096  # completions in the queue
     preemption: str = "swap"  # keys and values go to host memory and back; "recompute": prefill computes them again
+    logprobs_mode: str = RAW  # what a reported log-probability is, where a request does not say
     sliding_window: int = 0  # tokens that the widest layer sees: blocks before them are given back; 0: all are kept
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             least = int(field.name != "sliding_window")
-            if field.name != "preemption" and (type(value) is not int or value < least):
+            if field.type is int and (type(value) is not int or value < least):
                 raise ValueError(f"{field.name} must be a positive integer{'' if least else ' or 0'}, not {value!r}")
+        check_logprobs_mode(self.logprobs_mode)
         if self.preemption not in PREEMPTIONS:
             raise ValueError(f"preemption must be one of {', '.join(PREEMPTIONS)}, not {self.preemption!r}")
         if self.block_size & (self.block_size - 1) or self.block_size > 256:

@@ -41,7 +41,9 @@ class Sequence:
     num_skipped_blocks: int = 0  # at the table's front, wholly before the sliding window: given back, -1 in the table
     capacity: int = 0  # tokens that its table reaches to
     arrival: int = 0  # when it was first admitted: the youngest gives way
-    block_keys: list[bytes] = field(default_factory=list)  # of the full prompt blocks, as far as they were hashed
+    block_keys: list[bytes] = field(default_factory=list)  # of the full blocks, as far as they were hashed
+    num_findable_blocks: int = 0  # at the table's front, that the prefix cache knows of
+    is_stale: bool = False  # some of what is computed follows from weights that were replaced: nobody may find it
     state: State = State.NEW
     max_output_tokens: int = 0
     max_computed: int = 0  # computed tokens after which it ends or its context has to be shifted

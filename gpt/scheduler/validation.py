@@ -38,7 +38,7 @@ def check_request(
         raise ValueError("stop strings need a tokenizer, and this model has none: use stop_token_ids")
     if params.bad_words and not has_tokenizer:
         raise ValueError("bad_words need a tokenizer, and this model has none: use logit_bias or allowed_token_ids")
-    whole = params.for_vocabulary(vocab_size)
+    whole = params.for_engine(vocab_size, config.logprobs_mode)
     for name, number, n in (("logprobs", whole.logprobs, params.n), ("prompt_logprobs", whole.prompt_logprobs, 1)):
         if n * (number or 0) > MAX_LOGPROBS:
             raise ValueError(f"n ({n}) times {name} ({number}) is more than {MAX_LOGPROBS} log-probabilities a step")

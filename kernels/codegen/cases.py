@@ -112,6 +112,8 @@ def sampling_calls(dtype: torch.dtype) -> Iterator[Case]:
         said = (meta(64, vocab_size), meta(64, vocab_size, dtype=torch.bool))
         bias = (meta(64, 300), meta(64, 300, dtype=torch.float32))
         yield Case(f"sample {vocab_size}", sampling.sample, (logits, *columns), quick=quick)
+        masked = (logits, *columns, meta(64, -(-vocab_size // 32)))
+        yield Case(f"sample {vocab_size}, masked", sampling.sample, masked, quick=quick)
         yield Case(f"top_logprobs {vocab_size}", top_logprobs.top_logprobs, (logits, 20))
         yield Case(
             f"apply_penalties {vocab_size}", penalties.apply_penalties, (logits, *said, floats, floats, floats, *bias)

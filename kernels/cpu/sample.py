@@ -45,15 +45,16 @@ def sample(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose one token a row: see the reference."""
-    return _choose(logits, temperature, top_k, top_p, min_p, seeds, positions, wants_logprobs=True)
+    return _choose(logits, temperature, top_k, top_p, min_p, seeds, positions, allowed, wants_logprobs=True)
 
 
 def lm_head_sample(hidden: Tensor, weight: Weight, temperature: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     """The ids that `sample` chooses from `linear(hidden, weight)` without filters: see the reference."""
     off, logits = torch.zeros_like(temperature), linear(hidden, weight)
-    return _choose(logits, temperature, off.int(), 1 + off, off, seeds, positions, wants_logprobs=False)[0]
+    return _choose(logits, temperature, off.int(), 1 + off, off, seeds, positions, None, wants_logprobs=False)[0]
 
 
 def top_logprobs(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -75,6 +76,7 @@ def _choose(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    allowed: Tensor | None,
     wants_logprobs: bool,
 ) -> tuple[Tensor, Tensor]:
     num_seqs, vocab_size = logits.shape
@@ -82,26 +84,33 @@ def _choose(
     logprobs = torch.empty(num_seqs, dtype=torch.float32, device=logits.device)
     floats = (x.float().contiguous() for x in (logits, temperature, top_p, min_p))
     halves = seeds.contiguous().view(torch.int32)  # of a seed, the low one first
-    integers = top_k.contiguous(), positions.contiguous(), halves, token_ids
-    _sample(torch.float32, logits.numel(), *floats, logprobs, *integers, num_seqs, vocab_size, wants_logprobs)
+    words = torch.empty(0, 0, dtype=torch.int32, device=logits.device) if allowed is None else allowed.contiguous()
+    integers = top_k.contiguous(), positions.contiguous(), halves, token_ids, words
+    sizes = num_seqs, vocab_size, words.shape[1]
+    _sample(torch.float32, logits.numel(), *floats, logprobs, *integers, *sizes, wants_logprobs)
     return token_ids, logprobs
 
 
-@nk.cpu_kernel("fffff iiii qqq")
+@nk.cpu_kernel("fffff iiiii qqqq")
 def _sample(fields):
     logits, temperatures, top_ps, min_ps, logprobs = nk.float32_ptrs(fields, 0, 5)
-    top_ks, positions, seeds, token_ids = nk.int32_ptrs(fields, 5, 4)
-    num_seqs, vocab_size, wants_logprobs = nk.int_args(fields, 9, 3)
+    top_ks, positions, seeds, token_ids, allowed = nk.int32_ptrs(fields, 5, 5)
+    num_seqs, vocab_size, num_words, wants_logprobs = nk.int_args(fields, 10, 4)
     first, last = nk.thread_range(num_seqs)
     weights, score = np.empty(vocab_size, np.int64), np.empty(BLOCK, np.float64)
     for row in range(first, last):
         start = row * vocab_size
-        chosen = _first_maximum(logits, start, vocab_size)
+        chosen = likeliest = _first_maximum(logits, start, vocab_size)
+        has_filters = num_words > 0 or top_ks[row] > 0 or top_ps[row] < 1 or min_ps[row] > 0
+        if has_filters:
+            _fill(weights, 1)
+        if num_words > 0 and chosen >= 0:
+            _forbid(allowed, row * num_words, weights)
+            chosen = _first_allowed(logits, start, weights)
         peak = logits[start + max(chosen, 0)]
         if chosen >= 0 and temperatures[row] > 0:
             temperature = min(temperatures[row], FLOAT_MAX)
             limits = top_ks[row], top_ps[row], min_ps[row]
-            has_filters = top_ks[row] > 0 or top_ps[row] < 1 or min_ps[row] > 0
             if has_filters:
                 _filter(logits, start, peak, temperature, limits, weights)
             key = _word(positions[row]), _word(seeds[2 * row]), _word(seeds[2 * row + 1])
@@ -109,6 +118,7 @@ def _sample(fields):
         token_ids[row] = chosen
         logprobs[row] = np.nan
         if chosen >= 0 and wants_logprobs:
+            peak = logits[start + likeliest]
             gap = _scaled(logits[start + chosen], peak, ONE)
             logprobs[row] = gap - _log_total(logits, start, vocab_size, peak)
 
@@ -157,6 +167,24 @@ def _first_maximum(logits, start, size):
 
 
 @njit(**INNER)
+def _forbid(allowed, first_word, weights):
+    """Set the weight of every id to 0 whose bit is 0."""
+    for i in range(weights.size):
+        weights[i] = weights[i] if (allowed[first_word + (i >> 5)] >> (i & 31)) & 1 else 0
+
+
+@njit(**INNER)
+def _first_allowed(logits, start, weights):
+    """The lowest id of the largest logit, of the ids with a weight; -1 if none of them is above -inf."""
+    best, place = np.int32(RANK_OF_NONE), -1
+    for i in range(weights.size):
+        rank = _rank(logits[start + i])
+        if weights[i] != 0 and rank > best:
+            best, place = rank, i
+    return place
+
+
+@njit(**INNER)
 def _scaled(x, peak, inverse):
     """How far a logit lies below the largest, 0 at the largest even at +inf, times that factor."""
     return (ZERO if x == peak else x - peak) * inverse
@@ -164,10 +192,9 @@ def _scaled(x, peak, inverse):
 
 @njit(**INNER)
 def _filter(logits, start, peak, temperature, limits, weights):
-    """Leave a weight above 0 to what passes top-k, then top-p, then min-p."""
+    """Leave a weight above 0, of the ids that have one, to what passes top-k, then top-p, then min-p."""
     top_k, top_p, min_p = limits
     inverse = min(ONE / temperature, FLOAT_MAX)
-    _fill(weights, 1)
     if 0 < top_k < weights.size:
         _keep_first(logits, start, weights, np.int64(top_k))
     if top_p < 1:

@@ -69,3 +69,9 @@ def any_logits(num_rows: int, vocab_size: int, generator: torch.Generator, devic
     logits = torch.stack(kinds)[torch.arange(num_rows) % len(kinds), torch.arange(num_rows)]
     logits[:, 0] = torch.where(logits.amax(-1) > -torch.inf, logits[:, 0], 0)  # a row has to have an id
     return logits.to(device)
+
+
+def allowed_words(bits: Tensor) -> Tensor:
+    """The mask of `sample` that allows the ids of bool bits `[num_rows, vocab_size]`; what lies beyond them is set."""
+    padded = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 32), value=True).long().unflatten(1, (-1, 32))
+    return (padded << torch.arange(32)).sum(-1).int()

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from octavo.kernels.testing.case import Arguments, Case
-from octavo.kernels.testing.draws import any_logits, any_parameters, parameters
+from octavo.kernels.testing.draws import allowed_words, any_logits, any_parameters, parameters
 from octavo.kernels.testing.inputs import FLOATS, noise, strided
 from octavo.kernels.testing.layer_cases import name_of
 
@@ -54,12 +54,29 @@ def sample() -> Iterator[Case]:
     for dtype in FLOATS[1:]:
         yield Case("sample", name_of(f"{ROWS} x 111", dtype), partial(_sample, 111, dtype), chooses=True)
     yield Case("sample", "rows of NaN and of -inf", partial(_sample, 70, torch.float32, broken=True), chooses=True)
+    for vocab_size, dtype in ((1, FLOATS[0]), (33, FLOATS[1]), (111, FLOATS[2]), (257, FLOATS[0]), (1000, FLOATS[0])):
+        make = partial(_masked, vocab_size, dtype)
+        yield Case("sample", name_of(f"{ROWS} x {vocab_size}, masked", dtype), make, chooses=True)
+    make = partial(_masked, 70, torch.float32, broken=True)
+    yield Case("sample", "masked rows of NaN and of -inf", make, chooses=True)
 
 
 def _sample(vocab_size: int, dtype: torch.dtype, device: torch.device, broken: bool = False) -> Arguments:
     numbers = torch.Generator().manual_seed(vocab_size)
     logits = _logits(vocab_size, dtype, numbers, device, broken)
     return logits, *any_parameters(ROWS, vocab_size, numbers, device)
+
+
+def _masked(vocab_size: int, dtype: torch.dtype, device: torch.device, broken: bool = False) -> Arguments:
+    """Rows that allow half of the ids, few, one, all, none, all but the likeliest; bits past the last id are set."""
+    arguments = _sample(vocab_size, dtype, device, broken)
+    numbers, row = torch.Generator().manual_seed(vocab_size + 1), torch.arange(ROWS).unsqueeze(1)
+    chances = torch.tensor([0.5, 0.05, 0.0, 1.0, 0.0, 1.0])[row % 6]
+    bits = torch.rand(ROWS, vocab_size, generator=numbers) < chances
+    bits |= (row % 6 == 2) & (torch.arange(vocab_size) == torch.randint(vocab_size, (ROWS, 1), generator=numbers))
+    likeliest = arguments[0].float().argmax(1, keepdim=True).cpu()
+    bits &= ~((row % 6 == 5) & (torch.arange(vocab_size) == likeliest))
+    return *arguments, allowed_words(bits).to(device)
 
 
 def _logits(

@@ -65,6 +65,10 @@ def takes_the_last_maximum(logits, *rest):
     return logits.shape[1] - 1 - flipped, REFERENCE.sample(logits, *rest)[1]
 
 
+def ignores_the_mask(*arguments):
+    return REFERENCE.sample(*arguments[:7])
+
+
 def knows_the_ids_only(logits, num):
     ids, logprobs = REFERENCE.top_logprobs(logits, num)
     return ids, logprobs * 1.001
@@ -82,6 +86,7 @@ WRONG = {
     "write_kv": ("write_kv", stores_nothing, "values are not the reference's"),
     "apply_penalties": ("apply_penalties", stores_nothing, "values are not the reference's"),
     "sample": ("sample", takes_the_last_maximum, "ids: "),
+    "a mask": ("sample", ignores_the_mask, "masked"),
     "log-probabilities": (
         "top_logprobs",
         lambda *a: (REFERENCE.top_logprobs(*a)[0], off("top_logprobs")(*a)[1]),

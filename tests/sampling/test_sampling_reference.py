@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels import reference
+from octavo.kernels.sampling_math import scaled_gap
 from octavo.kernels.testing.draws import SEEDS, any_logits, any_parameters
 from octavo.kernels.testing.inputs import DEVICE
 from octavo.kernels.triton.sampling.sampling_math import gumbel_noise, weight_units
@@ -104,7 +105,7 @@ def test_survivors_of_tied_rows_are_those_of_exact_fractions():
     temperature, top_k, top_p, min_p, *_ = (column.cpu() for column in any_parameters(400, 17, generator))
     temperature = torch.where(temperature > 0, temperature, 1.0).unsqueeze(1)
     mask = reference.keep_mask(logits, temperature, top_k, top_p, min_p)
-    scaled = reference.gap_below(logits) * (1 / temperature)
+    scaled = scaled_gap(logits, temperature)
     weights = reference.weights_q44(scaled).tolist()
     for row in range(400):
         order = sorted(range(17), key=lambda i: (-logits[row, i].item(), i))[: int(top_k[row]) or 17]

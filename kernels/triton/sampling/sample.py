@@ -4,7 +4,8 @@
 
 The scan (scan.py) reads the logits, many programs a row, and has drawn already where no filter acts. Here one
 program a row merges its tiles; where a filter acts it finds the cut of top-k, then that of top-p (top_k_top_p.py),
-and takes the best score of the groups that reach the cuts and the floor of min-p. All it reads again is in the cache.
+and takes the best score of the groups that reach the cuts and the floor of min-p. Where a mask is given, all but the
+log-probability sees -inf in place of what it forbids. All it reads again is in the cache.
 What decides is compared exactly: scores, integer masses, keys, ids. So a token does not depend on tiles, on the rows
 that share a program or on the batch.
 """
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
-from octavo.kernels.triton.checks import check_columns, check_logits
+from octavo.kernels.triton.checks import check_columns, check_logits, check_tensor
 from octavo.kernels.triton.sampling.sampling_math import (
     FLOAT_MAX,
     NO_CUT,
@@ -26,6 +27,7 @@ from octavo.kernels.triton.sampling.sampling_math import (
     load_logits,
 )
 from octavo.kernels.triton.sampling.scan import (
+    allowed_words,
     list_groups,
     load_chunk,
     load_group_keys,
@@ -49,6 +51,7 @@ def _draw_survivor(
     seeds,
     positions,
     logits_row,
+    allowed_row,
     key_row,
     list_row,
     VOCAB_SIZE: tl.constexpr,
@@ -63,7 +66,7 @@ def _draw_survivor(
     best, token = tl.full(peak.shape, -float("inf"), tl.float64), tl.zeros_like(count)
     lane = tl.arange(0, CHUNK // 4)[None, :]
     for start in range(0, tl.max(count), CHUNK // GROUP):
-        ids, key = load_chunk(logits_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
+        ids, key = load_chunk(logits_row, allowed_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
         x = from_key(key)
         kept = is_kept(key, ids, cut_key, cut_id) & (gap_below(x, peak) * scale >= floor)
         slot = start + lane // (GROUP // 4)
@@ -82,6 +85,7 @@ def _choose_kernel(
     list_ptr,
     logits_ptr,
     stride,
+    allowed_ptr,
     temperature_ptr,
     top_k_ptr,
     top_p_ptr,
@@ -107,6 +111,11 @@ def _choose_kernel(
     )
     peak, log_total, valid = row_softmax(tile_peak_ptr, tile_sum_ptr, rows, NUM_TILES)
     logits_row, key_row = logits_ptr + rows * stride, group_key_ptr + rows * NUM_GROUPS
+    raw_peak, allowed_row = peak, allowed_ptr
+    if allowed_ptr is not None:
+        allowed_row = allowed_words(allowed_ptr, rows, VOCAB_SIZE)
+        peak = from_key(tl.max(load_group_keys(key_row, NUM_GROUPS), 1, keep_dims=True))
+        valid &= peak > -float("inf")
 
     tiles = rows * NUM_TILES + numbers(NUM_TILES)
     scored = (numbers(NUM_TILES) < NUM_TILES) & (filtered == 0)
@@ -118,22 +127,22 @@ def _choose_kernel(
         cut_key, cut_id = tl.full([ROWS, 1], NO_CUT, tl.int32), tl.full([ROWS, 1], VOCAB_SIZE, tl.int32)
         if tl.min(k) < VOCAB_SIZE:
             cut_key, cut_id = find_cut(
-                k, cut_key, cut_id, scale, peak, logits_row, key_row, list_row,
+                k, cut_key, cut_id, scale, peak, logits_row, allowed_row, key_row, list_row,
                 False, VOCAB_SIZE, NUM_GROUPS, GROUP, CHUNK,
             )  # fmt: skip
         if tl.min(p) < 1:
             cut_key, cut_id = find_cut(
-                p, cut_key, cut_id, scale, peak, logits_row, key_row, list_row,
+                p, cut_key, cut_id, scale, peak, logits_row, allowed_row, key_row, list_row,
                 True, VOCAB_SIZE, NUM_GROUPS, GROUP, CHUNK,
             )  # fmt: skip
         seeds, positions = tl.load(seeds_ptr + rows), tl.load(positions_ptr + rows)
         survivor = _draw_survivor(
-            temperature, floor, scale, peak, cut_key, cut_id, seeds, positions, logits_row, key_row, list_row,
-            VOCAB_SIZE, NUM_GROUPS, GROUP, CHUNK,
+            temperature, floor, scale, peak, cut_key, cut_id, seeds, positions,
+            logits_row, allowed_row, key_row, list_row, VOCAB_SIZE, NUM_GROUPS, GROUP, CHUNK,
         )  # fmt: skip
         token = tl.where(filtered, survivor, token)
 
-    logprob = gap_below(load_logits(logits_row + token, valid), peak) - log_total
+    logprob = gap_below(load_logits(logits_row + token, valid), raw_peak) - log_total
     tl.store(token_ids_ptr + rows, tl.where(valid, token, -1))
     tl.store(logprobs_ptr + rows, tl.where(valid, logprob, float("nan")))
 
@@ -156,12 +165,14 @@ def sample(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose one token a row; returns `(token_ids int32, logprobs float32)`, both `[num_seqs]`.
 
     logits `[num_seqs, vocab_size]` in float32, float16 or bfloat16, rows strided as they like; vocab_size up to
     262,144. Per row, contiguous: temperature float32 (0 takes the first maximum), top_k int32 (0 off), top_p float32 (1
-    off), min_p float32 (0 off), seeds int64, positions int32. Row by row the choice of the reference of the same name.
+    off), min_p float32 (0 off), seeds int64, positions int32. allowed: int32 `[num_seqs, ceil(vocab_size / 32)]`,
+    contiguous: a bit for each id that may be chosen. Row by row the choice of the reference of the same name.
     A row with a NaN, or with no logit above -inf, gets id -1 and log-probability NaN, and the others do not notice.
     ValueError on a wrong shape, dtype, device or stride; values are not looked at.
     """
@@ -169,11 +180,13 @@ def sample(
     check_logits(logits)
     check_columns(logits, COLUMNS, parameters)
     num_rows, vocab_size = logits.shape
+    if allowed is not None:
+        check_tensor("allowed", allowed, (num_rows, triton.cdiv(vocab_size, 32)), logits.device, torch.int32)
     token_ids = torch.empty_like(positions)
     logprobs = torch.empty_like(temperature)
     if num_rows == 0:
         return token_ids, logprobs
-    found = scan(logits, parameters)
+    found = scan(logits, parameters, allowed)
     groups = torch.empty_like(found.group_key)
     config = launch.choose(logits.device, vocab_size)
     _choose_kernel[(triton.cdiv(num_rows, found.config["ROWS"]),)](
@@ -182,6 +195,7 @@ def sample(
         groups,
         logits,
         logits.stride(0),
+        allowed,
         *parameters,
         found.tile_peak,
         found.tile_sum,

@@ -34,6 +34,18 @@ def row_numbers(num_rows, ROWS: tl.constexpr):
 
 
 @triton.jit
+def allowed_words(allowed_ptr, rows, VOCAB_SIZE: tl.constexpr):
+    """Where the masks of the rows begin."""
+    return allowed_ptr + rows * ((VOCAB_SIZE + 31) // 32)
+
+
+@triton.jit
+def load_allowed(allowed_row, ids, inside):
+    """Whether the mask's bit of each id is 1."""
+    return ((tl.load(allowed_row + (ids >> 5), inside, 0) >> (ids & 31)) & 1) != 0
+
+
+@triton.jit
 def load_parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, rows, VOCAB_SIZE: tl.constexpr):
     """Each `[ROWS, 1]`: the temperature, 0 for greedy; k, p and the floor of log min-p; whether any of them filters."""
     temperature, min_p = tl.load(temperature_ptr + rows), tl.load(min_p_ptr + rows)
@@ -51,6 +63,7 @@ def load_parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, rows, VOCA
 def _scan_kernel(
     logits_ptr,
     stride,
+    allowed_ptr,
     temperature_ptr,
     top_k_ptr,
     top_p_ptr,
@@ -82,6 +95,9 @@ def _scan_kernel(
     at = rows * NUM_TILES + tile
     tl.store(tile_peak_ptr + at, tl.where(has_nan, float("nan"), peak))
     tl.store(tile_sum_ptr + at, tl.sum(tl.exp(gap_below(x, peak)), 1, keep_dims=True))
+    if allowed_ptr is not None:
+        allowed = load_allowed(allowed_words(allowed_ptr, rows, VOCAB_SIZE), ids, ids < VOCAB_SIZE)
+        x = tl.where(allowed, x, -float("inf"))
 
     highest = tl.max(tl.reshape(x, [ROWS, TILE // GROUP, GROUP]), 2)  # [ROWS, TILE / GROUP]
     groups = tile * (TILE // GROUP) + tl.arange(0, TILE // GROUP)[None, :]
@@ -140,12 +156,23 @@ def list_groups(listed, list_row, NUM_GROUPS: tl.constexpr):
 
 
 @triton.jit
-def load_chunk(logits_row, list_row, start, count, VOCAB_SIZE: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr):
+def load_chunk(
+    logits_row,
+    allowed_row,
+    list_row,
+    start,
+    count,
+    VOCAB_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """The ids, ascending, and keys of the groups that stand in the list from start on: both `[ROWS, CHUNK]`."""
     lane = tl.arange(0, CHUNK)[None, :]
     slot = start + lane // GROUP
     ids = tl.load(list_row + slot, slot < count, 0) * GROUP + lane % GROUP
     inside = (slot < count) & (ids < VOCAB_SIZE)
+    if allowed_row is not None:
+        inside &= load_allowed(allowed_row, ids, inside)
     return ids, tl.where(inside, to_key(load_logits(logits_row + ids, inside)), NO_KEY)
 
 
@@ -167,8 +194,11 @@ class Scan:
         return sizes | {name: self.config[name] for name in ("GROUP", "ROWS")}
 
 
-def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
-    """Read logits `[num_rows, vocab_size]` once; parameters are `sample`'s per-row tensors, None to draw nothing."""
+def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None, allowed: Tensor | None = None) -> Scan:
+    """Read logits `[num_rows, vocab_size]` once; parameters are `sample`'s per-row tensors, None to draw nothing.
+
+    allowed: `sample`'s. Of the others only peaks and sums know; keys and scores hold -inf in their place.
+    """
     (num_rows, vocab_size), config = logits.shape, launch.scan(logits.device, logits.shape[1])
     num_tiles, num_groups = (triton.cdiv(vocab_size, config[name]) for name in ("TILE", "GROUP"))
     tiles, groups = (num_rows, num_tiles), (num_rows, num_groups)
@@ -183,6 +213,7 @@ def scan(logits: Tensor, parameters: tuple[Tensor, ...] | None) -> Scan:
     _scan_kernel[triton.cdiv(num_rows, config["ROWS"]), num_tiles](
         logits,
         logits.stride(0),
+        allowed,
         *(parameters or (None,) * 6),
         found.tile_peak,
         found.tile_sum,

@@ -69,6 +69,7 @@ def find_cut(
     scale,
     peak,
     logits_row,
+    allowed_row,
     key_row,
     list_row,
     WEIGHTS: tl.constexpr,
@@ -87,7 +88,7 @@ def find_cut(
         count = list_groups(keys >= cut_key, list_row, NUM_GROUPS)
         total = tl.zeros(peak.shape, tl.int64)
         for start in range(0, tl.max(count), CHUNK // GROUP):
-            ids, key = load_chunk(logits_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
+            ids, key = load_chunk(logits_row, allowed_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
             total += tl.sum(_kept_mass(key, ids, cut_key, cut_id, scale, peak, WEIGHTS), 1, keep_dims=True)
         share = tl.ceil(total.to(tl.float64) * limit.to(tl.float64)).to(tl.int64)
         target = tl.where(limit < 1, tl.maximum(share, 1), total + 1)
@@ -104,19 +105,19 @@ def find_cut(
         high, above = to_key(peak), tl.zeros_like(target)
 
     count = list_groups(keys >= low, list_row, NUM_GROUPS)
-    first_ids, first_key = load_chunk(logits_row, list_row, 0, count, VOCAB_SIZE, GROUP, CHUNK)
+    first_ids, first_key = load_chunk(logits_row, allowed_row, list_row, 0, count, VOCAB_SIZE, GROUP, CHUNK)
     first_mass = _kept_mass(first_key, first_ids, cut_key, cut_id, scale, peak, WEIGHTS)
     for _ in range(_steps(low, high)):
         mass = _mass_above(_middle(low, high), first_key, first_mass)
         for start in range(CHUNK // GROUP, tl.max(count), CHUNK // GROUP):
-            ids, key = load_chunk(logits_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
+            ids, key = load_chunk(logits_row, allowed_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
             mass += _mass_above(_middle(low, high), key, _kept_mass(key, ids, cut_key, cut_id, scale, peak, WEIGHTS))
         low, high, above = _halve(low, high, above, mass, target)
 
     each = _mass(low, scale, peak, WEIGHTS)
     seen, last = tl.zeros_like(count), tl.zeros_like(count) - 1
     for start in range(0, tl.max(count), CHUNK // GROUP):
-        ids, key = load_chunk(logits_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
+        ids, key = load_chunk(logits_row, allowed_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
         tied = is_kept(key, ids, cut_key, cut_id) & (key == low)
         before = above + (seen + tl.cumsum(tied.to(tl.int32), 1) - 1) * each
         last = tl.maximum(last, tl.max(tl.where(tied & (before < target), ids, -1), 1, keep_dims=True))

@@ -52,15 +52,16 @@ def _rank_kernel(
     no_cut, every_id = tl.full([ROWS, 1], NO_CUT, tl.int32), tl.full([ROWS, 1], VOCAB_SIZE, tl.int32)
     limit = tl.zeros([ROWS, 1], tl.int32) + num
     cut_key, _ = find_cut(
-        limit, no_cut, every_id, peak, peak, logits_row, key_row, list_row, False, VOCAB_SIZE, NUM_GROUPS, GROUP, CHUNK
-    )
+        limit, no_cut, every_id, peak, peak, logits_row, None, key_row, list_row,
+        False, VOCAB_SIZE, NUM_GROUPS, GROUP, CHUNK,
+    )  # fmt: skip
     count = list_groups(load_group_keys(key_row, NUM_GROUPS) >= cut_key, list_row, NUM_GROUPS)
 
     last_key, last_id = tl.full([ROWS, 1], 0x7FFFFFFF, tl.int32), no_cut
     for place in range(num):
         best, token = no_cut, every_id
         for start in range(0, tl.max(count), CHUNK // GROUP):
-            ids, key = load_chunk(logits_row, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
+            ids, key = load_chunk(logits_row, None, list_row, start, count, VOCAB_SIZE, GROUP, CHUNK)
             below = (key < last_key) | ((key == last_key) & (ids > last_id))
             chunk_best, winner = best_of(tl.where(below, key, NO_KEY), ids)
             token = tl.where(chunk_best > best, winner, token)  # later chunks hold higher ids: a tie changes nothing
