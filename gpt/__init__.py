@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
+    from octavo.gpt.speculative.ngram import NGram
 
 __all__ = [
     "GPT2",
@@ -33,6 +34,7 @@ __all__ = [
     "Llama",
     "LoRARequest",
     "Logprob",
+    "NGram",
     "QueueFullError",
     "RequestOutput",
     "SamplingParams",
@@ -55,6 +57,7 @@ _HOMES = {
     "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
     "sampling_params": "SamplingParams",
     "scoring": "Score",
+    "speculative.ngram": "NGram",
 }
 
 __version__ = version("octavo")

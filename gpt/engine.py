@@ -20,8 +20,9 @@ from octavo.gpt.scheduler.all_or_nothing import AllOrNothing
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
-from octavo.gpt.scheduler.stats import Stats
+from octavo.gpt.scheduler.stats import Stats, tell
 from octavo.gpt.scheduler.validation import check_request, checked_ids
+from octavo.gpt.speculative.speculation import Speculation
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
 NOT_FINITE = "the logits were not finite"
@@ -45,7 +46,8 @@ class Engine:
     """Runs requests together; what a request yields depends on it alone, not on its company.
 
     async_scheduling: a step is processed by the call of `step` after the one that started it, when the next step has
-    been started too, so host work overlaps device work. Tokens sampled for a sequence after it ended are dropped.
+    been started too, so host work overlaps device work. Tokens sampled for a sequence after it ended are dropped. With
+    speculation every step is processed at once, since guesses follow from the newest token.
 
     A request may have a listener, which is called whenever the request grew or ended; one that raises ends its request.
     Not for several threads: `EngineThread` is the owner that all callers share.
@@ -60,6 +62,7 @@ class Engine:
         seed: int,
         enable_prefix_caching: bool = True,
         async_scheduling: bool = False,
+        speculation: Speculation | None = None,
     ) -> None:
         self.runner = runner
         self.model_config = model_config
@@ -69,7 +72,8 @@ class Engine:
         self.residence = Residence(runner)
         self.counts = Stats()
         self.owner: Callable[[], Any] = lambda: None  # a weak reference to whom requests come from
-        self._depth = int(async_scheduling)  # steps that may be in flight when `step` returns
+        self.speculation = speculation or Speculation()
+        self._depth = int(async_scheduling and self.speculation.proposer is None)  # steps in flight between two `step`s
         self._in_flight: deque[InFlight] = deque()
         self._random = random.Random(seed)
         self._request_ids = count()
@@ -151,6 +155,7 @@ class Engine:
         if self.scheduler.waiting and self.runner.follow_weights():
             self.scheduler.reset_prefix_cache()  # what the cache holds follows from the old weights
         plan = self.scheduler.schedule()
+        self.speculation.extend(plan, self.scheduler)
         if not plan.is_empty:
             self._launch(plan)
         touched: dict[int, RequestOutput] = {}
@@ -168,6 +173,7 @@ class Engine:
         self._backlog.clear()
         self.scheduler.reset()
         self.runner.reset()
+        self.speculation.reset()
         for state in states:
             if not state.output.finished:
                 state.request.error = error
@@ -237,6 +243,7 @@ class Engine:
         """Free what a sequence holds. Steps already in flight use it before any later step can overwrite it."""
         self.scheduler.finish(sequence)
         self.runner.free(sequence.seq_id)
+        self.speculation.free(sequence.seq_id)
 
     def _due(self, must_wait: bool) -> Iterator[InFlight]:
         """Yield the steps to be processed now, oldest first: all of them if a context has to be shifted before it can
@@ -249,11 +256,13 @@ class Engine:
     def _process(self, done: InFlight, touched: dict[int, RequestOutput]) -> None:
         """Hand out what a step computed, end the sequences that are complete, and shift those that are not."""
         result = done.step.result()
-        now = time.perf_counter()
+        now, ending_sequences = time.perf_counter(), list(done.ending_sequences)
         for sequence, first, entries in result.prompt_logprobs:
             if sequence.seq_id in self._states:
                 self._states[sequence.seq_id].set_prompt_logprobs(first, entries)
         for row, (sequence, tokens) in enumerate(result.rows()):
+            if row < done.step.num_decoded and self.speculation.settle(sequence, len(tokens), self.scheduler):
+                ending_sequences.append(sequence)
             for token_id, logprobs in tokens:
                 state = self._states.get(sequence.seq_id)
                 if state is None:
@@ -264,7 +273,7 @@ class Engine:
                 if ending is not None:
                     self._finish(state, *ending)
                 touched[state.request.request_id] = state.request
-        for sequence in done.ending_sequences:
+        for sequence in ending_sequences:
             state = self._states.get(sequence.seq_id)
             if state is not None and sequence.reached_limit:
                 self._finish(state, "length")
@@ -302,21 +311,8 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Return what the engine does and did: counts, blocks, and percentiles of times in seconds."""
-        scheduler, pool, counts = self.scheduler, self.scheduler.pool, self.counts
-        return {
-            "requests_running": scheduler.num_running,
-            "requests_waiting": len(scheduler.waiting) + len(scheduler.swapped),
-            "requests_finished": counts.num_finished,
-            "requests_preempted": scheduler.num_preempted,
-            "tokens_prefilled": counts.num_prefilled,
-            "tokens_decoded": counts.num_decoded,
-            "blocks_used": pool.num_used,
-            "blocks_cached": pool.num_cached,
-            "blocks_free": pool.num_available - pool.num_cached,
-            "prefix_hit_rate": scheduler.num_hit_tokens / max(scheduler.num_prompt_tokens, 1),
-            **self.runner.graph_stats(),
-            **counts.percentiles(),
-        }
+        others = self.speculation.stats() | self.runner.graph_stats()
+        return tell(self.scheduler, self.counts, others)
 
     def checked_ids(self, prompt_token_ids: Seq[int]) -> list[int]:
         """Return the ids as a list; ValueError naming one that is no integer or not in the vocabulary."""

@@ -169,8 +169,8 @@ class SamplingParams:
     def for_engine(self, vocab_size: int, logprobs_mode: str) -> "SamplingParams":
         """Return the params with numbers in place of -1, which stands for all ids, and with the engine's mode."""
         names = [name for name in ("logprobs", "prompt_logprobs") if getattr(self, name) == -1]
-        if not names and self.logprobs_mode is not None:
-            return self
+        if not names and (self.logprobs_mode is not None or not self.reports_drawing):
+            return self  # thousands may wait: a copy holds a kilobyte
         whole = self.replace(logprobs_mode=self.logprobs_mode or logprobs_mode)
         for name in names:
             object.__setattr__(whole, name, vocab_size)  # more than a caller may name is refused by the engine

@@ -37,6 +37,7 @@ class Sequence:
     num_computed: int = 0
     num_prefill: int = 0
     num_cached_tokens: int = 0  # of its first prefill, tokens that other sequences had computed
+    guess: list[int] = field(default_factory=list)  # its next tokens, perhaps: the step in progress checks them
     block_table: list[int] = field(default_factory=list)
     num_skipped_blocks: int = 0  # at the table's front, wholly before the sliding window: given back, -1 in the table
     capacity: int = 0  # tokens that its table reaches to

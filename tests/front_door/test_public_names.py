@@ -9,7 +9,7 @@ from octavo.gpt import LLM, AsyncLLM
 
 NAMES = [
     "GPT2", "LLM", "AsyncLLM", "Beam", "CompletionOutput", "EngineClosedError", "Llama", "LoRARequest", "Logprob",
-    "QueueFullError",
+    "NGram", "QueueFullError",
     "RequestOutput", "SamplingParams", "Score", "TokenProbability", "load_model", "load_tokenizer",
 ]  # fmt: skip
 

@@ -109,7 +109,7 @@ def test_what_would_silently_not_happen_is_refused(name):
 
 
 def test_arguments_of_the_engine_are_refused_by_name(folder):
-    for name, value in (("tensor_parallel_size", 2), ("quantization", "fp8"), ("speculative_config", {"a": 1})):
+    for name, value in (("tensor_parallel_size", 2), ("quantization", "fp8"), ("hf_overrides", {"a": 1})):
         with pytest.raises(ValueError, match=f"LLM does not support {name}="):
             load_tiny(folder, **{name: value})
     with pytest.raises(TypeError, match="LLM has no argument 'max_model_length'"):
