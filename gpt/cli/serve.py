@@ -40,7 +40,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         given["api_key"] = (os.environ[KEY],)
     for name, value in given.items():
         least = 0 if name in ("port", "shutdown_timeout", "max_logprobs", "max_stop") else 1
-        if isinstance(value, int | float) and not value >= least:
+        if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
             raise ValueError(f"{name} must be at least {least}, not {quoted(value)}")
     return Settings(**given)
 
@@ -67,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _flag(hint: Any, each: Field) -> dict[str, Any]:
     """Return how argparse reads a setting."""
     text = each.metadata["help"]
+    if hint is bool:
+        return {"action": "store_true", "help": text}
     if isinstance(each.default, tuple):
         return {"action": "append", "default": [], "metavar": "TEXT", "help": text}
     kind = next(kind for kind in (int, float, str) if kind is hint or hint == kind | None)

@@ -5,7 +5,6 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,8 +23,8 @@ LEFT = 499  # the status in the log of a call whose client left, as nginx has it
 class Gate:
     """ASGI middleware around the routes of one `Serving`."""
 
-    def __init__(self, app: ASGIApp, serving: Serving, log: Callable[[dict[str, Any]], None] | None = None) -> None:
-        self._app, self._serving, self._log = app, serving, log or log_line
+    def __init__(self, app: ASGIApp, serving: Serving) -> None:
+        self._app, self._serving = app, serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
@@ -48,7 +47,8 @@ class Gate:
                 await _until_client_leaves(self._app, scope, self._limited(receive), noting)
         finally:
             self._serving.num_open -= 1
-            self._log(_facts(scope, status, time.perf_counter() - started))
+            if not self._serving.settings.quiet:
+                log_line(_facts(scope, status, time.perf_counter() - started))
 
     def _limited(self, receive: Receive) -> Receive:
         """Return `receive` for bodies that are not longer than they may be."""

@@ -45,6 +45,8 @@ class Generation(Strict):
     allowed_token_ids: Ids | None = None
     bad_words: list[str] | None = None
     cache_salt: str | None = None
+    logprobs_mode: str | None = None
+    logprob_token_ids: Ids | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     user: str | None = None
@@ -109,6 +111,6 @@ class ScoreRequest(Strict):
 SAMPLING = (
     "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "prompt_logprobs",
-    "skip_special_tokens",
-    "include_stop_str_in_output", "truncate_prompt_tokens", "allowed_token_ids", "bad_words", "cache_salt",
+    "skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "allowed_token_ids", "bad_words",
+    "cache_salt", "logprobs_mode", "logprob_token_ids",
 )  # fmt: skip
