@@ -118,6 +118,8 @@ def _copy(request: RequestOutput) -> RequestOutput:
     for output in request.outputs:
         pieces = list(output.pieces())
         logprobs = None if output.logprobs is None else list(output.logprobs)
-        copy = replace(output, token_ids=list(output.token_ids), logprobs=logprobs, stream=None, _pieces=pieces)
+        kept = None if output.kept is None else list(output.kept)
+        changes = {"token_ids": list(output.token_ids), "logprobs": logprobs, "kept": kept}
+        copy = replace(output, **changes, stream=None, _pieces=pieces)  # type: ignore[arg-type]
         outputs.append(copy)
     return replace(request, outputs=outputs, metrics=replace(request.metrics))

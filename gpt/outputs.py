@@ -1,10 +1,12 @@
 """Outputs of a request, with vLLM's field names. The objects are live: each step updates them in place."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from octavo.gpt.quoting import quoted
+from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.tokenizer.detokenizer import TextStream
 
 SHOWN_TEXT = 200  # characters of a text in a repr
@@ -21,6 +23,10 @@ class TokenProbability(NamedTuple):
     token_id: int
     text: str
     probability: float
+
+
+def _nobody() -> None:
+    """No LLM."""
 
 
 class Kept(NamedTuple):
@@ -107,6 +113,19 @@ class CompletionOutput:
         return f"CompletionOutput({', '.join(parts)})"
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request's output is from, for its receipt; a copy in another process does not know the owner."""
+
+    params: SamplingParams
+    seed: int  # the one used, where the params name none
+    adapter: int  # 0 for none
+    owner: Callable[[], Any] = _nobody  # a weak reference to the LLM
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Origin, (self.params, self.seed, self.adapter)
+
+
 @dataclass(eq=False, slots=True, repr=False)
 class RequestOutput:
     request_id: int
@@ -116,11 +135,24 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # one a prompt token, None for the first
     error: BaseException | None = None  # what a step raised that ended the request
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    origin: Origin | None = None
     num_cached_tokens: int | None = None  # prompt tokens that came from the prefix cache; None before the first token
 
     @property
     def finished(self) -> bool:
         return all(output.finished for output in self.outputs)
+
+    def receipt(self) -> dict[str, Any]:
+        """Return data for JSON of which `octavo replay` can tell whether all of it comes out again, to the bit.
+
+        It names the model and the options that its numbers follow from, and has a hash of the weights, versions of
+        packages, prompt ids, params with the seed that was used, token ids, and hashes of the log-probabilities that
+        the params ask for. ValueError before the request's end, after the weights changed, for requests with an
+        adapter, and where the LLM is gone.
+        """
+        from octavo.gpt.receipts.receipt import receipt
+
+        return receipt(self)
 
     def __getitem__(self, name: str) -> Any:
         """Return the first completion's "text" or "token_ids", as the outputs of nano-vllm do."""

@@ -30,7 +30,7 @@ class Rollouts:
 
     def reset_prefix_cache(self) -> bool:
         """Let no request find what earlier ones computed; True, as vLLM's."""
-        self.thread.call(self.engine.scheduler.pool.reset)
+        self.thread.call(self.engine.scheduler.reset_prefix_cache)
         return True
 
     def sleep(self, level: int = 1) -> None:
@@ -55,4 +55,4 @@ def _change_idle(engine: Engine, name: str, change: Callable[[Any], None], argum
     try:
         change(argument)
     finally:
-        engine.scheduler.pool.reset()
+        engine.scheduler.reset_prefix_cache()

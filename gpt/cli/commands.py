@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import octavo.gpt
-from octavo.gpt.cli import output, serve, tables
+from octavo.gpt.cli import output, play, replay, serve, tables
 from octavo.gpt.cli.process import PATIENCE, Parser, complain, run, run_process
 from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import SamplingParams
@@ -38,11 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run("octavo", lambda: _run(argv))
 
 
-def _run(argv: Sequence[str]) -> None:
+def _run(argv: Sequence[str]) -> int | None:
     arguments = _parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _warning_line
-        arguments.run(arguments)
+        code: int | None = arguments.run(arguments)
+    return code
 
 
 def _warning_line(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -54,8 +55,11 @@ def generate(arguments: argparse.Namespace) -> None:
     _params(arguments)  # refused before the model is read
     llm = _llm(arguments)
     params = _params(arguments, llm)
-    if arguments.json or params.n > 1 or params.logprobs is not None:
-        request = llm.generate([arguments.prompt], params)[0]
+    if arguments.json or params.n > 1 or params.logprobs is not None or arguments.receipt:
+        reported = params.replace(logprobs=0) if arguments.receipt and params.logprobs is None else params
+        request = llm.generate([arguments.prompt], reported)[0]
+        if arguments.receipt:
+            replay.write(arguments.receipt, request)
         output.json_line(output.request_dict(request)) if arguments.json else output.completions(request, arguments.raw)
         if params.logprobs is not None and not arguments.json:
             tables.logprobs(request)
@@ -153,6 +157,7 @@ def _llm(arguments: argparse.Namespace) -> "LLM":
         device=arguments.device,
         max_model_len=arguments.max_model_len,
         adapter=arguments.adapter,
+        speculative=arguments.speculative,
         parse_special=getattr(arguments, "parse_special", False),
         generation_config=getattr(arguments, "generation_config", "octavo"),
         seed=int.from_bytes(os.urandom(7), "little"),
@@ -211,6 +216,8 @@ EXAMPLES = {
     "step": 'octavo step "I love" --temperature 0.7 --top-k 5 --seed 1',
     "beam": 'octavo beam "The capital of Japan is" --beams 3',
     "score": "octavo score README.md",
+    "replay": "octavo replay receipts.jsonl",
+    "play": "octavo play",
     "serve": "octavo serve --model smollm2 --port 8000",
     "models": "octavo models",
     "tokens": 'octavo tokens "Hello, world 123"',
@@ -226,6 +233,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
         limited = None if name in OPEN else known
         parser.add_argument(f"--{name}", default="auto", choices=limited, metavar="NAME", help=shown)
     parser.add_argument("--adapter", metavar="NAME", help="a LoRA adapter in PEFT's format: a folder or owner/name")
+    parser.add_argument("--speculative", metavar="WHO", help="who guesses tokens ahead: ngram, or ngram:4 for 4")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 
@@ -270,6 +278,7 @@ def _option(name: str, hint: Any, option: Field) -> dict[str, Any]:
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt")
     parser.add_argument("--parse-special", action="store_true", help="read control tokens in the prompt as such")
+    parser.add_argument("--receipt", metavar="FILE", help="add a receipt to FILE, which `octavo replay` checks")
     _sampling_arguments(parser)
 
 
@@ -311,19 +320,28 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser)
 
 
+def _play_arguments(parser: argparse.ArgumentParser) -> None:
+    play.add_arguments(parser)
+    _model_arguments(parser)
+
+
 def _tokens_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text")
     parser.add_argument("--model", default="smollm2", help="whose tokenizer (smollm2)")
 
 
-COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], None], Callable[[argparse.ArgumentParser], None]], ...] = (
+COMMANDS: tuple[
+    tuple[str, Callable[[argparse.Namespace], int | None], Callable[[argparse.ArgumentParser], None]], ...
+] = (
     ("generate", generate, _generate_arguments),
     ("chat", chat, _chat_arguments),
     ("next", next_tokens, _next_arguments),
     ("step", step, _step_arguments),
     ("beam", beam, _beam_arguments),
     ("score", score, _score_arguments),
+    ("replay", replay.replay, replay.add_arguments),
     ("serve", serve.serve, _serve_arguments),
+    ("play", play.play, _play_arguments),
     ("models", models, lambda parser: None),
     ("tokens", tokens, _tokens_arguments),
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -23,13 +24,18 @@ ENGINE = {  # flags of the engine: default, help
 
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the model over HTTP, by OpenAI's API."""
+    run_server(arguments)
+
+
+def run_server(arguments: argparse.Namespace, listening: Callable[[str], None] | None = None) -> None:
+    """Serve as the flags say until a signal asks to stop; `listening` hears of the address."""
     settings = settings_of(arguments)
     try:
         from octavo.gpt.server.run import serve as run
     except ModuleNotFoundError as error:
-        raise ImportError(f"octavo serve needs {error.name}: pip install 'octavo[serve]'") from None
+        raise ImportError(f"the server needs {error.name}: pip install 'octavo[serve]'") from None
     leave_signals()
-    run(lambda: _async_llm(arguments), arguments.model, settings)
+    run(lambda: _async_llm(arguments), arguments.model, settings, listening)
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:

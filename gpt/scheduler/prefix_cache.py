@@ -1,4 +1,4 @@
-"""PrefixCache: which blocks of a prompt hold what an earlier prompt computed. Integers only."""
+"""PrefixCache: which blocks of a text hold what was computed for an earlier one, read or generated. Integers only."""
 
 from collections.abc import Iterable
 
@@ -31,21 +31,32 @@ class PrefixCache:
         key, end = self._key(sequence, num_matched), (num_matched + 1) * self.block_size
         return any(
             other.num_computed < end <= other.num_prefill
-            and not other.context_start
+            and self._is_kept(other)
             and self._key(other, num_matched) == key
             for other in prefilling
         )
 
-    def insert(self, sequence: Sequence, start: int, end: int) -> None:
-        """Cache the blocks that were filled by computing the tokens `start` to `end` - 1 as prefill."""
-        if not self.enabled or sequence.context_start:
+    def insert(self, sequence: Sequence) -> None:
+        """Let every full block of the sequence be found, of its prompt and of its output.
+
+        Its newest token may be known only to the device yet: a block that holds it has no key.
+        """
+        if not self._is_kept(sequence):
             return
-        for index in range(start // self.block_size, end // self.block_size):
+        known = min(sequence.num_computed, sequence.num_in_context) // self.block_size
+        first, last = sequence.num_findable_blocks, min(known, len(sequence.block_table))
+        for index in range(max(first, sequence.num_skipped_blocks), last):
             self.pool.cache(sequence.block_table[index], self._key(sequence, index), self._tokens(sequence, index))
+        sequence.num_findable_blocks = max(first, last)
+
+    def _is_kept(self, sequence: Sequence) -> bool:
+        """Whether its blocks may be found: not where positions have shifted."""
+        return self.enabled and not sequence.context_start and not sequence.is_stale
 
     def _num_shareable(self, sequence: Sequence) -> int:
-        """Full blocks before the last token; 0 where positions have shifted or every token's logits are wanted."""
-        if not self.enabled or sequence.context_start or sequence.params.prompt_logprobs is not None:
+        """Full blocks before the last token; 0 where positions have shifted, or while all tokens' logits are wanted."""
+        wants_logits = sequence.params.prompt_logprobs is not None and not sequence.output
+        if not self.enabled or sequence.context_start or wants_logits:
             return 0
         return (sequence.num_prefill - 1) // self.block_size
 

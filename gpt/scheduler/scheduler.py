@@ -80,6 +80,12 @@ class Scheduler:
         self.decoding: list[Sequence] = []  # running, one token a step
         self.swapped: deque[Sequence] = deque()  # oldest first
 
+    def reset_prefix_cache(self) -> None:
+        """Let nothing be found any more, nor what running sequences fill later: it follows from what they hold now."""
+        self.pool.reset()
+        for sequence in (*self.prefilling, *self.decoding, *self.swapped):
+            sequence.is_stale = True
+
     @property
     def num_running(self) -> int:
         return len(self.prefilling) + len(self.decoding)
@@ -97,6 +103,8 @@ class Scheduler:
         short_of_blocks = [s for s in self.prefilling if len(s.block_table) < self._blocks_needed(s)]
         short_of_blocks += [s for s in self.decoding if s.num_computed >= s.capacity]
         if short_of_blocks:
+            for sequence in short_of_blocks:  # the blocks that it has are full
+                self.prefix_cache.insert(sequence)
             self._allocate_slots(sorted(short_of_blocks, key=_arrival), plan)
         if self.swapped and not plan.swap_out:
             self._resume(plan)
@@ -107,6 +115,23 @@ class Scheduler:
         if self.waiting and not self.swapped and not plan.swap_out:
             self._admit(plan, budget)
         return plan
+
+    def look_ahead(self, plan: Plan, sequence: Sequence, guess: list[int]) -> None:
+        """Let the plan's step check a guess of the decoding sequence's tokens after its newest, as far as free blocks
+        hold them: nobody gives way to a guess."""
+        most = sequence.num_skipped_blocks + self.config.max_blocks_per_seq
+        needed = min(self.blocks_for(sequence.num_computed + 1 + len(guess)), most)
+        missing = min(needed - len(sequence.block_table), self.pool.num_available)
+        if missing > 0:
+            self.prefix_cache.insert(sequence)
+            self._hold(sequence, [self.pool.allocate() for _ in range(missing)])
+            plan.new_blocks.append(sequence)
+        sequence.guess = guess[: max(0, sequence.capacity - sequence.num_computed - 1)]
+
+    def accept(self, sequence: Sequence, num_accepted: int) -> None:
+        """Count guesses that were right as computed tokens."""
+        sequence.num_computed += num_accepted
+        sequence.guess = []
 
     def advance(self, plan: Plan) -> list[Sequence]:
         """Count the plan's tokens as computed, cache full prompt blocks, and give back what no later token sees.
@@ -120,7 +145,7 @@ class Scheduler:
         for chunk in plan.prefill:
             sequence = chunk.sequence
             sequence.num_computed = chunk.end
-            self.prefix_cache.insert(sequence, chunk.start, chunk.end)
+            self.prefix_cache.insert(sequence)
             if chunk.is_last:
                 self.prefilling.remove(sequence)
                 self.decoding.append(sequence)
@@ -132,9 +157,9 @@ class Scheduler:
 
     def shift(self, sequence: Sequence) -> None:
         """Shift the sequence's context; it is computed anew in blocks of its own, since the old ones may be shared."""
+        self._release(sequence)
         sequence.shift()
         self.decoding.remove(sequence)
-        self._release(sequence)
         insort(self.prefilling, sequence, key=_arrival)
 
     def finish(self, sequence: Sequence) -> None:
@@ -171,9 +196,10 @@ class Scheduler:
         sequence.num_skipped_blocks = last
 
     def _release(self, sequence: Sequence) -> None:
+        self.prefix_cache.insert(sequence)
         self.pool.release(sequence.held_blocks)
         sequence.block_table = []
-        sequence.num_skipped_blocks = sequence.capacity = 0
+        sequence.num_skipped_blocks = sequence.capacity = sequence.num_findable_blocks = 0
 
     def _hold(self, sequence: Sequence, blocks: list[int]) -> None:
         sequence.block_table += blocks
@@ -192,23 +218,23 @@ class Scheduler:
                 plan.new_blocks.append(sequence)
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
-        """Take the sequence's blocks: their content is kept in host memory, an unfinished prompt is computed again."""
+        """Take the sequence's blocks: their content is kept in host memory, or computed again from the text."""
         self.num_preempted += 1
         self._stop(sequence)
-        swaps = self.config.preemption == "swap"
+        swaps = self.config.preemption == "swap" and not sequence.is_prefilling
         if not sequence.is_prefilling:
             kept = self.blocks_for(sequence.num_computed) if swaps else 0
             plan.swap_out.append(Swap(sequence.seq_id, sequence.block_table[sequence.num_skipped_blocks : kept]))
-        if swaps and not sequence.is_prefilling:
+        if sequence in plan.new_blocks:
+            plan.new_blocks.remove(sequence)
+        self._release(sequence)
+        if swaps:
             sequence.state = State.SWAPPED
             self.swapped.appendleft(sequence)
         else:
             sequence.num_computed = 0
             sequence.state = State.WAITING
             self.waiting.appendleft(sequence)
-        if sequence in plan.new_blocks:
-            plan.new_blocks.remove(sequence)
-        self._release(sequence)
 
     def _resume(self, plan: Plan) -> None:
         """Bring preempted sequences back, oldest first, each with room for its next token."""
@@ -252,6 +278,7 @@ class Scheduler:
         for block in matched:
             self.pool.touch(block)
         sequence.block_table, sequence.num_computed = matched, len(matched) * self.config.block_size
+        sequence.num_findable_blocks, sequence.is_stale = len(matched), False
         self._skip_blocks(sequence)
         if not self._allocate(sequence):
             sequence.num_computed = 0

@@ -5,6 +5,7 @@ import json
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,8 +24,8 @@ LEFT = 499  # the status in the log of a call whose client left, as nginx has it
 class Gate:
     """ASGI middleware around the routes of one `Serving`."""
 
-    def __init__(self, app: ASGIApp, serving: Serving) -> None:
-        self._app, self._serving = app, serving
+    def __init__(self, app: ASGIApp, serving: Serving, log: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self._app, self._serving, self._log = app, serving, log or (_no_line if serving.settings.quiet else log_line)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
@@ -47,8 +48,7 @@ class Gate:
                 await _until_client_leaves(self._app, scope, self._limited(receive), noting)
         finally:
             self._serving.num_open -= 1
-            if not self._serving.settings.quiet:
-                log_line(_facts(scope, status, time.perf_counter() - started))
+            self._log(_facts(scope, status, time.perf_counter() - started))
 
     def _limited(self, receive: Receive) -> Receive:
         """Return `receive` for bodies that are not longer than they may be."""
@@ -120,6 +120,10 @@ def _facts(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
         "status": status,
         "seconds": round(seconds, 4),
     }
+
+
+def _no_line(facts: dict[str, Any]) -> None:
+    """Say nothing."""
 
 
 def log_line(facts: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from octavo.gpt.server.api.protocol import SAMPLING, Generation
 from octavo.gpt.server.errors import APIError, answered
 from octavo.gpt.server.metrics import Metrics
 from octavo.gpt.server.settings import Settings
+from octavo.gpt.structured.requests import FIELDS, structured_of
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
@@ -88,8 +89,10 @@ class Serving:
         if request.logit_bias is not None:
             given["logit_bias"] = {_token_id(key): bias for key, bias in request.logit_bias.items()}
         kind = RequestOutputKind.CUMULATIVE if request.stream else RequestOutputKind.FINAL_ONLY
+        with answered(FIELDS):
+            given["structured"] = structured_of(request.model_dump(include={*FIELDS}))
         fields = defaults | self.llm.sampling_defaults | given | own | {"output_kind": kind}
-        with answered(fields):
+        with answered([*fields, *FIELDS]):
             params = SamplingParams(**fields)
         self._check_limits(params)
         return params

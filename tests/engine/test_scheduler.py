@@ -1,8 +1,9 @@
 """A state machine over scheduler and blocks: whatever happens, no block is lost, shared while written, or misread.
 
-The cache is modelled by what each slot holds: the whole text up to and including its token. So a wrong share, a stale
-prefix, a lost swap or an overwritten neighbour shows as a text that is not the reader's own. With a sliding window a
-token reads only the window, and what lies before it is held no longer.
+The cache is modelled by what each slot holds: the whole text up to and including its token, and the oldest weights that
+it follows from. So a wrong share, a stale prefix, a lost swap or an overwritten neighbour shows as a text that is not
+the reader's own, or as weights that were replaced before the reader began. With a sliding window a token reads only
+the window, and what lies before it is held no longer.
 """
 
 from hypothesis import event, settings
@@ -36,14 +37,19 @@ def text_of(sequence: Sequence, end: int) -> tuple[int, ...]:
     return tuple(text[sequence.context_start : sequence.context_start + end])
 
 
+Content = tuple[tuple[int, ...], int]  # the visible text up to a token, and the oldest weights behind its values
+
+
 class Cache:
-    """Stands for the tensors: slot -> the visible text up to its token."""
+    """Stands for the tensors: slot -> its content."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.size = scheduler.config.block_size
-        self.slots: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.host: dict[int, list[dict[int, tuple[int, ...]]]] = {}
+        self.slots: dict[tuple[int, int], Content] = {}
+        self.host: dict[int, list[dict[int, Content]]] = {}
+        self.weights = 0  # how often they were replaced
+        self.began: dict[int, int] = {}  # seq_id -> the weights when its present blocks were begun
 
     def run(self, plan: Plan) -> list[Sequence]:
         """Execute a plan, checking every read; the sequences that get a token."""
@@ -51,7 +57,7 @@ class Cache:
             self.host[swap.seq_id] = [self._block(block) for block in swap.blocks]
         for swap in plan.swap_in:
             for block, content in zip(swap.blocks, self.host.pop(swap.seq_id), strict=True):
-                self.slots.update({(block, offset): text for offset, text in content.items()})
+                self.slots.update({(block, offset): value for offset, value in content.items()})
         for chunk in plan.prefill:
             self._compute(chunk.sequence, chunk.start, chunk.end)
         for sequence in plan.decode:
@@ -62,20 +68,24 @@ class Cache:
         assert all(sequence.num_prefill == sequence.num_in_context for sequence in done)
         return done + plan.decode
 
-    def _block(self, block: int) -> dict[int, tuple[int, ...]]:
+    def _block(self, block: int) -> dict[int, Content]:
         return {o: self.slots[block, o] for o in range(self.size) if (block, o) in self.slots}
 
     def _compute(self, sequence: Sequence, start: int, end: int) -> None:
         assert start == sequence.num_computed, "a gap in what was computed"
         text, window = text_of(sequence, end), self.scheduler.config.sliding_window
         earliest = max(0, start + 1 - window) if window else 0
+        began, oldest = self.began.get(sequence.seq_id, 0), self.weights
         for position in range(earliest, end):
             slot = sequence.block_table[position // self.size], position % self.size
             assert slot[0] >= 0, "a block was given back too early"
             if position < start:
-                assert self.slots[slot] == text[: position + 1], "the cache holds someone else's text"
+                held, weights = self.slots[slot]
+                assert held == text[: position + 1], "the cache holds someone else's text"
+                assert weights >= began, "the cache holds what older weights gave"
+                oldest = min(oldest, weights)
             else:
-                self.slots[slot] = text[: position + 1]
+                self.slots[slot] = text[: position + 1], oldest
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -99,6 +109,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = Scheduler(config, prefix_caching)
         self.cache = Cache(self.scheduler)
         self.live: list[Sequence] = []
+        self.texts: list[list[int]] = []  # of sequences that ended, prompt and output
         self.next_id = 0
         self.num_asked = 0  # prompt tokens
         self.async_scheduling = async_scheduling
@@ -124,6 +135,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.live.append(sequence)
             self.scheduler.add(sequence)
 
+    @rule(data=st.data(), more=st.lists(st.integers(0, 1), min_size=1, max_size=3), max_tokens=st.integers(1, 8))
+    def reply(self, data, more, max_tokens):
+        """The next turn of a chat, or a branch of a text that is still being written."""
+        texts = self.texts[-5:] + [sequence.prompt + sequence.output for sequence in self.live]
+        if texts:
+            text = data.draw(st.sampled_from(texts))
+            self.add((text[: CONTEXT - len(more)] + more), max_tokens, "stop", 1)
+
     @rule(times=st.integers(1, 8))
     def steps(self, times):
         for _ in range(times):
@@ -131,7 +150,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.blocks_are_whole()
 
     def step(self):
+        before = {*self.scheduler.prefilling, *self.scheduler.decoding, *self.scheduler.swapped}
         plan = self.scheduler.schedule()
+        admitted = [sequence for sequence in self.scheduler.prefilling if sequence not in before]
+        self.cache.began.update((sequence.seq_id, self.cache.weights) for sequence in admitted)
         sampled = self.cache.run(plan)
         ending = self.scheduler.advance(plan)
         self.progressed = bool(sampled or plan.prefill or plan.decode or self.unread)
@@ -175,14 +197,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.finish(sequence)  # twice is harmless
 
     @rule()
-    def reset(self):
-        self.scheduler.pool.reset()
+    def replace_weights(self):
+        self.cache.weights += 1
+        self.scheduler.reset_prefix_cache()
         assert self.scheduler.pool.num_cached == 0
 
     def _finish(self, sequence):
         self.scheduler.finish(sequence)
         self.cache.host.pop(sequence.seq_id, None)
         self.live.remove(sequence)
+        self.texts.append(sequence.prompt + sequence.output)
 
     @invariant()
     def blocks_are_whole(self):
@@ -192,6 +216,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert all(len(s.held_blocks) <= self.scheduler.config.max_blocks_per_seq for s in running)
             pool = self.scheduler.pool
             assert pool.num_used + pool.num_available == pool.num_blocks
+            size = self.scheduler.config.block_size
+            assert all(block >= 0 and len(ids) == size for block, (_, ids) in pool._content.items())
             held = {*running, *self.scheduler.waiting, *self.scheduler.swapped}
             assert held == set(self.live)
             assert all(s.state is State.RUNNING and s.num_computed <= s.num_in_context for s in running)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import psutil
 import torch
+
 from served import served, wait_for
 
 CLIENTS = 200
@@ -76,6 +77,14 @@ async def drive(url: str, seconds: float) -> tuple[list[Client], list[int]]:
     return clients, memory
 
 
+def report(clients: list[Client]) -> str:
+    """Say what became of the requests, and how long tokens took."""
+    whole, left, refused = (sum(getattr(c, f"num_{what}") for c in clients) for what in ("whole", "left", "refused"))
+    gaps = [gap * 1e3 for client in clients for gap in client.gaps]
+    ends = f"{whole} answers complete, {left} left early, {refused} refused, 0 cut off"
+    return f"{ends}; inter-token p50 {median(gaps):.1f} ms, p99 {quantiles(gaps, n=100)[98]:.1f} ms"
+
+
 def main(seconds: float) -> None:
     """Run the soak, print what was seen, and raise AssertionError for what must not be."""
     torch.set_num_threads(1)
@@ -89,15 +98,12 @@ def main(seconds: float) -> None:
             for kind, text in client.texts.items():
                 texts.setdefault(kind, set()).add(text)
         assert all(len(each) == 1 for each in texts.values()), "two clients got different texts for the same request"
-        gaps = sorted(gap for client in clients for gap in client.gaps)
-        whole, left, refused = (sum(getattr(c, name) for c in clients) for name in ("num_whole", "num_left", "num_refused"))
         first = max(memory[: max(int(len(memory) * WARM_UP), 1)])
         growth = max(memory[-max(len(memory) // 10, 1) :]) - first
         print(
-            f"{CLIENTS} clients, {seconds:.0f} s: {whole} answers complete, {left} left early, {refused} refused, 0 cut off; "
-            f"inter-token p50 {median(gaps) * 1e3:.1f} ms, p99 {quantiles(gaps, n=100)[98] * 1e3:.1f} ms; "
-            f"{stats['requests_preempted']} preempted; blocks in use at the end {stats['blocks_used']}; "
-            f"memory {first / 2**20:.0f} MiB after the warm-up, {growth / 2**20:+.1f} MiB at the end"
+            f"{CLIENTS} clients, {seconds:.0f} s: {report(clients)}; {stats['requests_preempted']} preempted; blocks in "
+            f"use at the end {stats['blocks_used']}; memory {first / 2**20:.0f} MiB after the warm-up, "
+            f"{growth / 2**20:+.1f} MiB at the end"
         )
         assert stats["blocks_used"] == stats["requests_running"] == stats["requests_waiting"] == 0, "blocks were lost"
         assert growth < GROWTH, "memory grew"

@@ -224,6 +224,38 @@ def test_several_choices_and_again(server):
         assert all(choice["message"]["role"] == "assistant" for choice in choices)
 
 
+FORMS = {  # what is asked -> what the answer is, None for a refusal
+    "const": ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "42"}}}}, '"42"'),
+    "array": (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": [-3000]}}}},
+        r"\[\s*-3000\s*\]",
+    ),
+    "object": ({"response_format": {"type": "json_object"}}, r"\s*\{[\s\S]*"),
+    "grammar": ({"structured_outputs": {"grammar": 'root ::= "a"{5,5}'}}, "a{5}"),
+    "guided": ({"guided_regex": "[ab]{4}c"}, "[ab]{4}c"),
+    "text": ({"response_format": {"type": "text"}}, r"[\s\S]*"),
+    "sound": ({"response_format": {"type": "sound"}}, None),
+    "no schema": ({"response_format": {"type": "json_schema"}}, None),
+    "number": ({"guided_json": {"type": 123}}, None),
+    "hiccup": ({"guided_json": {"type": "hiccup"}}, None),
+    "bad grammar": ({"structured_outputs": {"grammar": "root ::= this is (not valid"}}, None),
+    "two": ({"guided_regex": "a", "guided_choice": ["b"]}, None),
+}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("case", FORMS)
+def test_answers_have_the_form_that_is_asked_for(server, case, streams):
+    pytest.importorskip("llguidance")
+    form, expected = FORMS[case]
+    answer = chat(server, max_tokens=20, seed=1, ignore_eos=False, stream=streams, **form)
+    if expected is None:
+        assert (answer.status_code, set(answer.json())) == (400, {"error"})
+        assert "\n" not in answer.json()["error"]["message"]
+    elif not streams:
+        assert re.fullmatch(expected, answer.json()["choices"][0]["message"]["content"])
+
+
 # Tokens, security, metrics
 
 
