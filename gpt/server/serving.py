@@ -89,11 +89,10 @@ class Serving:
         if request.logit_bias is not None:
             given["logit_bias"] = {_token_id(key): bias for key, bias in request.logit_bias.items()}
         kind = RequestOutputKind.CUMULATIVE if request.stream else RequestOutputKind.FINAL_ONLY
-        with answered(FIELDS):
-            given["structured"] = structured_of(request.model_dump(include={*FIELDS}))
         fields = defaults | self.llm.sampling_defaults | given | own | {"output_kind": kind}
-        with answered([*fields, *FIELDS]):
-            params = SamplingParams(**fields)
+        with answered({*fields, *FIELDS}):
+            form = structured_of({name: getattr(request, name) for name in FIELDS})
+            params = SamplingParams(**fields, structured=form)
         self._check_limits(params)
         return params
 

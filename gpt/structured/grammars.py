@@ -6,6 +6,8 @@ from typing import Any
 
 from octavo.gpt.structured.params import StructuredOutputsParams
 
+SPACE = r"[ \t\n\r]{1,32}"  # between the parts of JSON: without an end a small model would go on with it for ever
+
 
 def grammar_of(params: StructuredOutputsParams, specials: Collection[str]) -> str:
     """Return the grammar of an output; specials: the texts of the control tokens. ValueError where there is none."""
@@ -22,7 +24,9 @@ def grammar_of(params: StructuredOutputsParams, specials: Collection[str]) -> st
         schema = {"type": "object"} if kind == "json_object" else json.loads(value)
         if params.disable_additional_properties:
             _close_objects(schema)
-        options: Any = {"whitespace_flexible": not params.disable_any_whitespace}
+        options: Any = (
+            {"whitespace_flexible": False} if params.disable_any_whitespace else {"whitespace_pattern": SPACE}
+        )
         return LLMatcher.grammar_from_json_schema(schema, overrides=options)
     return grammar_from("regex" if kind == "regex" else "grammar", value)
 

@@ -30,7 +30,7 @@ class StructuredOutputsParams:
     grammar: str | None = None  # GBNF, as llama.cpp's and xgrammar's, or Lark
     json_object: bool | None = None  # any JSON object
     structural_tag: str | Mapping[str, Any] | None = None  # free text, in which triggers begin what a schema describes
-    disable_any_whitespace: bool = False  # JSON without white space between its parts
+    disable_any_whitespace: bool = False  # JSON without white space between its parts, of which 32 characters may be
     disable_additional_properties: bool = False  # objects have no properties but those that their schema names
 
     def __post_init__(self) -> None:

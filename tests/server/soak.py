@@ -101,8 +101,8 @@ def main(seconds: float) -> None:
         first = max(memory[: max(int(len(memory) * WARM_UP), 1)])
         growth = max(memory[-max(len(memory) // 10, 1) :]) - first
         print(
-            f"{CLIENTS} clients, {seconds:.0f} s: {report(clients)}; {stats['requests_preempted']} preempted; blocks in "
-            f"use at the end {stats['blocks_used']}; memory {first / 2**20:.0f} MiB after the warm-up, "
+            f"{CLIENTS} clients, {seconds:.0f} s: {report(clients)}; {stats['requests_preempted']} preempted; "
+            f"blocks in use at the end {stats['blocks_used']}; memory {first / 2**20:.0f} MiB after the warm-up, "
             f"{growth / 2**20:+.1f} MiB at the end"
         )
         assert stats["blocks_used"] == stats["requests_running"] == stats["requests_waiting"] == 0, "blocks were lost"

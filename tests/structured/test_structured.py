@@ -9,9 +9,10 @@ import pytest
 from tiny_folder import load_tiny, save_tiny
 
 from octavo.gpt import LLM, SamplingParams, StructuredOutputsParams
+from octavo.gpt.receipts.receipt import asked
 from octavo.gpt.speculative.speculation import Speculation
 
-from schemas import SCHEMAS
+from schemas import SCHEMAS, record
 
 LIMITS = {"max_model_len": 256, "num_blocks": 512, "max_num_seqs": 64}
 PROMPT = "the quick brown fox"
@@ -191,6 +192,13 @@ def test_any_object(llm):
     assert output.text.lstrip().startswith("{")
 
 
+def test_white_space_has_an_end(llm):
+    """A random model likes it: of every gap it fills all that it may, and the form is complete all the same."""
+    output = one(llm, structured={"json": record(a={"const": 1})}, logit_bias={llm.encode(" ")[0]: 100})
+    assert max(map(len, re.findall(r"\s+", output.text))) == 32
+    assert output.finish_reason == "stop"
+
+
 def test_vllm_s_word_is_another_name(llm):
     form = StructuredOutputsParams(choice=["red", "blue"])
     assert SamplingParams(structured_outputs=form) == SamplingParams(structured={"choice": ["red", "blue"]})
@@ -218,3 +226,9 @@ def test_backends_agree(llm, folder):
     params = [asks(name, seed=3, max_tokens=12) for name in ("enum", "unicode enum", "optional")]
     other = load_tiny(folder, "reference", **LIMITS)
     assert texts(other, params) == texts(llm, params)
+
+
+def test_a_receipt_tells_the_form(llm):
+    (request,) = llm.generate(PROMPT, asks("unicode enum"), use_tqdm=False)
+    data = json.loads(json.dumps(request.receipt()))
+    assert asked(data).params.structured == asks("unicode enum").structured
