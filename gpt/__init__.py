@@ -22,6 +22,8 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
+    from octavo.gpt.speculative.ngram import NGram
+    from octavo.gpt.structured.params import StructuredOutputsParams
 
 __all__ = [
     "GPT2",
@@ -33,10 +35,12 @@ __all__ = [
     "Llama",
     "LoRARequest",
     "Logprob",
+    "NGram",
     "QueueFullError",
     "RequestOutput",
     "SamplingParams",
     "Score",
+    "StructuredOutputsParams",
     "TokenProbability",
     "load_model",
     "load_tokenizer",
@@ -55,6 +59,8 @@ _HOMES = {
     "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
     "sampling_params": "SamplingParams",
     "scoring": "Score",
+    "speculative.ngram": "NGram",
+    "structured.params": "StructuredOutputsParams",
 }
 
 __version__ = version("octavo")

@@ -12,7 +12,7 @@ from typing import Any
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.options.lora import Lora
 from octavo.gpt.outputs import Origin, RequestOutput
-from octavo.gpt.request_state import RequestState, new_state, word_tokens
+from octavo.gpt.request_state import RequestState, new_state, no_token, word_tokens
 from octavo.gpt.runner.model_runner import PendingStep, Runner
 from octavo.gpt.runner.residence import Residence
 from octavo.gpt.sampling_params import SamplingParams, as_texts
@@ -20,11 +20,11 @@ from octavo.gpt.scheduler.all_or_nothing import AllOrNothing
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Plan, Scheduler
 from octavo.gpt.scheduler.sequence import Sequence, State
-from octavo.gpt.scheduler.stats import Stats
+from octavo.gpt.scheduler.stats import Stats, tell
 from octavo.gpt.scheduler.validation import check_request, checked_ids
+from octavo.gpt.speculative.speculation import Speculation
+from octavo.gpt.structured.guides import Guides
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
-
-NOT_FINITE = "the logits were not finite"
 
 Listener = Callable[[RequestOutput], None]
 
@@ -45,7 +45,8 @@ class Engine:
     """Runs requests together; what a request yields depends on it alone, not on its company.
 
     async_scheduling: a step is processed by the call of `step` after the one that started it, when the next step has
-    been started too, so host work overlaps device work. Tokens sampled for a sequence after it ended are dropped.
+    been started too, so host work overlaps device work. Tokens sampled for a sequence after it ended are dropped. With
+    speculation every step is processed at once, since guesses follow from the newest token.
 
     A request may have a listener, which is called whenever the request grew or ended; one that raises ends its request.
     Not for several threads: `EngineThread` is the owner that all callers share.
@@ -60,16 +61,19 @@ class Engine:
         seed: int,
         enable_prefix_caching: bool = True,
         async_scheduling: bool = False,
+        speculation: Speculation | None = None,
     ) -> None:
         self.runner = runner
         self.model_config = model_config
         self.config = config
         self.tokenizer = tokenizer
+        self.guides = Guides(tokenizer, model_config.vocab_size, model_config.eos_ids)
         self.scheduler = Scheduler(config, enable_prefix_caching)
         self.residence = Residence(runner)
         self.counts = Stats()
         self.owner: Callable[[], Any] = lambda: None  # a weak reference to whom requests come from
-        self._depth = int(async_scheduling)  # steps that may be in flight when `step` returns
+        self.speculation = speculation or Speculation()
+        self._depth = int(async_scheduling and self.speculation.proposer is None)  # steps in flight between two `step`s
         self._in_flight: deque[InFlight] = deque()
         self._random = random.Random(seed)
         self._request_ids = count()
@@ -97,6 +101,7 @@ class Engine:
         """Return the prompt's ids as a list; ValueError if the request could never be served."""
         prompt_ids = self.checked_ids(prompt_token_ids)
         check_request(prompt_ids, params, self.config, self.model_config.vocab_size, self.tokenizer is not None)
+        self.guides.guide(params)
         return prompt_ids
 
     def add(
@@ -151,6 +156,7 @@ class Engine:
         if self.scheduler.waiting and self.runner.follow_weights():
             self.scheduler.reset_prefix_cache()  # what the cache holds follows from the old weights
         plan = self.scheduler.schedule()
+        self.speculation.extend(plan, self.scheduler)
         if not plan.is_empty:
             self._launch(plan)
         touched: dict[int, RequestOutput] = {}
@@ -168,6 +174,7 @@ class Engine:
         self._backlog.clear()
         self.scheduler.reset()
         self.runner.reset()
+        self.speculation.reset()
         for state in states:
             if not state.output.finished:
                 state.request.error = error
@@ -183,7 +190,6 @@ class Engine:
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         request.origin = Origin(params, seed, adapter, self.owner)
         params = params.for_engine(self.model_config.vocab_size, self.config.logprobs_mode)
-        bad_words = word_tokens(as_texts(params.bad_words), self.tokenizer) if self.tokenizer is not None else ()
         states: list[RequestState] = []
         for index in range(params.n):
             sequence = Sequence(
@@ -193,7 +199,8 @@ class Engine:
                 seed=(seed + index + 2**63) % 2**64 - 2**63,
                 max_len=self.config.max_model_len,
                 eos_ids=self.model_config.eos_ids,
-                bad_words=bad_words,
+                bad_words=word_tokens(as_texts(params.bad_words), self.tokenizer),
+                guide=self.guides.guide(params),
                 adapter=adapter,
             )
             states.append(new_state(sequence, request, index, self.tokenizer, self.text_of))
@@ -237,34 +244,38 @@ class Engine:
         """Free what a sequence holds. Steps already in flight use it before any later step can overwrite it."""
         self.scheduler.finish(sequence)
         self.runner.free(sequence.seq_id)
+        self.speculation.free(sequence.seq_id)
 
     def _due(self, must_wait: bool) -> Iterator[InFlight]:
         """Yield the steps to be processed now, oldest first: all of them if a context has to be shifted before it can
-        go on, or if there was nothing to start."""
+        go on, if the next token's form follows from the last one, or if there was nothing to start."""
         if self._in_flight:
-            must_wait |= any(not sequence.reached_limit for sequence in self._in_flight[-1].ending_sequences)
+            last = self._in_flight[-1]
+            must_wait |= last.step.is_guided or any(not each.reached_limit for each in last.ending_sequences)
         while len(self._in_flight) > (0 if must_wait else self._depth):
             yield self._in_flight.popleft()
 
     def _process(self, done: InFlight, touched: dict[int, RequestOutput]) -> None:
         """Hand out what a step computed, end the sequences that are complete, and shift those that are not."""
         result = done.step.result()
-        now = time.perf_counter()
+        now, ending_sequences = time.perf_counter(), list(done.ending_sequences)
         for sequence, first, entries in result.prompt_logprobs:
             if sequence.seq_id in self._states:
                 self._states[sequence.seq_id].set_prompt_logprobs(first, entries)
         for row, (sequence, tokens) in enumerate(result.rows()):
+            if row < done.step.num_decoded and self.speculation.settle(sequence, len(tokens), self.scheduler):
+                ending_sequences.append(sequence)
             for token_id, logprobs in tokens:
                 state = self._states.get(sequence.seq_id)
                 if state is None:
                     break  # it ended while this step was in flight
                 self.counts.num_decoded += row < done.step.num_decoded
                 state.clock.first_token = state.clock.first_token or now
-                ending = state.append(token_id, logprobs, now) if token_id >= 0 else ("error", NOT_FINITE)
+                ending = state.append(token_id, logprobs, now) if token_id >= 0 else ("error", no_token(sequence))
                 if ending is not None:
                     self._finish(state, *ending)
                 touched[state.request.request_id] = state.request
-        for sequence in done.ending_sequences:
+        for sequence in ending_sequences:
             state = self._states.get(sequence.seq_id)
             if state is not None and sequence.reached_limit:
                 self._finish(state, "length")
@@ -302,21 +313,8 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Return what the engine does and did: counts, blocks, and percentiles of times in seconds."""
-        scheduler, pool, counts = self.scheduler, self.scheduler.pool, self.counts
-        return {
-            "requests_running": scheduler.num_running,
-            "requests_waiting": len(scheduler.waiting) + len(scheduler.swapped),
-            "requests_finished": counts.num_finished,
-            "requests_preempted": scheduler.num_preempted,
-            "tokens_prefilled": counts.num_prefilled,
-            "tokens_decoded": counts.num_decoded,
-            "blocks_used": pool.num_used,
-            "blocks_cached": pool.num_cached,
-            "blocks_free": pool.num_available - pool.num_cached,
-            "prefix_hit_rate": scheduler.num_hit_tokens / max(scheduler.num_prompt_tokens, 1),
-            **self.runner.graph_stats(),
-            **counts.percentiles(),
-        }
+        others = self.speculation.stats() | self.runner.graph_stats()
+        return tell(self.scheduler, self.counts, others)
 
     def checked_ids(self, prompt_token_ids: Seq[int]) -> list[int]:
         """Return the ids as a list; ValueError naming one that is no integer or not in the vocabulary."""

@@ -24,6 +24,8 @@ from octavo.gpt.runner.kv_cache import PagedCache
 from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.runner.threads import place_team, release_team, usable_threads
 from octavo.gpt.scheduler.config import EngineConfig
+from octavo.gpt.speculative.proposer import Options
+from octavo.gpt.speculative.speculation import make_speculation
 from octavo.kernels import backends
 
 P = ParamSpec("P")
@@ -76,15 +78,20 @@ def make_engine(
     seed: int,
     enable_prefix_caching: bool,
     cuda_graphs: str,
+    speculative: Options | None = None,
 ) -> Engine:
     """Return an engine of the model with a cache of its own, on CUDA with its graphs captured if "startup" asks."""
     model, on_cuda = loaded.model, device.type == "cuda"
     cache = PagedCache(model.config, config.num_blocks, config.block_size, loaded.dtype, device)
     graphs = on_cuda and cuda_graphs != "off" and backends.can_be_captured(model.ops)
-    runner = Runner(model, cache, config, device, cuda_capture() if graphs else None)
+    capture = cuda_capture() if graphs else None
+    speculation = make_speculation(speculative, loaded, config, device, capture)
+    runner = Runner(model, cache, config, device, capture, speculation.max_rows)
     if graphs and cuda_graphs == "startup":
         runner.warm_up(config.max_num_batched_tokens)
-    return Engine(runner, model.config, config, loaded.tokenizer, seed, enable_prefix_caching, async_scheduling=on_cuda)
+    return Engine(
+        runner, model.config, config, loaded.tokenizer, seed, enable_prefix_caching, on_cuda, speculation=speculation
+    )
 
 
 class EngineThread:

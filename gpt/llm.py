@@ -20,7 +20,7 @@ from octavo.gpt.loading.loader import load_model, resolve_device
 from octavo.gpt.options.checks import integer
 from octavo.gpt.options.generation_config import sampling_defaults
 from octavo.gpt.options.lora import Lora
-from octavo.gpt.options.names import device_name, dtype_name
+from octavo.gpt.options.names import device_name, dtype_name, graphs_name
 from octavo.gpt.options.neutral import EngineOptions, RequestOptions, refuse_others, renamed, shows
 from octavo.gpt.outputs import RequestOutput, TokenProbability, likeliest, raise_if_failed
 from octavo.gpt.prompts import Conversations, Prompt, Prompts, as_list, text_of
@@ -28,12 +28,12 @@ from octavo.gpt.quoting import quoted
 from octavo.gpt.runner.kv_cache import plan_memory
 from octavo.gpt.sampling_params import MAX_LOGPROBS, RAW, SamplingParams
 from octavo.gpt.scoring import ScoresTexts
+from octavo.gpt.speculative.choice import chosen
+from octavo.gpt.speculative.proposer import Options
 from octavo.gpt.tokenizer.chat_template import ChatOptions
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 from octavo.kernels import backends
 from octavo.kernels.ops import Ops
-
-CUDA_GRAPHS = ("startup", "lazy", "off")
 
 
 class LLM(ScoresTexts, Rollouts):
@@ -63,6 +63,7 @@ class LLM(ScoresTexts, Rollouts):
     `lora`; adapter: the one of requests that give none. logprobs_mode: what reported log-probabilities are where a
     request does not say: "raw_logprobs", the model's own, or "processed_logprobs", of what was sampled from, after
     penalties, temperature and filters; those of prompts are always the model's.
+    speculative: who guesses tokens ahead, an `NGram` or "ngram:4"; the text is the same, sooner where they are right.
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).
@@ -97,12 +98,12 @@ class LLM(ScoresTexts, Rollouts):
         adapter: str | Path | None = None,
         adapters: Mapping[str, str | Path] | None = None,
         logprobs_mode: str = RAW,
+        speculative: Options | str | None = None,
         **others: Unpack[EngineOptions],
     ) -> None:
         refuse_others("LLM", others, EngineOptions)
-        cuda_graphs = "off" if enforce_eager else cuda_graphs
-        if cuda_graphs not in CUDA_GRAPHS:
-            raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {cuda_graphs!r}")
+        speculation = chosen(speculative, others.get("speculative_config"))
+        graphs = graphs_name(cuda_graphs, enforce_eager)
         self.device = resolve_device(device_name(device))
         self.parse_special = parse_special
         if isinstance(backend, str):
@@ -124,7 +125,7 @@ class LLM(ScoresTexts, Rollouts):
                 max_num_waiting=max_num_waiting, preemption=preemption, logprobs_mode=logprobs_mode,
             )  # fmt: skip
             self.engine = self.thread.own(
-                make_engine, loaded, self.config, self.device, seed or 0, enable_prefix_caching, cuda_graphs
+                make_engine, loaded, self.config, self.device, seed or 0, enable_prefix_caching, graphs, speculation
             )
             self.engine.owner = weakref.ref(self)
             self.thread.call(self.engine.runner.adapters.load_all, adapter, adapters or {})
@@ -143,11 +144,9 @@ class LLM(ScoresTexts, Rollouts):
         self.close()
 
     def __repr__(self) -> str:
-        facts = (
-            f"{self.model.num_parameters:,} parameters", f"backend {self.backend}", f"device {self.device}",
-            str(self.dtype), f"weights {self.weights}",
-        )  # fmt: skip
-        return f"LLM({quoted(self.name)}, {self.model.config.family}, {', '.join(facts)})"
+        number, family = self.model.num_parameters, self.model.config.family
+        kinds = f"backend {self.backend}, device {self.device}, {self.dtype}, weights {self.weights}"
+        return f"LLM({quoted(self.name)}, {family}, {number:,} parameters, {kinds})"
 
     @property
     def weights(self) -> str:

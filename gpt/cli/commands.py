@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import octavo.gpt
-from octavo.gpt.cli import output, replay, serve, tables
+from octavo.gpt.cli import output, play, replay, serve, tables
 from octavo.gpt.cli.process import PATIENCE, Parser, complain, run, run_process
 from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import SamplingParams
@@ -157,6 +157,7 @@ def _llm(arguments: argparse.Namespace) -> "LLM":
         device=arguments.device,
         max_model_len=arguments.max_model_len,
         adapter=arguments.adapter,
+        speculative=arguments.speculative,
         parse_special=getattr(arguments, "parse_special", False),
         generation_config=getattr(arguments, "generation_config", "octavo"),
         seed=int.from_bytes(os.urandom(7), "little"),
@@ -216,6 +217,7 @@ EXAMPLES = {
     "beam": 'octavo beam "The capital of Japan is" --beams 3',
     "score": "octavo score README.md",
     "replay": "octavo replay receipts.jsonl",
+    "play": "octavo play",
     "serve": "octavo serve --model smollm2 --port 8000",
     "models": "octavo models",
     "tokens": 'octavo tokens "Hello, world 123"',
@@ -231,6 +233,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
         limited = None if name in OPEN else known
         parser.add_argument(f"--{name}", default="auto", choices=limited, metavar="NAME", help=shown)
     parser.add_argument("--adapter", metavar="NAME", help="a LoRA adapter in PEFT's format: a folder or owner/name")
+    parser.add_argument("--speculative", metavar="WHO", help="who guesses tokens ahead: ngram, or ngram:4 for 4")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 
@@ -317,6 +320,11 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser)
 
 
+def _play_arguments(parser: argparse.ArgumentParser) -> None:
+    play.add_arguments(parser)
+    _model_arguments(parser)
+
+
 def _tokens_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text")
     parser.add_argument("--model", default="smollm2", help="whose tokenizer (smollm2)")
@@ -333,6 +341,7 @@ COMMANDS: tuple[
     ("score", score, _score_arguments),
     ("replay", replay.replay, replay.add_arguments),
     ("serve", serve.serve, _serve_arguments),
+    ("play", play.play, _play_arguments),
     ("models", models, lambda parser: None),
     ("tokens", tokens, _tokens_arguments),
 )

@@ -6,6 +6,7 @@ import torch
 
 from octavo.gpt.quoting import quoted
 
+CUDA_GRAPHS = "startup", "lazy", "off"
 ALIASES = {"half": "float16", "float": "float32"}
 
 
@@ -15,6 +16,13 @@ def dtype_name(dtype: Any) -> str:
     if not isinstance(name, str):
         raise ValueError(f"dtype must be a name or a torch.dtype, not {quoted(dtype)}")
     return ALIASES.get(name, name)
+
+
+def graphs_name(cuda_graphs: Any, enforce_eager: bool) -> str:
+    """When decode steps are captured; ValueError for what is none of CUDA_GRAPHS."""
+    if cuda_graphs not in CUDA_GRAPHS:
+        raise ValueError(f"cuda_graphs must be one of {', '.join(CUDA_GRAPHS)}, not {quoted(cuda_graphs)}")
+    return "off" if enforce_eager else cuda_graphs
 
 
 def device_name(device: Any) -> str:

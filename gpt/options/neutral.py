@@ -66,7 +66,7 @@ class EngineOptions(TypedDict, total=False):
     max_seq_len_to_capture: int
     max_logprobs: int
     compilation_config: int | None
-    speculative_config: None
+    speculative_config: dict | None  # read by gpt/speculative/choice.py
     attention_config: None
     structured_outputs_config: None
     guided_decoding_backend: Literal["auto"]

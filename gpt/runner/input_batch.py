@@ -3,10 +3,13 @@
 Row r of every column belongs to the same sequence; rows 0 to n - 1 are in use, in no particular order, and the rest is
 padding: no context, no slot, greedy. The buffers never move, so a captured step reads each step's numbers. The host
 never needs a step's token ids to prepare the next: the ids stay on the device, where each row finds its own.
+
+A step that checks guesses has a row for each of them as well, behind that of the token before it: the same columns, and
+to the kernels rows like any others. Its ids are the host's, which knows them all before such a step.
 """
 
 from collections.abc import Iterable
-from itertools import cycle
+from itertools import accumulate, cycle
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import torch
 
 from octavo.gpt.models.batch import Batch
 from octavo.gpt.runner.sampler import SampleMode, SamplingColumns, SamplingRows, sample_mode
+from octavo.gpt.runner.transfer import to_device
 from octavo.gpt.scheduler.sequence import Sequence
 
 COLUMNS = {
@@ -49,19 +53,24 @@ class CpuGpuBuffer:
         ]
         self._staging = cycle(pinned or [self._shared])
 
-    def upload(self, num_rows: int) -> None:
-        """Copy the first rows. The host may write on at once: a copy in flight reads staging memory."""
-        stage = next(self._staging)
-        if stage is not self._shared:
-            stage[:num_rows].copy_(self._shared[:num_rows])
+    def upload(self, num_rows: int, other: np.ndarray | None = None) -> None:
+        """Copy the first rows, or those of another array.
+
+        The host may write on at once: a copy in flight reads staging memory.
+        """
+        stage, source = next(self._staging), self._shared if other is None else torch.from_numpy(other)
+        if stage is self._shared:
+            stage = source
+        else:
+            stage[:num_rows].copy_(source[:num_rows])
         self.device[:num_rows].copy_(stage[:num_rows], non_blocking=True)
 
 
 class InputBatch:
-    """Columns for up to `max_num_seqs` sequences of up to `max_blocks` blocks."""
+    """Columns for up to `max_rows` rows, of sequences of up to `max_blocks` blocks."""
 
-    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device) -> None:
-        num_rows = -(-max_num_seqs // 4) * 4  # so that every column begins at a multiple of 16 bytes
+    def __init__(self, max_rows: int, max_blocks: int, block_size: int, device: torch.device) -> None:
+        num_rows = -(-max_rows // 4) * 4  # so that every column begins at a multiple of 16 bytes
         self.block_size = block_size
         self._numbers = CpuGpuBuffer((len(COLUMNS) + 1, num_rows), device)  # a seed is two words
         self._table = CpuGpuBuffer((num_rows, max_blocks), device)
@@ -84,6 +93,7 @@ class InputBatch:
         for name, value in PADDING.items():
             self._host[name][:] = value
         self._moved = False  # some `source` is not the row itself
+        self._guessed = False  # the last step checked guesses: the device has the ids of other rows
         self._table_changed = True
 
     def add(self, sequence: Sequence, sampling: bool) -> None:
@@ -138,8 +148,22 @@ class InputBatch:
             self._table.host[row, : len(sequence.block_table)] = sequence.block_table
             self._table_changed = True
 
-    def prepare_decode(self) -> None:
-        """Let every row compute its newest token in the step that comes, and upload."""
+    def prepare_decode(self) -> SamplingRows:
+        """Let every row compute its newest token in the step that comes, guesses after it too, and upload."""
+        n = len(self.sequences)
+        self._place()
+        guesses = [sequence.guess for sequence in self.sequences]
+        if any(guesses):
+            return self._prepare_guesses(guesses)
+        if self._guessed:
+            self._guessed, self._moved = False, True
+            self._host["source"][:n] = -1
+            self._host["token_id"][:n] = [sequence.last_token for sequence in self.sequences]
+        self.upload()
+        return self.sampling_rows(0)
+
+    def _place(self) -> None:
+        """Where each row's newest token goes."""
         n, size, host = len(self.sequences), self.block_size, self._host
         positions, context_lens = host["position"][:n], host["context_len"][:n]
         positions[:] = [sequence.num_computed for sequence in self.sequences]
@@ -147,7 +171,28 @@ class InputBatch:
         np.add(context_lens, self._context_starts[:n], out=host["sample_position"][:n])
         blocks = self._table.host.reshape(-1).take(self._first_block[:n] + positions // size)
         host["slot"][:n] = blocks * size + positions % size
-        self.upload()
+
+    def _prepare_guesses(self, guesses: list[list[int]]) -> SamplingRows:
+        """Upload a row for each sequence's newest token and one for each of its guesses, one behind the other."""
+        counts = [1 + len(guess) for guess in guesses]
+        first = list(accumulate(counts, initial=0))
+        rows = np.repeat(np.arange(len(counts)), counts)
+        num_rows, ahead = len(rows), np.arange(len(rows)) - np.repeat(first[:-1], counts)
+        numbers = np.zeros_like(self._numbers.host)
+        wide = _views(numbers, np)
+        for name, value in PADDING.items():
+            wide[name][:num_rows], wide[name][num_rows:] = self._host[name][rows], value
+        for name in ("position", "context_len", "sample_position"):
+            wide[name][:num_rows] += ahead
+        places, size = wide["position"][:num_rows], self.block_size
+        wide["slot"][:num_rows] = self._table.host[rows, places // size] * size + places % size
+        ids = [token_id for s in self.sequences for token_id in (s.last_token, *s.guess)]
+        self._numbers.upload(len(COLUMNS) + 1, numbers)
+        self._table.upload(num_rows, self._table.host[rows])
+        self.token_ids[:num_rows] = to_device(ids, torch.int32, self.token_ids.device)
+        self._guessed = self._table_changed = True
+        mode = SampleMode(int(self._modes[: len(guesses)].max()))
+        return SamplingRows([self.sequences[row] for row in rows], self.columns(num_rows), mode, guesses)
 
     def upload(self) -> None:
         """Bring the device's copies up to date."""

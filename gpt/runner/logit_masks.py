@@ -4,6 +4,8 @@ A bad word's last token is banned where the newest output tokens are its others.
 need not know the newest token to start the next step.
 """
 
+from collections.abc import Sequence as Seq
+
 import torch
 from torch import Tensor
 
@@ -27,13 +29,16 @@ class LogitMasks:
         self._words: dict[int, tuple[Tensor, Tensor]] = {}  # seq_id -> beginnings [num_words, length], last ids
         self._tails: dict[int, Tensor] = {}  # seq_id -> the newest output ids [length] int64
 
-    def apply(self, logits: Tensor, sequence: Sequence) -> None:
-        """Make the logits `[vocab_size]` of what must not come next -inf, in place."""
+    def apply(self, logits: Tensor, sequence: Sequence, ahead: Seq[int] = ()) -> None:
+        """Make the logits `[vocab_size]` of what must not come next -inf, in place; after some guesses, if so asked."""
         if sequence.params.allowed_token_ids is not None:
             logits.masked_fill_(self._banned_ids(sequence, logits.shape[0]), -torch.inf)
         if sequence.bad_words:
             beginnings, last_ids = self._word_tensors(sequence)
-            ends = ((beginnings == self._tails[sequence.seq_id]) | (beginnings == ANY)).all(1)
+            tail = self._tails[sequence.seq_id]
+            if ahead:
+                tail = torch.cat([tail, self._indices(list(ahead))])[len(ahead) :]
+            ends = ((beginnings == tail) | (beginnings == ANY)).all(1)
             limits = torch.where(ends, -torch.inf, torch.inf).to(logits.dtype)
             logits.scatter_reduce_(0, last_ids, limits, "amin")  # exact in any order, however many words end alike
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate, groupby, islice, takewhile
 from typing import Any
 
 import torch
@@ -53,10 +53,14 @@ class StepResult:
 
 
 class PendingStep:
-    """A step that was started. Its first `num_decoded` sequences were decoded, the others prefilled."""
+    """A step that was started. Its first `num_decoded` sequences were decoded, the others prefilled.
+
+    is_guided: what some sequence may sample next depends on what it samples in this step.
+    """
 
     def __init__(self, sampled: list[SampledRows], prompts: list[PromptRows], num_decoded: int) -> None:
         self.num_decoded = num_decoded
+        self.is_guided = any(sequence.guide is not None for part in sampled for sequence in part.sequences)
         self._sampled = [part.to_host() for part in sampled]
         self._prompts = [replace(part, logprobs=part.logprobs.to_host()) for part in prompts]
         self._done: torch.cuda.Event | None = None
@@ -69,10 +73,11 @@ class PendingStep:
         """Wait until the device has computed the step, and return what it computed."""
         if self._done is not None:
             self._done.synchronize()
-        sequences = [sequence for part in self._sampled for sequence in part.sequences]
+        rows = groupby(sequence for part in self._sampled for sequence in part.sequences)
+        counts = [(sequence, len(list(each))) for sequence, each in rows]
         return StepResult(
-            sequences,
-            num_tokens=[1] * len(sequences),
+            sequences=[sequence for sequence, _ in counts],
+            num_tokens=[number for _, number in counts],
             tokens=[token for part in self._sampled for token in part.read()],
             prompt_logprobs=[(part.sequence, part.first, part.logprobs.read()) for part in self._prompts],
         )
@@ -82,7 +87,8 @@ class Runner:
     """Executes plans on one model and one cache.
 
     Prefill and decode are two batches, so each kind of token is always computed the same way, whoever shares the step.
-    capture: how decode steps become CUDA graphs; None runs them eagerly.
+    capture: how decode steps become CUDA graphs; None runs them eagerly. max_rows: queries of a decode step, where
+    guesses may make them more than `max_num_seqs`.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Runner:
         config: EngineConfig,
         device: torch.device,
         capture: Capture | None = None,
+        max_rows: int = 0,
     ) -> None:
         model.set_length(config.max_model_len)
         self.model = model
@@ -99,10 +106,11 @@ class Runner:
         self.device = device
         self.block_size = config.block_size
         max_blocks = -(-config.max_model_len // config.block_size)
-        self.input_batch = InputBatch(config.max_num_seqs, max_blocks, config.block_size, device)
+        max_rows = max(max_rows, config.max_num_seqs)
+        self.input_batch = InputBatch(max_rows, max_blocks, config.block_size, device)
         self.sampler = Sampler(model, device)
         self.step = DecodeStep(model, cache, self.input_batch, self.sampler, graph_capture(model.ops))
-        self.graphs = None if capture is None else Graphs(self.step, capture, config.max_num_seqs)
+        self.graphs = None if capture is None else Graphs(self.step, capture, max_rows)
         self.adapters = AdapterTable(model, device)
         self._weights = versions_of(model)
         self.weights_hash: str | None = None  # where somebody asked for it
@@ -197,8 +205,7 @@ class Runner:
             self.cache.swap_in(swap.seq_id, swap.blocks)
 
     def _decode(self) -> SampledRows:
-        self.input_batch.prepare_decode()
-        rows = self.input_batch.sampling_rows(0)
+        rows = self.input_batch.prepare_decode()
         numbers = [sequence.adapter for sequence in rows.sequences]
         run = self.step.run if self.graphs is None else self.graphs.replay
         if any(numbers):

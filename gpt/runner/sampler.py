@@ -1,13 +1,14 @@
 """Sampler: from hidden states to token ids, and all that a request may ask for on the way.
 
 The three ways to get there are `SampleMode`'s. The first two run on the device alone and can be captured; in the third
-the host takes part between logits and sample, with penalties, biases, bans and log-probabilities.
+the host takes part between logits and sample, with penalties, biases, bans, log-probabilities and forms of the output.
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ from octavo.gpt.runner.logprobs import (
 from octavo.gpt.runner.transfer import to_device, to_host
 from octavo.gpt.sampling_params import PROCESSED, SamplingParams, as_ids
 from octavo.gpt.scheduler.sequence import Sequence
+from octavo.gpt.structured.masks import allowed_words
+from octavo.kernels.ops import allowed_bits
 
 
 class SampleMode(IntEnum):
@@ -46,7 +49,7 @@ def changes_logits(params: SamplingParams, num_sampled: int) -> bool:
 
 def sample_mode(params: SamplingParams) -> SampleMode:
     """Return the lowest mode that serves every token of a request; filters never remove a greedy row's choice."""
-    if changes_logits(params, 0) or params.reports_drawing:
+    if changes_logits(params, 0) or params.reports_drawing or params.structured is not None:
         return SampleMode.LOGITS
     filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
     return SampleMode.FILTERED if filtered and params.temperature > 0 else SampleMode.FUSED
@@ -66,11 +69,37 @@ class SamplingColumns(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SamplingRows:
-    """The sequences that get a token, a row each."""
+    """The sequences that get a token, a row each; those with guesses have a row for each guess as well."""
 
     sequences: list[Sequence]
     columns: SamplingColumns
     mode: SampleMode  # one that serves them all
+    guesses: Seq[Seq[int]] = ()  # of each sequence, if any has some
+
+    @property
+    def ahead(self) -> list[Seq[int]]:
+        """The guesses that each row's token comes after."""
+        if not self.guesses:
+            return [()] * len(self.sequences)
+        return [guess[:number] for guess in self.guesses for number in range(len(guess) + 1)]
+
+    @property
+    def groups(self) -> list[tuple[Sequence, Seq[int]]]:
+        """Each sequence once, with its guesses."""
+        firsts = [sequence for sequence, ahead in zip(self.sequences, self.ahead, strict=True) if not ahead]
+        return list(zip(firsts, self.guesses or [()] * len(firsts), strict=True))
+
+    def confirmed(self, token_ids: list[int]) -> list[int]:
+        """Return the rows that count, out of the tokens that were sampled in all: of each sequence those before which
+        every guess is the token that was sampled."""
+        rows: list[int] = []
+        first = 0
+        for guess in self.guesses:
+            sampled = token_ids[first : first + len(guess)]
+            right = takewhile(lambda pair: pair[0] == pair[1], zip(guess, sampled, strict=True))
+            rows += range(first, first + 1 + len(list(right)))
+            first += len(guess) + 1
+        return rows
 
 
 SampledToken = tuple[int, TokenLogprobs | None]  # id, -1 where the logits were not finite; what was asked about it
@@ -128,12 +157,23 @@ class Sampler:
         return self._keep(token_ids, columns)
 
     def finish(self, started: Tensor, rows: SamplingRows) -> SampledRows:
-        """Run the rest of `sample` on what `start` returned."""
-        if rows.mode is not SampleMode.LOGITS:
-            return SampledRows(rows.sequences, started)
-        changed = self._changed(started, rows.sequences)
-        token_ids = self._sample_logits(changed, rows.columns)
+        """Run the rest of `sample` on what `start` returned. Of rows with guesses only those that count remain."""
+        is_sampled = rows.mode is not SampleMode.LOGITS
+        changed = started if is_sampled else self._changed(started, rows)
+        allowed = None if is_sampled else allowed_words(rows.groups, started.shape[1], self.device)
+        token_ids = started if is_sampled else self._sample_logits(changed, rows.columns, allowed)
+        if rows.guesses:
+            kept = rows.confirmed(token_ids.tolist())
+            where = self._indices(kept)
+            started, changed, token_ids = started[where], changed[where], token_ids[where]
+            allowed = None if allowed is None else allowed[where]
+            columns = SamplingColumns._make(column[where] for column in rows.columns)
+            rows = SamplingRows([rows.sequences[row] for row in kept], columns, rows.mode)
+        if is_sampled:
+            return SampledRows(rows.sequences, token_ids)
         self._count(token_ids, rows.sequences)
+        if allowed is not None:
+            changed = changed.masked_fill(~allowed_bits(allowed, changed.shape[1]), -torch.inf)
         return self._report(started, changed, token_ids, rows)
 
     def _report(self, raw: Tensor, changed: Tensor, token_ids: Tensor, rows: SamplingRows) -> SampledRows:
@@ -175,8 +215,9 @@ class Sampler:
         self._biases.clear()
         self._masks.reset()
 
-    def _sample_logits(self, logits: Tensor, columns: SamplingColumns) -> Tensor:
-        token_ids, _ = self.ops.sample(logits, *columns[:-1])
+    def _sample_logits(self, logits: Tensor, columns: SamplingColumns, allowed: Tensor | None = None) -> Tensor:
+        mask = () if allowed is None else (allowed,)  # a backend of others may know no masks
+        token_ids, _ = self.ops.sample(logits, *columns[:-1], *mask)
         return self._keep(token_ids, columns)
 
     def _keep(self, token_ids: Tensor, columns: SamplingColumns) -> Tensor:
@@ -192,21 +233,22 @@ class Sampler:
                 token_id = token_ids[row : row + 1]
                 self._counts[sequence.seq_id][0].index_add_(0, token_id.clamp(min=0).long(), (token_id >= 0).int())
 
-    def _changed(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    def _changed(self, logits: Tensor, rows: SamplingRows) -> Tensor:
         """Return the logits after penalties, biases and bans; the same tensor where no row has any."""
-        rows = [row for row, s in enumerate(sequences) if changes_logits(s.params, s.num_sampled)]
-        if not rows:
+        each = list(zip(rows.sequences, rows.ahead, strict=True))
+        changing = [row for row, (s, ahead) in enumerate(each) if changes_logits(s.params, s.num_sampled + len(ahead))]
+        if not changing:
             return logits
-        where = self._indices(rows)
+        where = self._indices(changing)
         changed = logits[where]
-        self._change(changed, [sequences[row] for row in rows])
+        self._change(changed, [each[row] for row in changing])
         return logits.index_copy(0, where, changed)
 
-    def _change(self, logits: Tensor, sequences: list[Sequence]) -> None:
-        """Apply penalties, biases, bans and masks, in place."""
-        counts, in_prompt = zip(*(self._history(sequence, logits.shape[1]) for sequence in sequences), strict=True)
-        bias_ids, bias_values = map(list, zip(*map(self._bias_tensors, sequences), strict=True))
-        params = [sequence.params for sequence in sequences]
+    def _change(self, logits: Tensor, rows: list[tuple[Sequence, Seq[int]]]) -> None:
+        """Apply penalties, biases, bans and masks, in place, for each sequence after some guesses."""
+        counts, in_prompt = zip(*(self._history(*row, logits.shape[1]) for row in rows), strict=True)
+        bias_ids, bias_values = map(list, zip(*(self._bias_tensors(s, len(ahead)) for s, ahead in rows), strict=True))
+        params = [sequence.params for sequence, _ in rows]
         self.ops.apply_penalties(
             logits,
             torch.stack(counts),
@@ -217,10 +259,10 @@ class Sampler:
             pad_sequence(bias_ids, batch_first=True, padding_value=-1),
             pad_sequence(bias_values, batch_first=True),
         )
-        for row, sequence in enumerate(sequences):
-            self._masks.apply(logits[row], sequence)
+        for row, (sequence, ahead) in enumerate(rows):
+            self._masks.apply(logits[row], sequence, ahead)
 
-    def _history(self, sequence: Sequence, vocab_size: int) -> tuple[Tensor, Tensor]:
+    def _history(self, sequence: Sequence, ahead: Seq[int], vocab_size: int) -> tuple[Tensor, Tensor]:
         """Return how often each id was generated, int32, and which ids the prompt holds, bool: both `[vocab_size]`."""
         if not sequence.params.has_penalties:
             nothing = torch.zeros(1, dtype=torch.int32, device=self.device).expand(vocab_size)
@@ -230,14 +272,18 @@ class Sampler:
             in_prompt = torch.zeros(vocab_size, dtype=torch.bool, device=self.device)
             in_prompt.index_fill_(0, self._indices(sequence.prompt), True)
             self._counts[sequence.seq_id] = counts, in_prompt
-        return self._counts[sequence.seq_id]
+        counts, in_prompt = self._counts[sequence.seq_id]
+        if ahead:
+            guesses = self._indices(list(ahead))
+            counts = counts.index_add(0, guesses, torch.ones_like(guesses, dtype=torch.int32))
+        return counts, in_prompt
 
-    def _bias_tensors(self, sequence: Sequence) -> tuple[Tensor, Tensor]:
+    def _bias_tensors(self, sequence: Sequence, num_ahead: int) -> tuple[Tensor, Tensor]:
         """Return ids and values of `_biases`, built once for all steps that have the same."""
-        has_bans = sequence.num_sampled < sequence.params.min_tokens
+        has_bans = sequence.num_sampled + num_ahead < sequence.params.min_tokens
         kept = self._biases.get(sequence.seq_id)
         if kept is None or kept[0] != has_bans:
-            biases = _biases(sequence)
+            biases = _biases(sequence, has_bans)
             ids = to_device(list(biases), torch.int32, self.device)
             kept = self._biases[sequence.seq_id] = has_bans, ids, self._floats(list(biases.values()))
         return kept[1:]
@@ -254,9 +300,9 @@ def _number(params: SamplingParams) -> int:
     return 0 if params.logprob_token_ids is not None else params.logprobs or 0
 
 
-def _biases(sequence: Sequence) -> dict[int, float]:
+def _biases(sequence: Sequence, has_bans: bool) -> dict[int, float]:
     """Return what is added to the logits of the sequence's next token, by id: biases, and bans on ending too early."""
     biases = dict(sequence.params.logit_bias or {})
-    if sequence.num_sampled < sequence.params.min_tokens:
+    if has_bans:
         biases.update(dict.fromkeys(sequence.stop_ids, float("-inf")))
     return biases

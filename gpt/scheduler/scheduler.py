@@ -116,6 +116,23 @@ class Scheduler:
             self._admit(plan, budget)
         return plan
 
+    def look_ahead(self, plan: Plan, sequence: Sequence, guess: list[int]) -> None:
+        """Let the plan's step check a guess of the decoding sequence's tokens after its newest, as far as free blocks
+        hold them: nobody gives way to a guess."""
+        most = sequence.num_skipped_blocks + self.config.max_blocks_per_seq
+        needed = min(self.blocks_for(sequence.num_computed + 1 + len(guess)), most)
+        missing = min(needed - len(sequence.block_table), self.pool.num_available)
+        if missing > 0:
+            self.prefix_cache.insert(sequence)
+            self._hold(sequence, [self.pool.allocate() for _ in range(missing)])
+            plan.new_blocks.append(sequence)
+        sequence.guess = guess[: max(0, sequence.capacity - sequence.num_computed - 1)]
+
+    def accept(self, sequence: Sequence, num_accepted: int) -> None:
+        """Count guesses that were right as computed tokens."""
+        sequence.num_computed += num_accepted
+        sequence.guess = []
+
     def advance(self, plan: Plan) -> list[Sequence]:
         """Count the plan's tokens as computed, cache full prompt blocks, and give back what no later token sees.
 

@@ -2,8 +2,12 @@
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import quantiles
+from typing import Any
+
+from octavo.gpt.scheduler.scheduler import Scheduler
 
 KEPT = 1000  # completions whose times are kept
 
@@ -42,6 +46,25 @@ class Stats:
     def percentiles(self) -> dict[str, dict[str, float]]:
         """Return name -> p50, p90, p99 in seconds; empty where nothing was timed yet."""
         return {name: _percentiles(list(times)) for name, times in self._times.items()}
+
+
+def tell(scheduler: Scheduler, counts: Stats, others: Mapping[str, Any]) -> dict[str, Any]:
+    """What an engine does and did: counts, blocks, what others count, and percentiles of times in seconds."""
+    pool = scheduler.pool
+    return {
+        "requests_running": scheduler.num_running,
+        "requests_waiting": len(scheduler.waiting) + len(scheduler.swapped),
+        "requests_finished": counts.num_finished,
+        "requests_preempted": scheduler.num_preempted,
+        "tokens_prefilled": counts.num_prefilled,
+        "tokens_decoded": counts.num_decoded,
+        "blocks_used": pool.num_used,
+        "blocks_cached": pool.num_cached,
+        "blocks_free": pool.num_available - pool.num_cached,
+        "prefix_hit_rate": scheduler.num_hit_tokens / max(scheduler.num_prompt_tokens, 1),
+        **others,
+        **counts.percentiles(),
+    }
 
 
 def _percentiles(times: list[float]) -> dict[str, float]:

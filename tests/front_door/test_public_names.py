@@ -9,8 +9,9 @@ from octavo.gpt import LLM, AsyncLLM
 
 NAMES = [
     "GPT2", "LLM", "AsyncLLM", "Beam", "CompletionOutput", "EngineClosedError", "Llama", "LoRARequest", "Logprob",
-    "QueueFullError",
-    "RequestOutput", "SamplingParams", "Score", "TokenProbability", "load_model", "load_tokenizer",
+    "NGram", "QueueFullError",
+    "RequestOutput", "SamplingParams", "Score", "StructuredOutputsParams", "TokenProbability",
+    "load_model", "load_tokenizer",
 ]  # fmt: skip
 
 

@@ -100,16 +100,14 @@ def test_params_are_values():
     assert SamplingParams.from_optional(temperature=None, n=2) == SamplingParams(n=2)
 
 
-@pytest.mark.parametrize(
-    "name", ["structured_outputs", "guided_decoding", "logits_processors", "extra_args", "best_of"]
-)
+@pytest.mark.parametrize("name", ["guided_decoding", "logits_processors", "extra_args", "best_of"])
 def test_what_would_silently_not_happen_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is not supported"):
         SamplingParams(**{name: {"json": 1}})
 
 
 def test_arguments_of_the_engine_are_refused_by_name(folder):
-    for name, value in (("tensor_parallel_size", 2), ("quantization", "fp8"), ("speculative_config", {"a": 1})):
+    for name, value in (("tensor_parallel_size", 2), ("quantization", "fp8"), ("hf_overrides", {"a": 1})):
         with pytest.raises(ValueError, match=f"LLM does not support {name}="):
             load_tiny(folder, **{name: value})
     with pytest.raises(TypeError, match="LLM has no argument 'max_model_length'"):

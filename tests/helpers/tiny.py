@@ -15,6 +15,7 @@ from octavo.gpt.runner.kv_cache import PagedCache
 from octavo.gpt.runner.model_runner import Runner
 from octavo.gpt.sampling_params import SamplingParams
 from octavo.gpt.scheduler.config import EngineConfig
+from octavo.gpt.speculative.speculation import Speculation
 from octavo.kernels.ops import REFERENCE, Ops
 
 TINY_GPT2 = GPT2Config(
@@ -40,6 +41,7 @@ def tiny_engine(
     prefix_caching: bool = True,
     capture: Capture | None = None,
     async_scheduling: bool = False,
+    speculation: Speculation | None = None,
     **limits: Any,
 ) -> Engine:
     """An engine on the CPU with small limits; `limits` are EngineConfig's fields."""
@@ -49,8 +51,8 @@ def tiny_engine(
     dtype, device = next(model.parameters()).dtype, torch.device("cpu")
     cache = PagedCache(model.config, config.num_blocks, config.block_size, dtype, device)
     cache.data.fill_(torch.nan)  # what no token wrote must never be read
-    runner = Runner(model, cache, config, device, capture)
-    return Engine(runner, model.config, config, None, 0, prefix_caching, async_scheduling)
+    runner = Runner(model, cache, config, device, capture, speculation.max_rows if speculation else 0)
+    return Engine(runner, model.config, config, None, 0, prefix_caching, async_scheduling, speculation)
 
 
 def run(engine: Engine, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[list[int]]:
