@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
+    from octavo.gpt.speculative.draft_model import DraftModel
     from octavo.gpt.speculative.ngram import NGram
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "AsyncLLM",
     "Beam",
     "CompletionOutput",
+    "DraftModel",
     "EngineClosedError",
     "Llama",
     "LoRARequest",
@@ -57,6 +59,7 @@ _HOMES = {
     "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
     "sampling_params": "SamplingParams",
     "scoring": "Score",
+    "speculative.draft_model": "DraftModel",
     "speculative.ngram": "NGram",
 }
 

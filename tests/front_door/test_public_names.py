@@ -8,8 +8,8 @@ import octavo.gpt
 from octavo.gpt import LLM, AsyncLLM
 
 NAMES = [
-    "GPT2", "LLM", "AsyncLLM", "Beam", "CompletionOutput", "EngineClosedError", "Llama", "LoRARequest", "Logprob",
-    "NGram", "QueueFullError",
+    "GPT2", "LLM", "AsyncLLM", "Beam", "CompletionOutput", "DraftModel", "EngineClosedError", "Llama", "LoRARequest",
+    "Logprob", "NGram", "QueueFullError",
     "RequestOutput", "SamplingParams", "Score", "TokenProbability", "load_model", "load_tokenizer",
 ]  # fmt: skip
 

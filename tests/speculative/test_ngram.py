@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from octavo.gpt import LLM, NGram, SamplingParams
+from octavo.gpt import LLM, DraftModel, NGram, SamplingParams
 from octavo.gpt.cli import commands
 from octavo.gpt.models.registry import KNOWN_SHAPES
 from octavo.gpt.scheduler.sequence import Sequence
@@ -75,13 +75,16 @@ def test_guesses_are_chosen_by_object_by_word_and_by_the_dict_of_vllm():
     config = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     assert chosen(None, config) == NGram(5, 1, 3)
     assert chosen(None, {"method": "ngram", "prompt_lookup_max": 1}) == NGram(4, 1, 1)
+    assert (chosen("a/b"), chosen("a/b:5")) == (DraftModel("a/b"), DraftModel("a/b", 5))
+    assert chosen(None, {"model": "a", "num_speculative_tokens": 2}) == DraftModel("a", 2)
 
 
 @pytest.mark.parametrize(
     ("speculative", "config", "message"),
     [
-        ("ngram:0", None, "number of tokens must be an integer in"),
-        ("ngram:x", None, "ngram:NUMBER"),
+        ("ngram:0", None, "num_tokens must be an integer in"),
+        ("ngram:x", None, "either with :NUMBER"),
+        (None, {"num_speculative_tokens": 3}, "names no model"),
         (3, None, "speculative must be"),
         (None, {"method": "eagle"}, "'eagle'"),
         (None, {"method": "ngram", "disable_by_batch_size": 4}, "'disable_by_batch_size'"),
