@@ -24,6 +24,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.scoring import Score
     from octavo.gpt.speculative.draft_model import DraftModel
     from octavo.gpt.speculative.ngram import NGram
+    from octavo.gpt.structured.params import StructuredOutputsParams
 
 __all__ = [
     "GPT2",
@@ -41,6 +42,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "Score",
+    "StructuredOutputsParams",
     "TokenProbability",
     "load_model",
     "load_tokenizer",
@@ -61,6 +63,7 @@ _HOMES = {
     "scoring": "Score",
     "speculative.draft_model": "DraftModel",
     "speculative.ngram": "NGram",
+    "structured.params": "StructuredOutputsParams",
 }
 
 __version__ = version("octavo")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import octavo.gpt
-from octavo.gpt.cli import output, replay, serve, tables
+from octavo.gpt.cli import forms, output, play, replay, serve, tables
 from octavo.gpt.cli.process import PATIENCE, Parser, complain, run, run_process
 from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import SamplingParams
@@ -173,7 +173,7 @@ def _params(arguments: argparse.Namespace, llm: "LLM | None" = None) -> Sampling
     if followed:
         said = ", ".join(f"{name} {value}" for name, value in followed.items())
         complain("octavo", f"as the model's generation_config.json says: {said} (--generation-config octavo: not so)")
-    return SamplingParams(**DEFAULTS | followed | given)
+    return SamplingParams(**DEFAULTS | followed | given | forms.structured(arguments))
 
 
 def _draw_params(arguments: argparse.Namespace) -> SamplingParams | None:
@@ -217,6 +217,7 @@ EXAMPLES = {
     "beam": 'octavo beam "The capital of Japan is" --beams 3',
     "score": "octavo score README.md",
     "replay": "octavo replay receipts.jsonl",
+    "play": "octavo play",
     "serve": "octavo serve --model smollm2 --port 8000",
     "models": "octavo models",
     "tokens": 'octavo tokens "Hello, world 123"',
@@ -246,6 +247,7 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--logit-bias", action="append", metavar="ID=X", help="add X to the logit of this id; repeatable"
     )
+    forms.add_arguments(command)
     parser = command.add_argument_group("output")
     parser.add_argument(
         "--raw", action="store_true", help="show control characters of the text to the terminal as well"
@@ -319,6 +321,11 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser)
 
 
+def _play_arguments(parser: argparse.ArgumentParser) -> None:
+    play.add_arguments(parser)
+    _model_arguments(parser)
+
+
 def _tokens_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text")
     parser.add_argument("--model", default="smollm2", help="whose tokenizer (smollm2)")
@@ -335,6 +342,7 @@ COMMANDS: tuple[
     ("score", score, _score_arguments),
     ("replay", replay.replay, replay.add_arguments),
     ("serve", serve.serve, _serve_arguments),
+    ("play", play.play, _play_arguments),
     ("models", models, lambda parser: None),
     ("tokens", tokens, _tokens_arguments),
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -23,13 +24,18 @@ ENGINE = {  # flags of the engine: default, help
 
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the model over HTTP, by OpenAI's API."""
+    run_server(arguments)
+
+
+def run_server(arguments: argparse.Namespace, listening: Callable[[str], None] | None = None) -> None:
+    """Serve as the flags say until a signal asks to stop; `listening` hears of the address."""
     settings = settings_of(arguments)
     try:
         from octavo.gpt.server.run import serve as run
     except ModuleNotFoundError as error:
-        raise ImportError(f"octavo serve needs {error.name}: pip install 'octavo[serve]'") from None
+        raise ImportError(f"the server needs {error.name}: pip install 'octavo[serve]'") from None
     leave_signals()
-    run(lambda: _async_llm(arguments), arguments.model, settings)
+    run(lambda: _async_llm(arguments), arguments.model, settings, listening)
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -40,7 +46,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         given["api_key"] = (os.environ[KEY],)
     for name, value in given.items():
         least = 0 if name in ("port", "shutdown_timeout", "max_logprobs", "max_stop") else 1
-        if isinstance(value, int | float) and not value >= least:
+        if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
             raise ValueError(f"{name} must be at least {least}, not {quoted(value)}")
     return Settings(**given)
 
@@ -67,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _flag(hint: Any, each: Field) -> dict[str, Any]:
     """Return how argparse reads a setting."""
     text = each.metadata["help"]
+    if hint is bool:
+        return {"action": "store_true", "help": text}
     if isinstance(each.default, tuple):
         return {"action": "append", "default": [], "metavar": "TEXT", "help": text}
     kind = next(kind for kind in (int, float, str) if kind is hint or hint == kind | None)

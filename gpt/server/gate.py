@@ -25,7 +25,7 @@ class Gate:
     """ASGI middleware around the routes of one `Serving`."""
 
     def __init__(self, app: ASGIApp, serving: Serving, log: Callable[[dict[str, Any]], None] | None = None) -> None:
-        self._app, self._serving, self._log = app, serving, log or log_line
+        self._app, self._serving, self._log = app, serving, log or (_no_line if serving.settings.quiet else log_line)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
@@ -120,6 +120,10 @@ def _facts(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
         "status": status,
         "seconds": round(seconds, 4),
     }
+
+
+def _no_line(facts: dict[str, Any]) -> None:
+    """Say nothing."""
 
 
 def log_line(facts: dict[str, Any]) -> None:

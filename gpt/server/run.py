@@ -20,13 +20,18 @@ PROGRESS = 5.0  # seconds between two lines while the model is loaded
 LAST_WORDS = 2  # seconds that connections get to close in after the last answer
 
 
-def serve(make: Callable[[], AsyncLLM], name: str, settings: Settings) -> None:
+def serve(
+    make: Callable[[], AsyncLLM], name: str, settings: Settings, listening: Callable[[str], None] | None = None
+) -> None:
     """Serve until a signal asks to stop; OSError where the port cannot be had, else what loading the model raised.
 
-    make: returns the model, which takes a while. name: what it is called while it is loaded.
+    make: returns the model, which takes a while. name: what it is called while it is loaded. listening: hears of
+    the server's address before that.
     """
     listener = listen(settings)
     server = Server(make, name, settings, listener)
+    if listening is not None:
+        listening(server.url)
     server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure

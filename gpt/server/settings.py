@@ -23,4 +23,5 @@ class Settings:
     max_n: int = _flag(16, "most completions of a prompt")
     max_stop: int = _flag(16, "most stop strings of a request")
     max_logprobs: int = _flag(20, "most log-probabilities of a token")
+    quiet: bool = _flag(False, "no line for each call on standard error")
     shutdown_timeout: float = _flag(30.0, "seconds that running requests get to end in, when the server is stopped")

@@ -9,8 +9,8 @@ from octavo.gpt import LLM, AsyncLLM
 
 NAMES = [
     "GPT2", "LLM", "AsyncLLM", "Beam", "CompletionOutput", "DraftModel", "EngineClosedError", "Llama", "LoRARequest",
-    "Logprob", "NGram", "QueueFullError",
-    "RequestOutput", "SamplingParams", "Score", "TokenProbability", "load_model", "load_tokenizer",
+    "Logprob", "NGram", "QueueFullError", "RequestOutput", "SamplingParams", "Score", "StructuredOutputsParams",
+    "TokenProbability", "load_model", "load_tokenizer",
 ]  # fmt: skip
 
 

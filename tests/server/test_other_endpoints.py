@@ -1,5 +1,7 @@
 """Tokens, scores, metrics, tools in a chat: the endpoints beside completions."""
 
+import math
+
 import pytest
 from tiny_folder import CHATML, load_tiny, save_tiny
 
@@ -40,6 +42,8 @@ def test_a_text_as_tokens_and_back(server, llm):
     assert "".join(found["token_strs"]) == "the sun"
     assert found["max_model_len"] == 96
     assert post(server, "/detokenize", tokens=found["tokens"]) == {"prompt": "the sun"}
+    own = post(server, "/detokenize", tokens=found["tokens"], return_token_strs=True)
+    assert own == {"prompt": "the sun", "token_strs": found["token_strs"]}
     assert post(server, "/detokenize", tokens=[10**6]).startswith("token id 1000000 is outside")
 
 
@@ -128,3 +132,12 @@ def test_vllms_words_reach_the_sampler(server, llm):
         mine.text,
         mine.finish_reason,
     )
+
+
+def test_processed_log_probabilities_are_those_that_were_drawn_from(server):
+    body = {"prompt": "the sun", "max_tokens": 1, "logprobs": 5, "temperature": 0.5, "top_k": 2, "seed": 1}
+    answer = post(server, "/v1/completions", logprobs_mode="processed_logprobs", **body)
+    (top,) = answer["choices"][0]["logprobs"]["top_logprobs"]
+    kept = [math.exp(logprob) for logprob in top.values() if logprob > -9999]
+    assert (len(kept), sum(kept)) == (2, pytest.approx(1, abs=1e-6))
+    assert "logprobs_mode must be one of" in post(server, "/v1/completions", logprobs_mode="logits", **body)

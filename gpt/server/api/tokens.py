@@ -39,12 +39,15 @@ async def tokenize(request: TokenizeRequest, serving: Asked) -> dict[str, Any]:
 
 
 @router.post("/detokenize")
-async def detokenize(request: DetokenizeRequest, serving: Asked) -> dict[str, str]:
-    """Return the text of token ids."""
+async def detokenize(request: DetokenizeRequest, serving: Asked) -> dict[str, Any]:
+    """Return the text of token ids, and on demand each one's own."""
     serving.model_and_adapter(request.model)
     tokenizer = _tokenizer(serving)
     with answered():
-        return {"prompt": await asyncio.to_thread(tokenizer.decode, request.tokens)}
+        text = await asyncio.to_thread(tokenizer.decode, request.tokens)
+    if not request.return_token_strs:
+        return {"prompt": text}
+    return {"prompt": text, "token_strs": [serving.llm.engine.text_of(token_id) for token_id in request.tokens]}
 
 
 @router.post("/v1/score")

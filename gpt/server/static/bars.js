@@ -1,6 +1,6 @@
 // One step in large: the candidates as rows, and in each three bars.
 
-import { el, find, percent, visible } from "./dom.js";
+import { el, find, fixed, percent, visible } from "./dom.js";
 import { textOf } from "./api.js";
 
 const COLUMNS = [["raw", "model"], ["tempered", "temperature"], ["kept", "filters"]];
@@ -10,7 +10,7 @@ export function showBars({ rows, others, drawn }, taken, pick) {
   const list = find("bars");
   const focused = list.contains(document.activeElement);
   const head = el("div", { class: "row head", role: "presentation" }, el("span", {}, "token"),
-    ...COLUMNS.map(([name, label]) => el("span", { class: name }, label)));
+    ...COLUMNS.map(([name, label]) => el("span", { class: name }, label)), el("span", { class: "luck" }, "luck"));
   const shown = rows.map((row) => candidate(row, drawn, taken, pick));
   const rest = el("div", { class: "row rest", role: "presentation" },
     el("span", { class: "name" }, "all others"), ...cells(others));
@@ -35,7 +35,7 @@ const cells = (row, isCut = false) => COLUMNS.map(([name]) => {
 function candidate(row, drawn, taken, pick) {
   const text = visible(textOf(row.id)), isCut = row.kept === 0, isDrawn = row.id === drawn;
   const marks = [isDrawn ? "drawn" : null, row.id === taken && !isDrawn ? "taken" : null].filter(Boolean);
-  const said = COLUMNS.map(([name, label]) => `${label} ${percent(row[name])}`);
+  const said = [...COLUMNS.map(([name, label]) => `${label} ${percent(row[name])}`), `luck ${fixed(row.luck ?? NaN)}`];
   const name = el("span", { class: "name" }, el("span", { class: "token-text" }, text),
     ...marks.map((mark) => el("em", { class: mark }, mark)));
   return el("div", {
@@ -43,5 +43,5 @@ function candidate(row, drawn, taken, pick) {
     title: `id ${row.id}`, "data-id": row.id, "aria-selected": String(row.id === (taken ?? drawn)),
     "aria-label": [text, ...said, ...(isCut ? ["cut"] : []), ...marks].join(", "),
     onclick: () => pick(row.id, Math.log(row.raw)),
-  }, name, ...cells(row, isCut));
+  }, name, ...cells(row, isCut), el("span", { class: "luck" }, row.luck === null ? "–" : fixed(row.luck)));
 }

@@ -1,14 +1,15 @@
 // What may come next: each token's probability in the model, after the temperature, and after the filters.
 
 import { complete, steps } from "./api.js";
+import { luck } from "./noise.js";
 
 export const SHOWN = 20; // tokens that the server names of each step
 
 /**
  * Ask for one step in three ways: as the model has it, with the temperature alone, and with every filter. The prefix
  * is cached after the first, and the same seed draws the same token, so this is the step that was or will be taken.
- * Returns {rows: [{id, raw, tempered, kept}], others: {raw, tempered, kept}, drawn, usage}; a column and its others
- * sum to 1.
+ * Returns {rows: [{id, raw, tempered, kept, luck}], others: {raw, tempered, kept}, drawn, usage}; a column and its
+ * others sum to 1. The drawn token has the largest ln(kept) + luck; luck is null at temperature 0.
  */
 export async function distribution(prefix, knobs, signal) {
   const { temperature, seed } = knobs;
@@ -19,7 +20,9 @@ export async function distribution(prefix, knobs, signal) {
   const answers = await Promise.all(asked.map((options) => complete([prefix], { ...options, ...one }, signal)));
   const first = async ({ choices }) => (await steps(choices[0]))[0];
   const [raw, tempered = sure(raw), kept = tempered] = await Promise.all(answers.map(first));
-  return { ...table(raw, tempered, kept), usage: answers[0].usage };
+  const { rows, ...rest } = table(raw, tempered, kept);
+  const withLuck = rows.map((row) => ({ ...row, luck: temperature > 0 ? luck(seed, prefix.length, row.id) : null }));
+  return { ...rest, rows: withLuck, usage: answers[0].usage };
 }
 
 const sure = ({ id }) => ({ id, logprob: 0, top: [[id, 0]] });
