@@ -1,10 +1,11 @@
-"""README's clients of the server run as they stand, but for the port; those of packages that are not here are skipped."""
+"""README's clients of the server run as they stand, but for the port; those of packages not here are skipped."""
 
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
 from served import served
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
