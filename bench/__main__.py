@@ -13,7 +13,7 @@ COMMANDS = {  # each is a module; only the one that is asked for is imported, wi
     "decode": "tokens/s and latency over batch sizes and contexts, beside peers",
     "ops": "kernel by kernel, on the backends that run here",
     "host": "what a step costs the host, with a model that returns at once",
-    "serve": "load on AsyncLLM: throughput, latency, goodput",
+    "serve": "load on AsyncLLM, or on a server: throughput, latency, goodput",
     "engine": "prefix caching and continuous batching against doing without",
     "perplexity": "how well each format of weights predicts a text, beside llama.cpp",
     "memory": "what each contender takes while it loads and answers, in a process of its own",

@@ -10,6 +10,7 @@ from itertools import product
 from rich.console import Console
 
 from octavo.bench import options
+from octavo.bench.measuring import llama_bench
 from octavo.bench.measuring.decoding import DecodePlan, DecodeRun
 from octavo.bench.measuring.workloads import EFFORTS, grid_point
 from octavo.bench.peers.formats import FORMATS
@@ -28,12 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument("--quick", dest="effort", action="store_const", const="quick", help="small grid, few repeats")
     effort.add_argument("--full", dest="effort", action="store_const", const="full", help="large grid, many repeats")
     parser.set_defaults(effort="normal")
+    parser.add_argument("--llama-bench", action="store_true", help="print pp512 and tg128 as llama-bench does instead")
     options.add_machine(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """tokens/s and latency over batch sizes and contexts, beside peers"""
+    if arguments.llama_bench:  # has two points of its own
+        arguments.batch, arguments.context, arguments.new_tokens = "1", "2", 2
     plan, absent = make_plan(arguments)
+    if arguments.llama_bench:
+        print(llama_bench.table(list(llama_bench.rows(plan))))
+        return 0
 
     def work(log: ResultLog) -> None:
         for line in absent:

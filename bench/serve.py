@@ -3,13 +3,17 @@
 Some of the requests are first run alone and judged by the reference; under every load the same ones must say the same
 again, and only then are its times written down. Times of an open loop count from the moment a request was due.
 Goodput counts the requests whose first token and whose mean time per further token were both within the bounds.
+
+With --url the same requests go to a server, as token ids of --model's vocabulary: nothing is judged there.
 """
 
 import argparse
 import asyncio
+import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,9 +22,11 @@ from octavo.bench import options
 from octavo.bench.measuring import workloads
 from octavo.bench.measuring.check import Verdict, Verifier, spread_rows
 from octavo.bench.measuring.load_generator import Served, ask, samples_of, serve
+from octavo.bench.measuring.remote import Remote
 from octavo.bench.measuring.workloads import Load, Request, at_least
 from octavo.bench.peers.formats import DENSE
 from octavo.bench.reporting.schema import Serve
+from octavo.bench.reporting.vllm_keys import headline, vllm_result
 from octavo.bench.run import ResultLog, aside, reason, run_command
 from octavo.gpt import AsyncLLM
 
@@ -43,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ttft-ms", type=float, metavar="MS", help=f"bound of the first token {usual('ttft_ms')}")
     parser.add_argument("--tpot-ms", type=float, metavar="MS", help=f"bound of the mean gap {usual('tpot_ms')}")
     parser.add_argument("--max-num-seqs", type=int, default=64, metavar="N", help="that run together (64)")
+    parser.add_argument("--url", help="load the server there instead, by /v1/completions")
+    parser.add_argument("--api-key", metavar="KEY", help="that the server asks for")
+    parser.add_argument("--save-result", type=Path, metavar="FILE", help="write the one load's figures in vLLM's keys")
     options.add_machine(parser)
 
 
@@ -62,14 +71,25 @@ class ServePlan:
         self.mix, self.max_num_seqs, self.seed = arguments.mix, arguments.max_num_seqs, arguments.seed
         mix = workloads.mix_of(self.mix)
         self.source, self.backend, self.dtype = options.one_model(arguments, self.device)
-        self.requests = workloads.requests(self.source.config, mix, arguments.requests, self.seed)
+        self.number = arguments.requests
+        self.requests = workloads.requests(self.source.config, mix, self.number, self.seed)
         self.checked = spread_rows(len(self.requests))  # indices of the requests that are also run alone
-        self.loads = _loads(arguments.rate, arguments.callers)
+        self.loads, self.file = _loads(arguments.rate, arguments.callers), arguments.save_result
+        if self.file is not None:
+            _check_file(self.file, len(self.loads))
+
+    def save(self, result: dict[str, Any]) -> None:
+        """Write a load's figures where --save-result asks for them."""
+        if self.file is not None:
+            self.file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """load on AsyncLLM: throughput, latency, goodput"""
+    """load on AsyncLLM, or on a server: throughput, latency, goodput"""
     plan = ServePlan(arguments)
+    if arguments.url:
+        asyncio.run(load_server(plan, Remote(arguments.url, arguments.api_key), console))
+        return 0
 
     def work(log: ResultLog) -> None:
         asyncio.run(measure_all(plan, log))
@@ -84,6 +104,30 @@ def _loads(rates: str, callers: str) -> list[Load]:
     if not closed and not opened:
         raise ValueError("rate and callers are both none: no load is left")
     return [*(Load("closed", number) for number in closed), *(Load("open", rate) for rate in opened)]
+
+
+def _check_file(path: Path, num_loads: int) -> None:
+    """ValueError unless one result can be written there."""
+    if num_loads != 1:
+        raise ValueError(f"--save-result takes one load, not {num_loads}: --rate none --callers 8, for one")
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror or error}") from None
+
+
+async def load_server(plan: ServePlan, remote: Remote, console: Console) -> None:
+    """The loads on a server, each with prompts of its own, so that none profits from what the server has cached."""
+    try:
+        await remote.connect()
+        console.print(f"{remote.url} serves {remote.model}", soft_wrap=True)
+        for i, load in enumerate(plan.loads):
+            requests = workloads.requests(plan.source.config, workloads.mix_of(plan.mix), plan.number, plan.seed + i)
+            result = vllm_result(await serve(remote.ask, requests, load, plan.seed), load, remote.model, "openai")
+            console.print(headline(result, load), soft_wrap=True)
+            plan.save(result)
+    finally:
+        await remote.close()
 
 
 async def measure_all(plan: ServePlan, log: ResultLog) -> None:
@@ -115,10 +159,13 @@ async def _measure(
         return _record(plan, load, check.first)
     llm.llm.engine.scheduler.pool.reset()  # no load profits from the prefixes of the one before
     try:
-        served = await serve(llm, plan.requests, load, plan.seed, note)
+        served = await serve(partial(ask, llm), plan.requests, load, plan.seed, note)
     except Exception as error:
         return _record(plan, load, Verdict("failed", reason(error)))
-    return _record(plan, load, aside(check, served), served, warmup_s)
+    verdict = aside(check, served)
+    if verdict.status != "wrong":
+        plan.save(vllm_result(served, load, plan.source.name, "octavo"))
+    return _record(plan, load, verdict, served, warmup_s)
 
 
 def _record(

@@ -23,6 +23,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
     from octavo.gpt.speculative.ngram import NGram
+    from octavo.gpt.structured.params import StructuredOutputsParams
 
 __all__ = [
     "GPT2",
@@ -39,6 +40,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "Score",
+    "StructuredOutputsParams",
     "TokenProbability",
     "load_model",
     "load_tokenizer",
@@ -58,6 +60,7 @@ _HOMES = {
     "sampling_params": "SamplingParams",
     "scoring": "Score",
     "speculative.ngram": "NGram",
+    "structured.params": "StructuredOutputsParams",
 }
 
 __version__ = version("octavo")

@@ -12,7 +12,7 @@ from typing import Any
 from octavo.gpt.models.config import ModelConfig
 from octavo.gpt.options.lora import Lora
 from octavo.gpt.outputs import Origin, RequestOutput
-from octavo.gpt.request_state import RequestState, new_state, word_tokens
+from octavo.gpt.request_state import RequestState, new_state, no_token, word_tokens
 from octavo.gpt.runner.model_runner import PendingStep, Runner
 from octavo.gpt.runner.residence import Residence
 from octavo.gpt.sampling_params import SamplingParams, as_texts
@@ -23,9 +23,8 @@ from octavo.gpt.scheduler.sequence import Sequence, State
 from octavo.gpt.scheduler.stats import Stats, tell
 from octavo.gpt.scheduler.validation import check_request, checked_ids
 from octavo.gpt.speculative.speculation import Speculation
+from octavo.gpt.structured.guides import Guides
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
-
-NOT_FINITE = "the logits were not finite"
 
 Listener = Callable[[RequestOutput], None]
 
@@ -68,6 +67,7 @@ class Engine:
         self.model_config = model_config
         self.config = config
         self.tokenizer = tokenizer
+        self.guides = Guides(tokenizer, model_config.vocab_size, model_config.eos_ids)
         self.scheduler = Scheduler(config, enable_prefix_caching)
         self.residence = Residence(runner)
         self.counts = Stats()
@@ -101,6 +101,7 @@ class Engine:
         """Return the prompt's ids as a list; ValueError if the request could never be served."""
         prompt_ids = self.checked_ids(prompt_token_ids)
         check_request(prompt_ids, params, self.config, self.model_config.vocab_size, self.tokenizer is not None)
+        self.guides.guide(params)
         return prompt_ids
 
     def add(
@@ -189,7 +190,6 @@ class Engine:
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         request.origin = Origin(params, seed, adapter, self.owner)
         params = params.for_engine(self.model_config.vocab_size, self.config.logprobs_mode)
-        bad_words = word_tokens(as_texts(params.bad_words), self.tokenizer) if self.tokenizer is not None else ()
         states: list[RequestState] = []
         for index in range(params.n):
             sequence = Sequence(
@@ -199,7 +199,8 @@ class Engine:
                 seed=(seed + index + 2**63) % 2**64 - 2**63,
                 max_len=self.config.max_model_len,
                 eos_ids=self.model_config.eos_ids,
-                bad_words=bad_words,
+                bad_words=word_tokens(as_texts(params.bad_words), self.tokenizer),
+                guide=self.guides.guide(params),
                 adapter=adapter,
             )
             states.append(new_state(sequence, request, index, self.tokenizer, self.text_of))
@@ -247,9 +248,10 @@ class Engine:
 
     def _due(self, must_wait: bool) -> Iterator[InFlight]:
         """Yield the steps to be processed now, oldest first: all of them if a context has to be shifted before it can
-        go on, or if there was nothing to start."""
+        go on, if the next token's form follows from the last one, or if there was nothing to start."""
         if self._in_flight:
-            must_wait |= any(not sequence.reached_limit for sequence in self._in_flight[-1].ending_sequences)
+            last = self._in_flight[-1]
+            must_wait |= last.step.is_guided or any(not each.reached_limit for each in last.ending_sequences)
         while len(self._in_flight) > (0 if must_wait else self._depth):
             yield self._in_flight.popleft()
 
@@ -269,7 +271,7 @@ class Engine:
                     break  # it ended while this step was in flight
                 self.counts.num_decoded += row < done.step.num_decoded
                 state.clock.first_token = state.clock.first_token or now
-                ending = state.append(token_id, logprobs, now) if token_id >= 0 else ("error", NOT_FINITE)
+                ending = state.append(token_id, logprobs, now) if token_id >= 0 else ("error", no_token(sequence))
                 if ending is not None:
                     self._finish(state, *ending)
                 touched[state.request.request_id] = state.request

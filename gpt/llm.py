@@ -47,10 +47,11 @@ class LLM(ScoresTexts, Rollouts):
     model's own, another's name, or None (or `skip_tokenizer_init`) for a model that takes and gives token ids alone.
 
     At most `max_num_seqs` completions run together and `max_num_waiting` wait; when the cache runs out, `preemption`
-    moves the youngest's blocks to host memory and back ("swap", exact), or drops them and computes its text again as a
-    prompt ("recompute", equal to the rounding). On CUDA, decode steps of the triton backend are graphs, captured as the
-    model loads ("startup"), when a size is first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes
-    nothing; `enforce_eager` means "off". Bad arguments raise ValueError, missing files FileNotFoundError.
+    moves the youngest's blocks to host memory and back ("swap"), or drops them and computes its text again as a prompt
+    ("recompute"), or whichever is faster ("auto"): the same bits on our own backends. On CUDA, decode steps of triton
+    are graphs, captured as the model loads ("startup"), when a size is first needed ("lazy") or not at all ("off");
+    elsewhere `cuda_graphs` changes nothing; `enforce_eager` means "off". Bad arguments raise ValueError, missing files
+    FileNotFoundError.
 
     generation_config: where the sampling of requests without SamplingParams is from (`get_default_sampling_params`):
     "auto" for the generation_config.json of the model, "octavo" for SamplingParams' own defaults, or a folder with such
@@ -81,7 +82,7 @@ class LLM(ScoresTexts, Rollouts):
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
         max_num_waiting: int = 4096,
-        preemption: str = "swap",
+        preemption: str = "auto",
         seed: int | None = 0,
         enable_prefix_caching: bool = True,
         cuda_graphs: str = "startup",

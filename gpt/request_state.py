@@ -11,6 +11,8 @@ from octavo.gpt.scheduler.stats import Clock
 from octavo.gpt.tokenizer.detokenizer import TextStream
 from octavo.gpt.tokenizer.tokenizer import Tokenizer
 
+NOT_FINITE = "the logits were not finite"
+
 Ending = tuple[str, int | str | None]  # finish_reason, stop_reason
 
 
@@ -44,7 +46,9 @@ class RequestState:
             output.pieces()
             if output.stream.stopped_by is not None:
                 return "stop", output.stream.stopped_by
-        return None
+        if sequence.guide is not None and sequence.guide.error:
+            return "error", f"structured output: {sequence.guide.error}"
+        return ("stop", None) if sequence.guide is not None and sequence.guide.is_complete else None
 
     def _note_progress(self, now: float) -> None:
         request, metrics = self.request, self.request.metrics
@@ -98,12 +102,21 @@ def new_state(
     return RequestState(sequence, output, request, stop_ids, Clock(), [None] * num_prompt_logprobs, text_of)
 
 
-def word_tokens(words: tuple[str, ...], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+def no_token(sequence: Sequence) -> str:
+    """Return why nothing could be sampled."""
+    if sequence.guide is None:
+        return NOT_FINITE
+    return sequence.guide.error or f"{NOT_FINITE}, or all that structured output allows is banned"
+
+
+def word_tokens(words: tuple[str, ...], tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], ...]:
     """Return the words as tokens, at the start of a text and within one.
 
     By vLLM's rule the form after a space counts where it has as many tokens and another first one.
     """
     found: dict[tuple[int, ...], None] = {}
+    if tokenizer is None:
+        return ()
     for word in words:
         plain, spaced = (tuple(tokenizer.encode(prefix + word.lstrip())) for prefix in ("", " "))
         forms = [plain, spaced] if len(plain) == len(spaced) and plain[:1] != spaced[:1] else [plain]

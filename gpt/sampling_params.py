@@ -9,6 +9,7 @@ from typing import Any
 
 import octavo.gpt.options.checks as checks
 from octavo.gpt.quoting import quoted
+from octavo.gpt.structured.params import StructuredOutputsParams
 
 MAX_LOGPROBS = 1000
 MAX_LOGPROB_TOKEN_IDS = 128
@@ -91,7 +92,8 @@ class SamplingParams:
     skip_clone: bool = False  # changes nothing, since params never change
     skip_reading_prefix_cache: bool | None = None  # changes nothing but time: what is cached is exact
     best_of: int | None = None
-    structured_outputs: Any = None
+    structured: StructuredOutputsParams | Mapping[str, Any] | None = None  # the form that the output has to have
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None  # vLLM's word for it: kept there
     guided_decoding: Any = None
     logits_processors: Any = None
     extra_args: Any = None
@@ -122,6 +124,21 @@ class SamplingParams:
             raise ValueError(f"cache_salt must be a string, not {quoted(self.cache_salt)}")
         self._check_combinations()
         self._check_logit_bias()
+        self._check_structured()
+
+    def _check_structured(self) -> None:
+        both = {name: getattr(self, name) for name in ("structured", "structured_outputs")}
+        given = [(name, value) for name, value in both.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError("structured and structured_outputs are two names of one thing: give one")
+        form = StructuredOutputsParams.from_any(*given[0]) if given else None
+        object.__setattr__(self, "structured", form)
+        object.__setattr__(self, "structured_outputs", None)
+
+    @property
+    def form(self) -> StructuredOutputsParams | None:
+        """`structured` as a SamplingParams holds it, for type checkers too."""
+        return self.structured  # type: ignore[return-value]
 
     def _check_combinations(self) -> None:
         if self.allowed_token_ids == ():
@@ -198,7 +215,7 @@ class SamplingParams:
 
 # Words of vLLM's for what Octavo does not do: only the default, which asks for nothing, is taken.
 _NEUTRAL = (
-    "best_of", "structured_outputs", "guided_decoding", "logits_processors", "extra_args", "flat_logprobs",
+    "best_of", "guided_decoding", "logits_processors", "extra_args", "flat_logprobs",
     "stream_interval", "thinking_token_budget", "repetition_detection", "routed_experts_prompt_start",
 )  # fmt: skip
 

@@ -115,3 +115,4 @@ REFERENCE = Ops(name="reference", **_functions).with_syncs("write_kv", "paged_at
 
 # What the filters of `sample` look at, keep, and how much of the mass that is: for callers who show a draw.
 scaled_gap, keep_mask, kept_mass = sampling_math.scaled_gap, reference.keep_mask, sampling_math.kept_mass
+allowed_bits = sampling_math.allowed_bits  # what a mask of `sample` says of each id

@@ -17,6 +17,7 @@ STANDARD_OR_OWN = (
     "octavo.gpt.sampling_params",
     "octavo.gpt.quoting",
     "octavo.gpt.options.checks",
+    "octavo.gpt.structured.params",
 )
 
 

@@ -1,8 +1,8 @@
-"""Drives `AsyncLLM` as callers would, and notes when each token came. One thread, one event loop, as in a server."""
+"""Drives `AsyncLLM`, or a server, as callers would, and notes when each token came. One thread, one event loop."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,11 @@ class Served:
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
 
+Ask = Callable[[Request, Served], Awaitable[None]]  # one request to its end; what came, and when, is noted in Served
+
+
 async def serve(
-    llm: AsyncLLM, requests: Sequence[Request], load: Load, seed: int, note: Callable[[], object] = lambda: None
+    ask: Ask, requests: Sequence[Request], load: Load, seed: int, note: Callable[[], object] = lambda: None
 ) -> list[Served]:
     """Every request under the load, in their order; `note` is called as each ends. ValueError if one fails."""
     moments = arrivals(load.level, len(requests), seed) if load.kind == "open" else [0.0] * len(requests)
@@ -43,7 +46,7 @@ async def serve(
         async with gate:
             now = time.perf_counter()
             served = Served(len(request.prompt), start + moment if load.kind == "open" else now, now)
-            await ask(llm, request, served)
+            await ask(request, served)
             note()
             return served
 

@@ -18,6 +18,7 @@ from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, raise_i
 from octavo.gpt.quoting import quoted
 from octavo.gpt.receipts.weights_hash import weights_hash
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.structured.params import StructuredOutputsParams
 from octavo.kernels.weights import BLOCK_FORMATS
 
 KIND = 1  # of a receipt's layout
@@ -132,6 +133,8 @@ def _as_data(params: SamplingParams) -> dict[str, Any]:
 
 
 def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, StructuredOutputsParams):
+        return {key: _plain(name, item) for key, item in vars(value).items() if item}
     if isinstance(value, Mapping):
         return {str(key): _plain(name, item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -53,10 +53,14 @@ class StepResult:
 
 
 class PendingStep:
-    """A step that was started. Its first `num_decoded` sequences were decoded, the others prefilled."""
+    """A step that was started. Its first `num_decoded` sequences were decoded, the others prefilled.
+
+    is_guided: what some sequence may sample next depends on what it samples in this step.
+    """
 
     def __init__(self, sampled: list[SampledRows], prompts: list[PromptRows], num_decoded: int) -> None:
         self.num_decoded = num_decoded
+        self.is_guided = any(sequence.guide is not None for part in sampled for sequence in part.sequences)
         self._sampled = [part.to_host() for part in sampled]
         self._prompts = [replace(part, logprobs=part.logprobs.to_host()) for part in prompts]
         self._done: torch.cuda.Event | None = None

@@ -1,7 +1,7 @@
 """Sampler: from hidden states to token ids, and all that a request may ask for on the way.
 
 The three ways to get there are `SampleMode`'s. The first two run on the device alone and can be captured; in the third
-the host takes part between logits and sample, with penalties, biases, bans and log-probabilities.
+the host takes part between logits and sample, with penalties, biases, bans, log-probabilities and forms of the output.
 """
 
 from collections.abc import Mapping
@@ -29,6 +29,8 @@ from octavo.gpt.runner.logprobs import (
 from octavo.gpt.runner.transfer import to_device, to_host
 from octavo.gpt.sampling_params import PROCESSED, SamplingParams, as_ids
 from octavo.gpt.scheduler.sequence import Sequence
+from octavo.gpt.structured.masks import allowed_words
+from octavo.kernels.ops import allowed_bits
 
 
 class SampleMode(IntEnum):
@@ -47,7 +49,7 @@ def changes_logits(params: SamplingParams, num_sampled: int) -> bool:
 
 def sample_mode(params: SamplingParams) -> SampleMode:
     """Return the lowest mode that serves every token of a request; filters never remove a greedy row's choice."""
-    if changes_logits(params, 0) or params.reports_drawing:
+    if changes_logits(params, 0) or params.reports_drawing or params.structured is not None:
         return SampleMode.LOGITS
     filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
     return SampleMode.FILTERED if filtered and params.temperature > 0 else SampleMode.FUSED
@@ -80,6 +82,12 @@ class SamplingRows:
         if not self.guesses:
             return [()] * len(self.sequences)
         return [guess[:number] for guess in self.guesses for number in range(len(guess) + 1)]
+
+    @property
+    def groups(self) -> list[tuple[Sequence, Seq[int]]]:
+        """Each sequence once, with its guesses."""
+        firsts = [sequence for sequence, ahead in zip(self.sequences, self.ahead, strict=True) if not ahead]
+        return list(zip(firsts, self.guesses or [()] * len(firsts), strict=True))
 
     def confirmed(self, token_ids: list[int]) -> list[int]:
         """Return the rows that count, out of the tokens that were sampled in all: of each sequence those before which
@@ -152,16 +160,20 @@ class Sampler:
         """Run the rest of `sample` on what `start` returned. Of rows with guesses only those that count remain."""
         is_sampled = rows.mode is not SampleMode.LOGITS
         changed = started if is_sampled else self._changed(started, rows)
-        token_ids = started if is_sampled else self._sample_logits(changed, rows.columns)
+        allowed = None if is_sampled else allowed_words(rows.groups, started.shape[1], self.device)
+        token_ids = started if is_sampled else self._sample_logits(changed, rows.columns, allowed)
         if rows.guesses:
             kept = rows.confirmed(token_ids.tolist())
             where = self._indices(kept)
             started, changed, token_ids = started[where], changed[where], token_ids[where]
+            allowed = None if allowed is None else allowed[where]
             columns = SamplingColumns._make(column[where] for column in rows.columns)
             rows = SamplingRows([rows.sequences[row] for row in kept], columns, rows.mode)
         if is_sampled:
             return SampledRows(rows.sequences, token_ids)
         self._count(token_ids, rows.sequences)
+        if allowed is not None:
+            changed = changed.masked_fill(~allowed_bits(allowed, changed.shape[1]), -torch.inf)
         return self._report(started, changed, token_ids, rows)
 
     def _report(self, raw: Tensor, changed: Tensor, token_ids: Tensor, rows: SamplingRows) -> SampledRows:
@@ -203,8 +215,9 @@ class Sampler:
         self._biases.clear()
         self._masks.reset()
 
-    def _sample_logits(self, logits: Tensor, columns: SamplingColumns) -> Tensor:
-        token_ids, _ = self.ops.sample(logits, *columns[:-1])
+    def _sample_logits(self, logits: Tensor, columns: SamplingColumns, allowed: Tensor | None = None) -> Tensor:
+        mask = () if allowed is None else (allowed,)  # a backend of others may know no masks
+        token_ids, _ = self.ops.sample(logits, *columns[:-1], *mask)
         return self._keep(token_ids, columns)
 
     def _keep(self, token_ids: Tensor, columns: SamplingColumns) -> Tensor:

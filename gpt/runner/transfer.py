@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,12 @@ def to_device(values: list[Any], dtype: torch.dtype, device: torch.device) -> Te
     return torch.tensor(values, dtype=dtype, device="cpu", pin_memory=device.type == "cuda").to(
         device, non_blocking=True
     )
+
+
+def array_to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array that nobody writes to any more, as `to_device` does."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def to_host(tensor: Tensor) -> Tensor:

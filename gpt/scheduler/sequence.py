@@ -1,7 +1,9 @@
 """Sequence: one completion on its way, its tokens and where they stand in the cache. Integers only."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, Protocol
 
 from octavo.gpt.sampling_params import SamplingParams, as_ids
 
@@ -12,6 +14,20 @@ class State(Enum):
     RUNNING = "running"
     SWAPPED = "swapped"  # preempted: its blocks are in host memory
     FINISHED = "finished"
+
+
+class Follower(Protocol):
+    """Where an output stands in the form that it has to have."""
+
+    @property
+    def is_complete(self) -> bool: ...  # nothing but the end can follow
+
+    @property
+    def error(self) -> str: ...  # why it cannot be followed any further
+
+    def advance(self, token_id: int) -> None: ...
+
+    def look_ahead(self, token_ids: Iterable[int], words: Any) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -32,6 +48,7 @@ class Sequence:
     eos_ids: tuple[int, ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()  # as tokens: the last is banned where the others are the newest output
     output: list[int] = field(default_factory=list)  # `append` is the only writer
+    guide: Follower | None = None  # through the form that the output has to have
     adapter: int = 0  # the number of the adapter that it is computed with; 0: none
     context_start: int = 0
     num_computed: int = 0
@@ -58,6 +75,8 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take the next generated token."""
         self.output.append(token_id)
+        if self.guide is not None:
+            self.guide.advance(token_id)
 
     @property
     def num_in_context(self) -> int:

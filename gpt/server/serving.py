@@ -17,6 +17,7 @@ from octavo.gpt.server.api.protocol import SAMPLING, Generation
 from octavo.gpt.server.errors import APIError, answered
 from octavo.gpt.server.metrics import Metrics
 from octavo.gpt.server.settings import Settings
+from octavo.gpt.structured.requests import FIELDS, structured_of
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
@@ -89,8 +90,9 @@ class Serving:
             given["logit_bias"] = {_token_id(key): bias for key, bias in request.logit_bias.items()}
         kind = RequestOutputKind.CUMULATIVE if request.stream else RequestOutputKind.FINAL_ONLY
         fields = defaults | self.llm.sampling_defaults | given | own | {"output_kind": kind}
-        with answered(fields):
-            params = SamplingParams(**fields)
+        with answered({*fields, *FIELDS}):
+            form = structured_of({name: getattr(request, name) for name in FIELDS})
+            params = SamplingParams(**fields, structured=form)
         self._check_limits(params)
         return params
 

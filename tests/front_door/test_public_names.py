@@ -10,7 +10,8 @@ from octavo.gpt import LLM, AsyncLLM
 NAMES = [
     "GPT2", "LLM", "AsyncLLM", "Beam", "CompletionOutput", "EngineClosedError", "Llama", "LoRARequest", "Logprob",
     "NGram", "QueueFullError",
-    "RequestOutput", "SamplingParams", "Score", "TokenProbability", "load_model", "load_tokenizer",
+    "RequestOutput", "SamplingParams", "Score", "StructuredOutputsParams", "TokenProbability",
+    "load_model", "load_tokenizer",
 ]  # fmt: skip
 
 

@@ -100,9 +100,7 @@ def test_params_are_values():
     assert SamplingParams.from_optional(temperature=None, n=2) == SamplingParams(n=2)
 
 
-@pytest.mark.parametrize(
-    "name", ["structured_outputs", "guided_decoding", "logits_processors", "extra_args", "best_of"]
-)
+@pytest.mark.parametrize("name", ["guided_decoding", "logits_processors", "extra_args", "best_of"])
 def test_what_would_silently_not_happen_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is not supported"):
         SamplingParams(**{name: {"json": 1}})

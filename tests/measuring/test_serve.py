@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -210,10 +211,14 @@ class Slow:
         self.running -= 1
 
 
+def asked(llm):
+    return partial(load_generator.ask, llm)
+
+
 @pytest.mark.parametrize(("load", "most"), [(Load("closed", 2), 2), (Load("open", 1e6), 8)])
 def test_a_closed_loop_waits_and_an_open_one_does_not(load, most):
     llm = Slow(8)
-    served = asyncio.run(load_generator.serve(llm, [Request([i], 3) for i in range(8)], load, 0))
+    served = asyncio.run(load_generator.serve(asked(llm), [Request([i], 3) for i in range(8)], load, 0))
     assert llm.most == most
     for request in served:
         assert request.tokens == [7, 7, 7]
@@ -232,7 +237,7 @@ def test_what_waits_for_a_late_generator_is_counted():
             time.sleep(0.2)
 
         task = asyncio.create_task(held_up())
-        served = await load_generator.serve(llm, [Request([i], 2) for i in range(4)], Load("open", 100.0), 0)
+        served = await load_generator.serve(asked(llm), [Request([i], 2) for i in range(4)], Load("open", 100.0), 0)
         await task
         return served
 
@@ -242,7 +247,9 @@ def test_what_waits_for_a_late_generator_is_counted():
 
 
 def test_a_refused_request_is_counted_and_not_timed():
-    served = asyncio.run(load_generator.serve(Slow(8), [Request([12], 2), Request([13], 2)], Load("closed", 2), 0))
+    served = asyncio.run(
+        load_generator.serve(asked(Slow(8)), [Request([12], 2), Request([13], 2)], Load("closed", 2), 0)
+    )
     found = serve_line(served, "closed", 2)
     assert (found.num_refused, len(found.ttft_s), found.output_tokens) == (1, 1, 2)
     assert samples_of(served[1:]) == {"num_refused": 1}

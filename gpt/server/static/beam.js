@@ -1,8 +1,11 @@
 // Beam search over the public API: each step asks for the likeliest next tokens of every beam at once.
-// The rules are `octavo.gpt.beam_search`'s: a step ranks (1 + end tokens) times as many continuations as there are
-// beams; a text that ends counts only among the first `width`; its score is its log-probability over its length.
+// The rules are `octavo.gpt.beam_search`'s: a step ranks more continuations than there are beams, so that enough are
+// left when some end; one that ends counts only among the first `width`; its score is its log-probability over its
+// length.
 
 import { complete, steps } from "./api.js";
+
+const CANDIDATES = 3; // times the beams, enough for two end tokens
 
 /** Whether a token ends a text: the server stops after it. Asked once an id. */
 const ends = new Map();
@@ -20,14 +23,15 @@ async function endsText(id, prompt, signal) {
  * Returns the finished texts, best first, each with its `score` and `last`: [step, place] of its node.
  */
 export async function* beamSearch(prompt, width, length, mayEnd, signal) {
+  const number = CANDIDATES * width;
   let running = [{ ids: [], logprobs: [], sum: 0, place: null }], finished = [];
   for (let step = 1; step <= length && running.length > 0; step++) {
-    const asked = { max_tokens: 1, temperature: 0, logprobs: 2 * width, ignore_eos: true, skip_special_tokens: false };
+    const asked = { max_tokens: 1, temperature: 0, logprobs: number, ignore_eos: true, skip_special_tokens: false };
     const { choices } = await complete(running.map(({ ids }) => [...prompt, ...ids]), asked, signal);
     const found = await Promise.all(choices.sort((a, b) => a.index - b.index).map(steps));
     const ranked = found
-      .flatMap(([{ top }], i) => top.slice(0, 2 * width).map(([id, logprob]) => extend(running[i], id, logprob)))
-      .sort((a, b) => b.sum - a.sum).slice(0, 2 * width);
+      .flatMap(([{ top }], i) => top.slice(0, number).map(([id, logprob]) => extend(running[i], id, logprob)))
+      .sort((a, b) => b.sum - a.sum).slice(0, number);
     for (const beam of ranked) {
       const id = beam.ids.at(-1);
       beam.ended = step === length || (mayEnd(id) && (await endsText(id, prompt, signal)));

@@ -41,7 +41,7 @@ async function ask() {
   const answer = { role: "assistant", content: "" }, shown = show("assistant", "");
   const clock = measure();
   let usage = null, finish = null;
-  await task.run(async (signal) => {
+  await withdrawing(content, () => task.run(async (signal) => {
     const body = { messages: [...messages], ...knobs(), max_tokens: LONGEST };
     for await (const event of events("v1/chat/completions", body, signal)) {
       usage = event.usage ?? usage;
@@ -53,10 +53,23 @@ async function ask() {
       shown.textContent = answer.content;
       shown.scrollIntoView({ block: "end" });
     }
-  });
+  }));
   messages.push(answer);
   const pairs = numbersOf([], clock.end({ usage, finish })).slice(3);
   facts(find("chat-numbers"), [["tokens", usage ? String(usage.completion_tokens) : null], ...pairs]);
+}
+
+/** Do the work; where it fails, the question is a draft again. */
+async function withdrawing(content, work) {
+  try {
+    await work();
+  } catch (error) {
+    messages.pop();
+    find("messages").lastChild.remove();
+    find("messages").lastChild.remove();
+    find("question").value = content;
+    throw error;
+  }
 }
 
 function show(role, content) {

@@ -70,9 +70,11 @@ async function writeOn(number) {
         last = clock.end(value);
         break;
       }
+      if (signal.aborted) return; // the tokens may be others' by now
       clock.token();
-      tokens.push({ id: value.id, logprob: value.logprob, origin: "drawn" });
-      selected = tokens.length;
+      const follows = selected === tokens.length;
+      tokens = [...tokens, { id: value.id, logprob: value.logprob, origin: "drawn" }];
+      if (follows) selected = tokens.length;
       render();
     }
   });
@@ -94,6 +96,7 @@ async function startOver() {
 
 /** Take another token at the selected step: at the end the text grows by it, before the end it is written anew. */
 async function pick(id, logprob) {
+  task.stop();
   keepForUndo();
   const at = selected, wasLast = at === tokens.length;
   tokens = [...tokens.slice(0, at), { id, logprob, origin: "picked" }];
