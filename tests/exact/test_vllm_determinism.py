@@ -14,23 +14,7 @@ from tiny_folder import save_tiny
 
 from octavo.gpt import LLM, SamplingParams
 
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "fold", "paper"]
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "while",
-    "seven",
-    "wizards",
-    "fold",
-    "paper",
-    "boats",
-]
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "fold"]
 NEEDLE = "There once was a"
 LENGTHS = (1, 3, 8, 15, 16, 17, 30)  # of prompts, in words
 
