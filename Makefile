@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-kernels test-portable families exact fuzz real eval browser check codegen gpu bench bench-ops \
-  results clean
+.PHONY: help demo test test-slow test-kernels test-portable families exact fuzz soak-serve real eval browser check codegen gpu \
+  bench bench-ops results clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -23,7 +23,7 @@ test-slow: $(READY)  ## what takes longest: whole benchmarks, long random runs, 
 
 test-kernels: $(READY)  ## the kernels alone, in Triton's interpreter, or on the GPU at hand
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
-	  -m "not codegen" tests/ops tests/backends tests/sampling tests/models/test_exactness.py tests/models/test_triton_model.py
+	  -m "not codegen" tests/ops tests/attention tests/backends tests/sampling tests/models/test_exactness.py tests/models/test_triton_model.py
 
 # As on processors that have less than this one. Compiled anew each time: twice five minutes on two cores.
 PORTABLE := "haswell +sse4.2,+avx,+avx2,+fma,+f16c,+popcnt" "generic"
@@ -49,6 +49,10 @@ families: $(READY)  ## every model family on every backend, against transformers
 
 fuzz: $(READY)  ## hostile input at every door; FUZZ_SECONDS=600 FUZZ_SEED=0
 	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py
+
+SECONDS ?= 600
+soak-serve: $(READY)  ## 200 clients of the server, a third of them leaving early; SECONDS=600
+	@PYTHONPATH=tests/helpers:tests/loading:tests/models OMP_NUM_THREADS=1 $(BIN)/python tests/server/soak.py $(SECONDS)
 
 REAL := $(or $(OCTAVO_REAL),build/real)
 real: $(READY)  ## vocabularies and templates of real models, fetched once (250 MB), beside their own libraries' answers

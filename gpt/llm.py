@@ -47,10 +47,11 @@ class LLM(ScoresTexts, Rollouts):
     model's own, another's name, or None (or `skip_tokenizer_init`) for a model that takes and gives token ids alone.
 
     At most `max_num_seqs` completions run together and `max_num_waiting` wait; when the cache runs out, `preemption`
-    moves the youngest's blocks to host memory and back ("swap", exact), or drops them and computes its text again as a
-    prompt ("recompute", equal to the rounding). On CUDA, decode steps of the triton backend are graphs, captured as the
-    model loads ("startup"), when a size is first needed ("lazy") or not at all ("off"); elsewhere `cuda_graphs` changes
-    nothing; `enforce_eager` means "off". Bad arguments raise ValueError, missing files FileNotFoundError.
+    moves the youngest's blocks to host memory and back ("swap"), or drops them and computes its text again as a prompt
+    ("recompute"), or whichever is faster ("auto"): the same bits on our own backends. On CUDA, decode steps of triton
+    are graphs, captured as the model loads ("startup"), when a size is first needed ("lazy") or not at all ("off");
+    elsewhere `cuda_graphs` changes nothing; `enforce_eager` means "off". Bad arguments raise ValueError, missing files
+    FileNotFoundError.
 
     generation_config: where the sampling of requests without SamplingParams is from (`get_default_sampling_params`):
     "auto" for the generation_config.json of the model, "octavo" for SamplingParams' own defaults, or a folder with such
@@ -62,7 +63,8 @@ class LLM(ScoresTexts, Rollouts):
     `lora`; adapter: the one of requests that give none. logprobs_mode: what reported log-probabilities are where a
     request does not say: "raw_logprobs", the model's own, or "processed_logprobs", of what was sampled from, after
     penalties, temperature and filters; those of prompts are always the model's.
-    speculative: who guesses tokens ahead, an `NGram` or "ngram:4"; the text is the same, sooner where they are right.
+    speculative: who guesses tokens ahead, an `NGram`, a `DraftModel`, or "ngram:4" or "FOLDER:3" for short; the text is
+    the same, and comes sooner where guesses are right.
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).
@@ -81,7 +83,7 @@ class LLM(ScoresTexts, Rollouts):
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
         max_num_waiting: int = 4096,
-        preemption: str = "swap",
+        preemption: str = "auto",
         seed: int | None = 0,
         enable_prefix_caching: bool = True,
         cuda_graphs: str = "startup",

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from octavo.bench.reporting.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Run, derived
+from octavo.bench.reporting.schema import KIND_OF, KINDS, SCHEMA, VERDICTS, Host, Run, derived
 
-ADDED: dict[type, dict[str, Any]] = {Run: {"neighbours": 0}}  # fields that files of earlier versions lack
+# Fields that files of earlier versions lack.
+ADDED: dict[type, dict[str, Any]] = {Run: {"neighbours": 0}, Host: {"way": "fused"}}
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Op(Measured):
 class Host(Measured):
     """The engine around a model that returns at once."""
 
-    KEY = PLACE = ("num_seqs", "context")
+    KEY = PLACE = ("num_seqs", "context", "way")
     WHO = ()
 
     num_seqs: int
@@ -185,6 +185,7 @@ class Host(Measured):
     tokenizer: str | None
     samples: list[float]  # seconds, one a step
     bytes_per_waiting: int  # of a queued request, its prompt's ids apart
+    way: str = "fused"  # how tokens are drawn: fused, as greedy ones are; from logits; in a schema
 
     median_s = _figure("samples", median)
     p90_s = _figure("samples", p90)

@@ -105,13 +105,18 @@ def host_table(records: Sequence[Host]) -> Table:
     columns = [
         place("sequences", lambda record: str(record.num_seqs)),
         words("context", lambda record: str(record.context)),
+        *([words("tokens drawn", lambda record: record.way)] if any(each.way != "fused" for each in records) else []),
         Column("median us", lambda record: f"{record.median_s * 1e6:.0f}"),
         Column("p90 us", lambda record: f"{record.p90_s * 1e6:.0f}"),
-        Column("wanted us", lambda record: str(TARGETS.get(record.num_seqs, "--")[0])),
-        Column("hoped for us", lambda record: str(TARGETS.get(record.num_seqs, "--")[1])),
+        Column("wanted us", lambda record: str(_targets(record)[0])),
+        Column("hoped for us", lambda record: str(_targets(record)[1])),
         Column("bytes a waiting request", lambda record: f"{record.bytes_per_waiting:,}"),
     ]
     return Table("host cost of a step, one thread", "", columns, records)
+
+
+def _targets(record: Host) -> tuple[Any, Any]:
+    return TARGETS.get(record.num_seqs, ("--", "--")) if record.way == "fused" else ("--", "--")
 
 
 def serve_table(records: Sequence[Serve]) -> Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import octavo.gpt
-from octavo.gpt.cli import output, play, replay, serve, tables
+from octavo.gpt.cli import forms, output, play, replay, serve, tables
 from octavo.gpt.cli.process import PATIENCE, Parser, complain, run, run_process
 from octavo.gpt.quoting import quoted
 from octavo.gpt.sampling_params import SamplingParams
@@ -173,7 +173,7 @@ def _params(arguments: argparse.Namespace, llm: "LLM | None" = None) -> Sampling
     if followed:
         said = ", ".join(f"{name} {value}" for name, value in followed.items())
         complain("octavo", f"as the model's generation_config.json says: {said} (--generation-config octavo: not so)")
-    return SamplingParams(**DEFAULTS | followed | given)
+    return SamplingParams(**DEFAULTS | followed | given | forms.structured(arguments))
 
 
 def _draw_params(arguments: argparse.Namespace) -> SamplingParams | None:
@@ -233,7 +233,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
         limited = None if name in OPEN else known
         parser.add_argument(f"--{name}", default="auto", choices=limited, metavar="NAME", help=shown)
     parser.add_argument("--adapter", metavar="NAME", help="a LoRA adapter in PEFT's format: a folder or owner/name")
-    parser.add_argument("--speculative", metavar="WHO", help="who guesses tokens ahead: ngram, or ngram:4 for 4")
+    parser.add_argument("--speculative", metavar="WHO", help="who guesses ahead: ngram or a draft model; :4 for 4")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 
@@ -247,6 +247,7 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--logit-bias", action="append", metavar="ID=X", help="add X to the logit of this id; repeatable"
     )
+    forms.add_arguments(command)
     parser = command.add_argument_group("output")
     parser.add_argument(
         "--raw", action="store_true", help="show control characters of the text to the terminal as well"

@@ -61,6 +61,10 @@ class BlockPool:
             del self._cached[block]
         self._counts[block] += 1
 
+    def is_shared(self, block: int) -> bool:
+        """Whether several tables hold it."""
+        return self._counts[block] > 1
+
     def release(self, blocks: Sequence[int]) -> None:
         """Give back one table's blocks. The last blocks of a prefix are given away before its first."""
         for block in reversed(blocks):

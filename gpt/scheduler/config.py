@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from octavo.gpt.sampling_params import RAW, check_logprobs_mode
 
-PREEMPTIONS = ("swap", "recompute")
+PREEMPTIONS = ("auto", "swap", "recompute")
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class EngineConfig:
     max_num_seqs: int = 64  # completions that run together
     max_num_batched_tokens: int = 2048  # prompt tokens in one forward step
     max_num_waiting: int = 4096  # completions in the queue
-    preemption: str = "swap"  # keys and values go to host memory and back; "recompute": prefill computes them again
+    preemption: str = "auto"  # "swap": keys and values go to host memory and back; "recompute": prefill computes them
+    recompute_cost: int = 128  # tokens that go to host memory and back in the time that prefill computes one
     logprobs_mode: str = RAW  # what a reported log-probability is, where a request does not say
     sliding_window: int = 0  # tokens that the widest layer sees: blocks before them are given back; 0: all are kept
 

@@ -2,8 +2,8 @@
 
 First come, first served. A step decodes every running sequence whose prompt is computed and prefills chunks of others.
 Chunks are cut at absolute multiples of `max_num_batched_tokens`, so they do not depend on the neighbours. When blocks
-run out the youngest sequence is preempted: its blocks go to host memory and come back bit for bit, or, with
-`preemption="recompute"`, it waits again, and its prompt and output are computed anew as if all were prompt.
+run out the youngest sequence is preempted: its blocks go to host memory and come back bit for bit, or it waits again,
+and what the prefix cache has lost of its prompt and output is computed anew as if all were prompt; `_swaps` chooses.
 
 Where every layer has a sliding window, a sequence holds the blocks of the widest window and of its next chunk; those
 before go back to the pool as soon as no later token sees them.
@@ -12,7 +12,7 @@ before go back to the pool as soon as no later token sees them.
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 
 from octavo.gpt.scheduler.block_pool import BlockPool
 from octavo.gpt.scheduler.config import EngineConfig
@@ -221,10 +221,10 @@ class Scheduler:
         """Take the sequence's blocks: their content is kept in host memory, or computed again from the text."""
         self.num_preempted += 1
         self._stop(sequence)
-        swaps = self.config.preemption == "swap" and not sequence.is_prefilling
+        kept = sequence.block_table[sequence.num_skipped_blocks : self.blocks_for(sequence.num_computed)]
+        swaps = not sequence.is_prefilling and self._swaps(sequence, kept)
         if not sequence.is_prefilling:
-            kept = self.blocks_for(sequence.num_computed) if swaps else 0
-            plan.swap_out.append(Swap(sequence.seq_id, sequence.block_table[sequence.num_skipped_blocks : kept]))
+            plan.swap_out.append(Swap(sequence.seq_id, kept if swaps else []))
         if sequence in plan.new_blocks:
             plan.new_blocks.remove(sequence)
         self._release(sequence)
@@ -235,6 +235,20 @@ class Scheduler:
             sequence.num_computed = 0
             sequence.state = State.WAITING
             self.waiting.appendleft(sequence)
+
+    def _swaps(self, sequence: Sequence, kept: list[int]) -> bool:
+        """Whether these blocks of the sequence go to host memory, rather than that they are computed again.
+
+        They do where that is faster, if those that nobody else holds were lost meanwhile: blocks are short. Host memory
+        never holds more of them than the cache has, as it would where many sequences share their prompt.
+        """
+        if self.config.preemption != "auto":
+            return self.config.preemption == "swap"
+        if sum(self.blocks_for(other.num_computed) for other in self.swapped) + len(kept) > self.config.num_blocks:
+            return False
+        shared = 0 if sequence.num_skipped_blocks else sum(1 for _ in takewhile(self.pool.is_shared, kept))
+        anew = sequence.num_in_context - shared * self.config.block_size
+        return anew * self.config.recompute_cost > len(kept) * self.config.block_size
 
     def _resume(self, plan: Plan) -> None:
         """Bring preempted sequences back, oldest first, each with room for its next token."""

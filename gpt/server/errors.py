@@ -35,7 +35,8 @@ class APIError(Exception):
 
 @contextmanager
 def answered(fields: Iterable[str] = ()) -> Any:
-    """Give what the engine raises its status: 400 for a ValueError, 503 where there is no room or no engine now.
+    """Give what the engine raises its status: 400 for a ValueError, 503 where there is no room or no engine now,
+    501 where a package that it needs is not installed.
 
     fields: names of the request, of which a message that begins with one is about that one.
     """
@@ -46,6 +47,8 @@ def answered(fields: Iterable[str] = ()) -> Any:
         raise APIError(str(error), param=first if first in fields else None) from None
     except QueueFullError as error:
         raise APIError(str(error), 503, code="queue_full") from None
+    except ImportError as error:
+        raise APIError(str(error), 501) from None
     except EngineClosedError as error:
         raise APIError(str(error), 503, code="shutting_down") from None
 

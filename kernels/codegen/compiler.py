@@ -82,13 +82,21 @@ def compile_parts(parts: list[Part], jobs: int) -> Iterator[tuple[list[Code], li
 
 COLUMNS = [
     *("kernel", "call", "dtype", "warps", "stages", "registers", "stack", "shared", "programs per SM"),
-    *("tensor core", "widest load", "seconds", "verdict"),
+    *("instructions", "tensor core", "widest load", "seconds", "verdict"),
 ]
 
 
 def cells(code: Code, verdict: str) -> list[str]:
     """One line of the table."""
-    numbers = (code.num_warps, code.num_stages, code.registers, code.stack, code.shared, code.programs)
+    numbers = (
+        code.num_warps,
+        code.num_stages,
+        code.registers,
+        code.stack,
+        code.shared,
+        code.programs,
+        code.instructions,
+    )
     return [
         code.kernel.removeprefix("_").removesuffix("_kernel"),
         code.label,

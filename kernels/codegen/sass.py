@@ -41,6 +41,7 @@ MACHINES = {
     "sm_100": Machine(GPUTarget("cuda", 100, 32), 227 * KB, 228 * KB, "UTCHMMA"),
     "gfx942": Machine(GPUTarget("hip", "gfx942", 64), 64 * KB, 64 * KB, ""),
 }
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);")  # its address, its text
 REGISTERS, WARPS, PROGRAMS = 65536, 64, 32  # what one NVIDIA multiprocessor holds
 
 
@@ -62,6 +63,7 @@ class Code:
     registers: int | None = None
     stack: int | None = None
     programs: int | None = None  # resident on one multiprocessor
+    instructions: int | None = None
     tensor_core: frozenset[str] = frozenset()
     load_bits: int | None = None  # of the widest global load in a loop, or anywhere if no loop loads
 
@@ -131,7 +133,8 @@ def inspect(kernel: Any, seconds: float, label: str, dtype: str, arch: str) -> C
         MACHINES[arch].shared_total // (metadata.shared + KB),
     )
     cores = frozenset(re.findall(r"\b(UTC\wMMA|[HQ]GMMA|HMMA)\b", sass))
-    return Code(*known, seconds, has_dot, frozenset(k_widths), registers, stack, programs, cores, widest_load(sass))
+    counted = (registers, stack, programs, len(INSTRUCTION.findall(sass)))
+    return Code(*known, seconds, has_dot, frozenset(k_widths), *counted, cores, widest_load(sass))
 
 
 def disassemble(cubin: bytes) -> str:
@@ -146,7 +149,7 @@ def disassemble(cubin: bytes) -> str:
 
 def widest_load(sass: str) -> int | None:
     """Bits of the widest global load inside a loop; of all global loads if no loop has one; None if there is none."""
-    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", sass)]
+    lines = [(int(at, 16), text) for at, text in INSTRUCTION.findall(sass)]
     branches = [(at, int(to[1], 16)) for at, text in lines if (to := re.search(r"\bBRA.*?(0x[0-9a-f]+)", text))]
     loops = [(to, at) for at, to in branches if to < at]
     loads = [(at, found[0]) for at, text in lines if (found := re.search(r"\b(?:LDG|LDGSTS|UTMALDG)\b\S*", text))]

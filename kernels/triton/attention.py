@@ -19,12 +19,16 @@ from torch import Tensor
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.attention_tile import (
     HEADS_TOGETHER,
+    SPLIT,
     attend,
+    end_tile,
     first_tiles,
+    fold,
     fold_sink,
     head_tile,
     load_rows,
     normalise,
+    nothing,
     scales,
     zero_rows,
 )
@@ -44,17 +48,20 @@ def _attend_keys(
     offs_d,
     first,
     last,
-    m_i,
-    l_i,
-    acc,
+    past,
+    piece,
     scale_log2,
     cap_scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Fold keys `[first, last)` of one sequence into m, l and acc; without MASKED all rows must see them all."""
+    """Take keys `[first, last)` of one sequence into `piece`, and each piece that ends into `past`.
+
+    Without MASKED all rows must see them all.
+    """
     lane = tl.arange(0, BLOCK_N)
     k_tile = k_ptr + (begin + first) * stride_k + lane[:, None] * stride_k + offs_d[None, :]
     v_tile = v_ptr + (begin + first) * stride_v + lane[:, None] * stride_v + offs_d[None, :]
@@ -65,10 +72,11 @@ def _attend_keys(
         visible = key[None, :] <= row[:, None]
         if lower is not None:
             visible &= key[None, :] >= lower[:, None]
-        m_i, l_i, acc = attend(q, k, v, visible, m_i, l_i, acc, scale_log2, cap_scale, MASKED, PRECISION)
+        piece = attend(q, k, v, visible, piece, scale_log2, cap_scale, MASKED, PRECISION)
+        past, piece = end_tile(start + BLOCK_N, past, piece, SPLIT)
         k_tile += BLOCK_N * stride_k
         v_tile += BLOCK_N * stride_v
-    return m_i, l_i, acc
+    return past, piece
 
 
 @triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["cu_seqlens_ptr"])
@@ -93,6 +101,7 @@ def _causal_attention_kernel(
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     HEADS_TOGETHER: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -132,25 +141,24 @@ def _causal_attention_kernel(
     v_ptr += head // GROUP * stride_v_head
     q_tile = q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_q_token + offs_d[None, :]
     q = load_rows(q_tile, row, length, offs_d, HEAD_DIM, True)  # [BLOCK_M, D]
-    m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    l_i = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, HEAD_TILE], tl.float32)
+    past, piece = nothing(BLOCK_M, HEAD_TILE), nothing(BLOCK_M, HEAD_TILE)
     first_full, lower = 0, None
     if window is not None:
         _, first_key, first_full = first_tiles(first_row, last_full, window, BLOCK_M, BLOCK_N)
         lower = row + 1 - window
-        m_i, l_i, acc = _attend_keys(
+        past, piece = _attend_keys(
             q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, lower, offs_d, first_key, first_full,
-            m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, PRECISION, True,
+            past, piece, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, SPLIT, PRECISION, True,
         )  # fmt: skip
-    m_i, l_i, acc = _attend_keys(
+    past, piece = _attend_keys(
         q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, None, offs_d, first_full, last_full,
-        m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, PRECISION, False,
+        past, piece, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, SPLIT, PRECISION, False,
     )  # fmt: skip
-    m_i, l_i, acc = _attend_keys(
+    past, piece = _attend_keys(
         q, k_ptr, v_ptr, stride_k_token, stride_v_token, begin, row, lower, offs_d, last_full, last_key,
-        m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, PRECISION, True,
+        past, piece, scale_log2, cap_scale, HEAD_DIM, BLOCK_N, SPLIT, PRECISION, True,
     )  # fmt: skip
+    m_i, l_i, acc = fold(past, piece)
     if sinks_ptr is not None:
         l_i, alpha = fold_sink(m_i, l_i, tl.load(sinks_ptr + head))
         acc *= alpha[:, None]
@@ -213,6 +221,7 @@ def causal_attention(
         GROUP=num_heads // k.shape[1],
         HEAD_DIM=head_dim,
         HEAD_TILE=head_tile(head_dim),
+        SPLIT=SPLIT,
         PRECISION="ieee",
         HEADS_TOGETHER=HEADS_TOGETHER,
         **config,

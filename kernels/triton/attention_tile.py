@@ -2,11 +2,14 @@
 
     o = sum_j softmax_j(scale * q . k_j) v_j, over the keys that a query may see
 
-A query's keys are cut at absolute multiples of BLOCK_N from position 0 and folded in tile by tile: the largest score
-so far m (in powers of two), the sum l of `p = 2^(s * scale * log2 e - m)` and the accumulator `sum p v`, in float32,
-rescaled by `alpha = 2^(m_old - m_new)` when m grows. A key that a query may not see scores a true -inf, so a tile with
-none that it may see leaves the row's bits alone (p is 0, alpha is 1), and a row that sees no key at all keeps m = -inf
-and ends as zeros. A multiply-add that could be contracted is spelled `fma`, so no two loops round differently.
+A query's keys are cut at absolute multiples of SPLIT from position 0 into pieces, and a piece at multiples of BLOCK_N
+into tiles. Tile by tile a piece gathers the largest score so far m (in powers of two), the sum l of
+`p = 2^(s * scale * log2 e - m)` and the accumulator `sum p v`, in float32, rescaled by `alpha = 2^(m_old - m_new)` when
+m grows; then `fold` joins it to the pieces before it, in order. Decode computes pieces in parallel and prefill one
+after another; both fold with the same function, so both round alike. A key that a query may not see scores a true
+-inf, so a tile or a piece with none that it may see leaves the row's bits alone (p is 0, alpha is 1), and a row that
+sees no key at all keeps m = -inf and ends as zeros. A multiply-add that could be contracted is spelled `fma`, so no two
+loops round differently.
 A soft cap turns s into `tanh(s * cap_scale)`, and scale is then the cap. A window hides the keys before `lower`; tiles
 that no query of the program sees are not read. A sink is folded in last: a score without a value.
 The online softmax is from https://arxiv.org/abs/2205.14135
@@ -18,6 +21,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = math.log2(math.e)
+SPLIT = 256  # keys in a piece: the bits of a longer context depend on it
 HEADS_TOGETHER = 4  # heads that advance side by side in prefill
 
 
@@ -49,8 +53,9 @@ def _tanh(x):
 
 
 @triton.jit
-def attend(q, k, v, visible, m_i, l_i, acc, scale_log2, cap_scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """Fold one tile into m, l, acc: q `[M, D]`, k and v `[N, D]`, visible `[M, N]`, unread unless MASKED."""
+def attend(q, k, v, visible, piece, scale_log2, cap_scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """Take one tile into a piece's m, l, acc: q `[M, D]`, k and v `[N, D]`, visible `[M, N]`, unread unless MASKED."""
+    m_i, l_i, acc = piece
     s = _scores(q, k, PRECISION)  # [M, N]
     if cap_scale is not None:
         s = _tanh(s * cap_scale)
@@ -63,6 +68,33 @@ def attend(q, k, v, visible, m_i, l_i, acc, scale_log2, cap_scale, MASKED: tl.co
     l_i = tl.fma(l_i, alpha, tl.sum(p, 1))
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
     return m_new, l_i, acc
+
+
+@triton.jit
+def nothing(M: tl.constexpr, D: tl.constexpr):
+    """m, l and acc of M rows before their first key."""
+    return tl.full([M], -float("inf"), tl.float32), tl.zeros([M], tl.float32), tl.zeros([M, D], tl.float32)
+
+
+@triton.jit
+def fold(past, piece):
+    """Join a piece's m `[M]`, l `[M]` and acc `[M, D]` to those of all pieces before it."""
+    m_past, l_past, acc_past = past
+    m_i, l_i, acc = piece
+    m_new = tl.maximum(m_past, m_i)
+    shift = tl.where(m_new == -float("inf"), 0.0, m_new)
+    alpha, weight = tl.exp2(m_past - shift), tl.exp2(m_i - shift)
+    l_new = tl.fma(l_past, alpha, l_i * weight)
+    return m_new, l_new, tl.fma(acc_past, alpha[:, None], acc * weight[:, None])
+
+
+@triton.jit
+def end_tile(end, past, piece, SPLIT: tl.constexpr):
+    """After the tile that ends at key `end`: where a piece ends, too, fold it and begin the next."""
+    if end % SPLIT == 0:
+        past = fold(past, piece)
+        piece = nothing(piece[2].shape[0], piece[2].shape[1])
+    return past, piece
 
 
 @triton.jit
@@ -83,12 +115,13 @@ def load_rows(pointers, row, num_rows, offs_d, HEAD_DIM: tl.constexpr, MASKED: t
 @triton.jit
 def attend_cache(
     q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
-    position, lower, low, offs_d, first, last, m_i, l_i, acc, scale_log2, cap_scale,
-    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
+    position, lower, low, offs_d, first, last, past, piece, scale_log2, cap_scale,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):
-    """Fold cached keys `[first, last)` into m, l and acc; without MASKED all queries must see them all.
+    """Take cached keys `[first, last)` into `piece`, and each piece that ends into `past`, unless that is None.
 
+    Without MASKED all queries must see them all.
     With a window a query sees no key before its `lower`, and keys before `low`, the least of them, are not read.
     """
     lane = tl.arange(0, BLOCK_N)
@@ -107,8 +140,10 @@ def attend_cache(
         visible = key[None, :] <= position[:, None]
         if lower is not None:
             visible &= key[None, :] >= lower[:, None]
-        m_i, l_i, acc = attend(q, k, v, visible, m_i, l_i, acc, scale_log2, cap_scale, MASKED, PRECISION)
-    return m_i, l_i, acc
+        piece = attend(q, k, v, visible, piece, scale_log2, cap_scale, MASKED, PRECISION)
+        if past is not None:
+            past, piece = end_tile(start + BLOCK_N, past, piece, SPLIT)
+    return past, piece
 # fmt: on
 
 

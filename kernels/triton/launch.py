@@ -177,25 +177,34 @@ def _attention(tiles: dict[int, tuple[int, int, int, int]]) -> dict[int, Config]
 
 
 # BLOCK_N is the key tile of prefill and decode alike, so that it alone decides the bits. Without tensor cores float32
-# has to be content with small tiles.
+# has to be content with small tiles. Results of earlier pieces of a context stand beside those of its present one, so a
+# wide head leaves room for few queries.
 ATTENTION = {
-    ("sm_80", 2): _attention({64: (128, 64, 8, 3), 128: (128, 32, 8, 3), 256: (64, 32, 8, 2)}),
-    ("sm_90", 2): _attention({64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2)}),
-    ("sm_100", 2): _attention({64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2)}),
+    ("sm_80", 2): _attention({64: (128, 64, 8, 3), 128: (64, 32, 8, 3), 256: (64, 32, 8, 2)}),
+    ("sm_90", 2): _attention({64: (64, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)}),
+    ("sm_100", 2): _attention({64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 3)}),
     ("gfx942", 2): _attention({64: (128, 64, 4, 2), 128: (128, 64, 4, 2), 256: (64, 32, 4, 2)}),
     **{(arch, 4): _attention({64: (32, 16, 4, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 2)}) for arch in ARCHS},
     **{("interpreter", itemsize): _attention({64: (16, 32, 1, 1), 256: (16, 16, 1, 1)}) for itemsize in (2, 4)},
 }
-# Padded head_dim, at most -> the config, and how many of its programs the registers of a multiprocessor hold: more
-# programs keep more loads in flight. One stage is for the block ids, which are loaded first. Without maxnreg, ptxas
-# would take 96 registers, and spill.
+
+
+def _decode(tiles: dict[int, tuple[int, int, int, int]]) -> dict[int, tuple[Config, int]]:
+    """tiles: padded head_dim, at most -> rows of queries, warps, stages, and programs of a multiprocessor."""
+    return {head: (_config(w, s, GROUP_TILE=m), programs) for head, (m, w, s, programs) in tiles.items()}
+
+
+# A query has the bits of prefill where its scores and values are summed by the same instruction over the same layout
+# of keys, so decode has prefill's tile, or a lower one whose warps are stacked as prefill's; most of its rows are
+# empty. As many programs are launched as the registers of a multiprocessor hold: more programs keep more loads in
+# flight. One stage is for the block ids, which are loaded first.
 PAGED_DECODE = {
-    **{(arch, 2): {64: (_config(4, 3), 4), 256: (_config(4, 3), 3)} for arch in (*ARCHS, "interpreter")},
-    ("sm_80", 2): {64: (_config(4, 3), 4), 256: (_config(4, 3, maxnreg=168), 3)},
-    **{
-        (arch, 4): {64: (_config(4, 2), 3), 128: (_config(4, 2), 2), 256: (_config(8, 2), 1)}
-        for arch in (*ARCHS, "interpreter")
-    },
+    ("sm_80", 2): _decode({64: (64, 4, 2, 2), 128: (64, 8, 3, 2), 256: (64, 8, 3, 1)}),
+    ("sm_90", 2): _decode({64: (64, 4, 3, 3), 128: (64, 4, 3, 2), 256: (64, 8, 3, 1)}),
+    ("sm_100", 2): _decode({64: (64, 4, 3, 2), 128: (64, 8, 3, 1), 256: (64, 8, 3, 1)}),
+    ("gfx942", 2): _decode({64: (64, 4, 3, 4), 256: (64, 4, 3, 3)}),
+    **{(arch, 4): _decode({64: (32, 4, 2, 2), 128: (32, 8, 2, 1), 256: (16, 8, 2, 1)}) for arch in ARCHS},
+    **{("interpreter", itemsize): _decode({256: (16, 1, 1, 1)}) for itemsize in (2, 4)},
 }
 NUM_SMS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 1}
 
@@ -210,12 +219,16 @@ def attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> Config
     return _holding(ATTENTION[arch_of(device), dtype.itemsize], head_dim)
 
 
-def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[Config, int]:
-    """Decode: the config, whose key tile is prefill's, and how many programs to launch: all are resident at once."""
+def paged_decode(device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> tuple[Config, int]:
+    """Decode: the config, whose key tile is prefill's, and how many programs to launch: all are resident at once.
+
+    group is the number of query heads of a kv head, which share a tile.
+    """
     arch = arch_of(device)
     config, programs_per_sm = _holding(PAGED_DECODE[arch, dtype.itemsize], head_dim)
     key_tile = attention(device, dtype, head_dim)["BLOCK_N"]
-    return {**config, "BLOCK_N": key_tile}, programs_per_sm * NUM_SMS[arch]
+    group_tile = max(config["GROUP_TILE"], power_of_two(group))
+    return {**config, "GROUP_TILE": group_tile, "BLOCK_N": key_tile}, programs_per_sm * NUM_SMS[arch]
 
 
 # Configs of the sampling kernels: none of them decides a bit of a token.
@@ -249,6 +262,11 @@ def penalties(device: torch.device, vocab_size: int) -> Config:
 
 def bias() -> Config:
     return _config(1, 1, TILE=128, **NO_FUSION)
+
+
+def merge() -> Config:
+    """One warp folds the pieces of one head: 128 values of each at full width."""
+    return _config(1, 1)
 
 
 def lm_head(device: torch.device, dtype: torch.dtype, num_rows: int, vocab_size: int) -> Config:

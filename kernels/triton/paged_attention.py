@@ -20,12 +20,15 @@ from torch import Tensor
 from octavo.kernels.triton import launch
 from octavo.kernels.triton.attention_tile import (
     HEADS_TOGETHER,
+    SPLIT,
     attend_cache,
     first_tiles,
+    fold,
     fold_sink,
     head_tile,
     load_rows,
     normalise,
+    nothing,
     scales,
     zero_rows,
 )
@@ -45,7 +48,7 @@ def _prefill_kernel(
     sinks_ptr, num_tokens, capacity, window, scale_log2, cap_scale,
     stride_q_token, stride_q_head, stride_block, stride_slot, stride_head, stride_table,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr, HEADS_TOGETHER: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, HEADS_TOGETHER: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     seq, num_seqs = tl.program_id(2), tl.num_programs(2) - 1
@@ -77,28 +80,27 @@ def _prefill_kernel(
     table_ptr = block_table_ptr + seq.to(tl.int64) * stride_table
     q_tile = q_ptr + tl.arange(0, BLOCK_M)[:, None] * stride_q_token + offs_d[None, :]
     q = load_rows(q_tile, row, num_queries, offs_d, HEAD_DIM, True)  # [BLOCK_M, D]
-    m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    l_i = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, HEAD_TILE], tl.float32)
+    past, piece = nothing(BLOCK_M, HEAD_TILE), nothing(BLOCK_M, HEAD_TILE)
     low, first_full, lower = 0, 0, None
     if window is not None:
         low, first_key, first_full = first_tiles(first_position, last_full, window, BLOCK_M, BLOCK_N)
         lower = position + 1 - window
-        m_i, l_i, acc = attend_cache(
+        past, piece = attend_cache(
             q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
             position, lower, low, offs_d, first_key, first_full,
-            m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
+            past, piece, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, SPLIT, PRECISION, True,
         )
-    m_i, l_i, acc = attend_cache(
+    past, piece = attend_cache(
         q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
         position, None, low, offs_d, first_full, last_full,
-        m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, False,
+        past, piece, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, SPLIT, PRECISION, False,
     )
-    m_i, l_i, acc = attend_cache(
+    past, piece = attend_cache(
         q, k_cache_ptr, v_cache_ptr, table_ptr, stride_block, stride_slot,
         position, lower, low, offs_d, last_full, last_key,
-        m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
+        past, piece, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, SPLIT, PRECISION, True,
     )
+    m_i, l_i, acc = fold(past, piece)
     if sinks_ptr is not None:
         l_i, alpha = fold_sink(m_i, l_i, tl.load(sinks_ptr + head))
         acc *= alpha[:, None]
@@ -169,6 +171,7 @@ def paged_attention(
         HEAD_DIM=head_dim,
         HEAD_TILE=head_tile(head_dim),
         BLOCK_SIZE=block_size,
+        SPLIT=SPLIT,
         PRECISION="ieee",
         HEADS_TOGETHER=HEADS_TOGETHER,
         **config,

@@ -18,10 +18,20 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton import launch
-from octavo.kernels.triton.attention_tile import attend_cache, fold_sink, head_tile, load_rows, scales, zero_rows
+from octavo.kernels.triton.attention_tile import (
+    SPLIT,
+    attend_cache,
+    fold,
+    fold_sink,
+    head_tile,
+    load_rows,
+    normalise,
+    nothing,
+    scales,
+    zero_rows,
+)
 
-SPLIT = 256  # tokens of context in a piece: the bits of a longer sequence depend on it
-MERGE = 4096  # float32 values of partial results merged at once
+UNROLL = 16  # pieces whose partial results are asked for before the first of them is folded
 SEQS = 128  # sequences looked through at once for the owner of a piece
 
 
@@ -86,15 +96,14 @@ def _split_kernel(
         token = tl.load(cu_seqlens_q_ptr + seq).to(tl.int64)
         q_tile = q_ptr + token * stride_q_token + head[:, None] * stride_q_head + offs_d[None, :]
         q = load_rows(q_tile, offs_g, GROUP, offs_d, HEAD_DIM, True)  # [GROUP_TILE, D]
-        m_i = tl.full([GROUP_TILE], -float("inf"), tl.float32)
-        l_i = tl.zeros([GROUP_TILE], tl.float32)
-        acc = tl.zeros([GROUP_TILE, HEAD_TILE], tl.float32)
-        m_i, l_i, acc = attend_cache(
+        folded = attend_cache(
             q, k_cache_ptr + kv_head * stride_head, v_cache_ptr + kv_head * stride_head,
             block_table_ptr + seq.to(tl.int64) * stride_table, stride_block, stride_slot,
             tl.full([GROUP_TILE], 0, tl.int32) + last - 1, lower, low, offs_d, first, last,
-            m_i, l_i, acc, scale_log2, cap_scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, PRECISION, True,
+            None, nothing(GROUP_TILE, HEAD_TILE), scale_log2, cap_scale,
+            HEAD_DIM, BLOCK_SIZE, BLOCK_N, SPLIT, PRECISION, True,
         )
+        m_i, l_i, acc = folded[1]
 
         index = (seq.to(tl.int64) * tl.cdiv(capacity, SPLIT) + piece - before) * NUM_KV_HEADS * GROUP + head
         live = offs_g < GROUP
@@ -112,7 +121,7 @@ def _merge_kernel(
     partial_ptr, stats_ptr, o_ptr, context_lens_ptr, cu_seqlens_q_ptr, sinks_ptr,
     num_seqs, num_tokens, capacity, window,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr,
-    SPLIT: tl.constexpr, MERGE: tl.constexpr,
+    SPLIT: tl.constexpr, UNROLL: tl.constexpr,
 ):
     seq, head = tl.program_id(0), tl.program_id(1)
     offs_d = tl.arange(0, HEAD_TILE)
@@ -125,34 +134,24 @@ def _merge_kernel(
         return
     context = tl.minimum(tl.load(context_lens_ptr + seq), capacity)
     num_pieces = tl.cdiv(context, SPLIT)
-    first_piece, first_tile = 0, 0
+    first_piece = 0
     if window is not None:
         first_piece = tl.maximum(context - window, 0) // SPLIT
-        first_tile = first_piece // MERGE * MERGE
     begin = seq.to(tl.int64) * tl.cdiv(capacity, SPLIT)
-    m_i, l_i = -float("inf"), 0.0
-    acc = tl.zeros([HEAD_TILE], tl.float32)
-    for start in range(first_tile, num_pieces, MERGE):
-        piece = start + tl.arange(0, MERGE)
-        if window is not None:
-            piece = tl.where(piece < first_piece, num_pieces, piece)
-        live = piece < num_pieces
-        index = (begin + piece) * NUM_HEADS + head  # [MERGE]
-        m_part = tl.load(stats_ptr + index * 2, mask=live, other=-float("inf"))
-        l_part = tl.load(stats_ptr + index * 2 + 1, mask=live, other=0.0)
+    one = tl.arange(0, 1)
+    past = nothing(1, HEAD_TILE)
+    for piece in tl.range(first_piece, num_pieces, loop_unroll_factor=UNROLL):
+        index = (begin + piece) * NUM_HEADS + head + one
+        m_i, l_i = tl.load(stats_ptr + index * 2), tl.load(stats_ptr + index * 2 + 1)
         acc_tile = partial_ptr + index[:, None] * HEAD_DIM + offs_d[None, :]
-        acc_part = load_rows(acc_tile, piece, num_pieces, offs_d, HEAD_DIM, True)  # [MERGE, D]
-        m_new = tl.maximum(m_i, tl.max(m_part, 0))
-        alpha, weight = tl.exp2(m_i - m_new), tl.exp2(m_part - m_new)
-        l_i = l_i * alpha + tl.sum(weight * l_part, 0)
-        acc = acc * alpha + tl.sum(weight[:, None] * acc_part, 0)
-        m_i = m_new
+        past = fold(past, (m_i, l_i, load_rows(acc_tile, one, 1, offs_d, HEAD_DIM, False)))  # acc [1, D]
+    m_i, l_i, acc = past
     if sinks_ptr is not None:
         l_i, alpha = fold_sink(m_i, l_i, tl.load(sinks_ptr + head))
-        acc *= alpha
-    o = acc / tl.where(l_i == 0.0, 1.0, l_i)
-    offset = (token.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + offs_d
-    tl.store(o_ptr + offset, o.to(o_ptr.dtype.element_ty), mask=offs_d < HEAD_DIM)
+        acc *= alpha[:, None]
+    o = normalise(l_i, acc)
+    offset = (token.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + offs_d[None, :]
+    tl.store(o_ptr + offset, o.to(o_ptr.dtype.element_ty), mask=(offs_d < HEAD_DIM)[None, :])
 # fmt: on
 
 
@@ -177,7 +176,7 @@ def decode(
     pieces = num_seqs * triton.cdiv(capacity, SPLIT)
     partial = torch.empty((pieces, num_heads, head_dim), dtype=torch.float32, device=q.device)
     stats = torch.empty((pieces, num_heads, 2), dtype=torch.float32, device=q.device)  # m and l
-    config, resident = launch.paged_decode(q.device, q.dtype, head_dim)
+    config, resident = launch.paged_decode(q.device, q.dtype, head_dim, group)
     if pieces > 0:
         _split_kernel[(min(pieces * num_kv_heads, resident),)](
             q,
@@ -197,7 +196,6 @@ def decode(
             block_table.stride(0),
             NUM_KV_HEADS=num_kv_heads,
             GROUP=group,
-            GROUP_TILE=max(16, triton.next_power_of_2(group)),  # tl.dot's least number of rows
             HEAD_DIM=head_dim,
             HEAD_TILE=head_tile(head_dim),
             BLOCK_SIZE=block_size,
@@ -221,5 +219,6 @@ def decode(
         HEAD_DIM=head_dim,
         HEAD_TILE=head_tile(head_dim),
         SPLIT=SPLIT,
-        MERGE=MERGE // head_tile(head_dim),
+        UNROLL=UNROLL,
+        **launch.merge(),
     )

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_folder import save_tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoTokenizer
 
+from octavo.bench.peers.export_hf import network
 from octavo.gpt import LLM
+from octavo.gpt.loading import hub
 
 if importlib.util.find_spec("lm_eval") is None:
     pytest.skip("lm-eval is not installed: `make eval` installs it", allow_module_level=True)
@@ -104,11 +106,20 @@ def test_scores_are_equal_for_every_batch_size_and_those_of_transformers(tmp_pat
 @pytest.mark.slow
 @pytest.mark.model
 def test_smollm2_has_equal_scores_for_every_batch_size(tmp_path: Path, tasks: Path) -> None:
-    """And transformers' scores beside them: `make eval` prints both."""
-    from octavo.bench.peers.export_hf import network
-
+    """And transformers' scores of the same weights beside them, printed: `make eval`."""
+    twin, file = str(tmp_path / "twin"), hub.resolve("smollm2")
+    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(twin)
     with LLM("smollm2", backend="reference", dtype="bfloat16", weights="dense") as llm:
-        twin: AutoModelForCausalLM = network(llm.model)
-        twin.save_pretrained(tmp_path / "twin")
-    ours = equal_scores(tasks, "pretrained=smollm2,weights=dense")
-    print(json.dumps({name: value for name, value in ours.items() if not name.startswith("samples_")}, indent=1))
+        network(llm.model).save_pretrained(twin)
+    found = {"octavo, 1, 4 and 16": equal_scores(tasks, f"pretrained={twin}")}
+    for size in ("1", "16"):
+        found[f"hf, {size}"] = scores(
+            tasks, "hf", f"pretrained={twin},dtype=bfloat16", "--device", "cpu", "--batch_size", size
+        )
+    for name in (name for name in found["hf, 1"] if not name.startswith("samples_") and "stderr" not in name):
+        print(f"{name:32}", {who: values[name] for who, values in found.items()})
+    sums = {
+        who: [float(each[0]) for doc in values["samples_made_choice"] for each in doc] for who, values in found.items()
+    }
+    print("first log-likelihoods", {who: values[:4] for who, values in sums.items()})
+    assert found["octavo, 1, 4 and 16"]["made_choice acc,none"] >= 0.5

@@ -95,17 +95,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(1, 16),
         max_num_seqs=st.integers(1, 6),
         preemption=st.sampled_from(PREEMPTIONS),
+        recompute_cost=st.sampled_from([1, 2, 128]),
         prefix_caching=st.booleans(),
         async_scheduling=st.booleans(),
         sliding_window=st.just(0) | st.integers(1, 12),
     )
-    def start(
-        self, num_blocks, block_size, budget, max_num_seqs, preemption, prefix_caching, async_scheduling, sliding_window
-    ):
+    def start(self, num_blocks, block_size, budget, max_num_seqs, prefix_caching, async_scheduling, **others):
         count("state machine of scheduler and blocks")
-        config = EngineConfig(
-            CONTEXT, block_size, num_blocks, max_num_seqs, budget, preemption=preemption, sliding_window=sliding_window
-        )
+        config = EngineConfig(CONTEXT, block_size, num_blocks, max_num_seqs, budget, **others)
         self.scheduler = Scheduler(config, prefix_caching)
         self.cache = Cache(self.scheduler)
         self.live: list[Sequence] = []

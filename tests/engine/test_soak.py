@@ -97,8 +97,14 @@ def asked(number: int) -> tuple[list[int], SamplingParams]:
 
 NARROW = {"num_blocks": 14, "max_num_seqs": 7, "max_num_batched_tokens": 16, "max_num_waiting": 9}
 WAYS = {
-    "swap": {"family": "gpt2"},
-    "swap, asynchronous": {"family": "llama", "async_scheduling": True, "capture": lambda step: step},
+    "swap": {"family": "gpt2", "preemption": "swap"},
+    "swap, asynchronous": {
+        "family": "llama",
+        "preemption": "swap",
+        "async_scheduling": True,
+        "capture": lambda step: step,
+    },
+    "whichever is faster": {"family": "gpt2", "preemption": "auto", "recompute_cost": 2},
     "recompute": {"family": "llama", "preemption": "recompute"},
     "recompute, asynchronous": {"family": "gpt2", "preemption": "recompute", "async_scheduling": True},
 }

@@ -10,6 +10,7 @@ from bench_tiny import bench, checkpoint
 def test_rows_are_those_of_llama_bench(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(llama_bench, "PROMPT", 20)
     monkeypatch.setattr(llama_bench, "GENERATED", 5)
+    monkeypatch.setattr(llama_bench, "REPEATS", 2)
     model = checkpoint(tmp_path / "gpt2", "gpt2")
     arguments = ("--model", model, "--backend", "cpu,reference", "--dtype", "float32", "--threads", "1")
     assert bench("decode", *arguments, "--llama-bench") == 0

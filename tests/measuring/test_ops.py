@@ -130,13 +130,21 @@ def test_host_costs_are_measured(tmp_path, capsys):
     command = ("host", "--seqs", "1,3", "--context", "20,40", "--steps", "30", "--tokenizer", "none")
     assert bench(*command, "--output", tmp_path / "out") == 0
     results = records.read(tmp_path / "out")
-    assert [cell.key for cell in results.cells] == [(1, 20), (1, 40), (3, 20), (3, 40)]
+    assert [cell.key for cell in results.cells] == [(n, length, "fused") for n in (1, 3) for length in (20, 40)]
     for cell in results.cells:
         assert len(cell.samples) == 29
         assert 0 < cell.median_s <= cell.p90_s
         assert 200 < cell.bytes_per_waiting < 20_000
     assert results.run.threads == 1
     assert "wanted" in capsys.readouterr().out
+
+
+def test_the_price_of_a_form_is_measured(tmp_path, capsys):
+    command = ("host", "--seqs", "2", "--context", "20", "--steps", "20", "--structured")
+    assert bench(*command, "--output", tmp_path / "out") == 0
+    assert [cell.way for cell in records.read(tmp_path / "out").cells] == ["fused", "from logits", "in a schema"]
+    assert "in a schema" in capsys.readouterr().out
+    assert bench(*command, "--tokenizer", "none", "--output", tmp_path / "other") == 2
 
 
 @pytest.mark.parametrize(("option", "message"), [("--seqs", "seqs"), ("--context", "context"), ("--steps", "steps")])

@@ -28,6 +28,7 @@ CLEAN = sass.Code(
     registers=38,
     stack=0,
     programs=3,
+    instructions=700,
     tensor_core=frozenset({"HGMMA"}),
     load_bits=128,
 )

@@ -123,4 +123,5 @@ def event_stream(chunks: AsyncGenerator[dict[str, Any], None]) -> StreamingRespo
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return format_sse_event(data_str=json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    """Return an event, in ASCII: some clients take U+0085 or U+2028 in a text for the end of its line."""
+    return format_sse_event(data_str=json.dumps(value, separators=(",", ":"), allow_nan=False))

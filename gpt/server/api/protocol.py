@@ -39,13 +39,14 @@ class Generation(Strict):
     stop_token_ids: Ids | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: int | None = None
-    logprobs_mode: str | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     truncate_prompt_tokens: int | None = None
     allowed_token_ids: Ids | None = None
     bad_words: list[str] | None = None
     cache_salt: str | None = None
+    logprobs_mode: str | None = None
+    logprob_token_ids: Ids | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     response_format: dict[str, Any] | None = None
@@ -118,6 +119,6 @@ class ScoreRequest(Strict):
 SAMPLING = (
     "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "prompt_logprobs",
-    "logprobs_mode", "skip_special_tokens",
-    "include_stop_str_in_output", "truncate_prompt_tokens", "allowed_token_ids", "bad_words", "cache_salt",
+    "skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "allowed_token_ids", "bad_words",
+    "cache_salt", "logprobs_mode", "logprob_token_ids",
 )  # fmt: skip

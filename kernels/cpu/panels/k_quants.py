@@ -62,9 +62,8 @@ def _with_minima(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, p
         factors = [_entry(builder, own, part, 2) for own in table]
         numbers = [lines(builder, panel, part) for panel in panels]
         results: Sums = [[] for _ in panels]
-        for r, row in enumerate(rows):
-            x = _block_of_x(builder, row, part, planes)
-            products = steps.dot_products(builder, numbers, x, 0, None, planes)
+        own_rows = [_block_of_x(builder, row, part, planes) for row in rows]
+        for r, (x, products) in enumerate(steps.dot_products(builder, numbers, own_rows, 0, None, planes)):
             scale_of_x = steps.broadcast(builder, vi.F32, x, steps.SCALE)
             scaled_sum = steps.broadcast(builder, vi.F32, x, steps.SCALED_SUM)
             for (scale, minimum), total, own, result in zip(factors, products, held, results, strict=True):
@@ -87,15 +86,14 @@ def _in_halves(
         scales = [_entry(builder, own, part, 2) for own in table]
         numbers = [lines(builder, panel, part) for panel in panels]
         results: Sums = [[] for _ in panels]
-        for r, row in enumerate(rows):
-            x = _block_of_x(builder, row, part, planes)
-            halves = []
-            for k in (0, 1):
-                own_lines = [each[4 * k : 4 * k + 4] for each in numbers]
-                first = steps.broadcast(builder, vi.I32, x, steps.SUMS_OF_HALVES + 4 * k)
-                halves.append(steps.dot_products(builder, own_lines, x, 4 * k, first, planes))
+        own_rows = [_block_of_x(builder, row, part, planes) for row in rows]
+        halves = []
+        for k in (0, 1):
+            own_lines, start = [own[4 * k : 4 * k + 4] for own in numbers], steps.SUMS_OF_HALVES + 4 * k
+            halves.append(steps.dot_products(builder, own_lines, own_rows, 4 * k, start, planes))
+        for r, ((x, first), (_, second)) in enumerate(zip(*halves, strict=True)):
             scale_of_x = steps.broadcast(builder, vi.F32, x, steps.SCALE)
-            for (one, two), a, b, own, result in zip(scales, *halves, held, results, strict=True):
+            for (one, two), a, b, own, result in zip(scales, first, second, held, results, strict=True):
                 both = vi.fma(builder, _float(builder, b), two, builder.fmul(_float(builder, a), one))
                 result.append(vi.fma(builder, both, scale_of_x, own[r]))
         return results

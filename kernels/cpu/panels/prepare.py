@@ -155,10 +155,11 @@ def _round_15(x, start, address):
 
 
 def _largest(builder: Any, parts: list[Any]) -> Any:
-    """The largest absolute value; NaN if there is one."""
-    sizes = [vi.call(builder, "llvm.fabs.v16f32", part.type, [part]) for part in parts]
-    peaks = vi.call(builder, "llvm.maximum.v16f32", parts[0].type, sizes)
-    return vi.call(builder, "llvm.vector.reduce.fmaximum.v16f32", vi.F32, [peaks])
+    """The largest absolute value; NaN if there is one. Without the sign, bits are ordered as values are."""
+    bits = [builder.bitcast(part, vi.vector(vi.I32)) for part in parts]
+    sizes = [builder.and_(each, vi.constant(vi.I32, 0x7FFFFFFF)) for each in bits]
+    peaks = vi.call(builder, "llvm.smax.v16i32", sizes[0].type, sizes)
+    return builder.bitcast(vi.call(builder, "llvm.vector.reduce.smax.v16i32", vi.I32, [peaks]), vi.F32)
 
 
 def _rounded(builder: Any, parts: list[Any], largest: Any, levels: float) -> list[Any]:

@@ -20,7 +20,7 @@ from octavo.kernels.cpu.panels.pack import Panels
 from octavo.kernels.cpu.panels.tile import PANELS, SUM, TILE_ROWS, WIDTH, call_tile, tile_address
 from octavo.kernels.weights import Stacked
 
-ROWS = 96  # of x that go through a pair of panels together
+ROWS = 192  # of x that go through a pair of panels together
 MOST = TILE_ROWS[-1]
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_erf": 2, "relu": 3, "relu2": 4, "silu": 5}
 

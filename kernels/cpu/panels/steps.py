@@ -1,6 +1,6 @@
 """What the formats' `accumulate` are made of, and how x lies where it is rounded to whole numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from octavo.kernels.cpu import vector_ir as vi
@@ -13,6 +13,7 @@ Accumulate = Callable[[Any, list[Any], list[Any], Sums], Sums]
 # weights being stored without a sign. Where x has two bytes a value, the high ones come first: 128 * high + low.
 SCALE, SCALED_SUM, SUM_OF_BYTES, SUM_OF_NIBBLES, SUMS_OF_HALVES, BYTES = 0, 4, 8, 12, 16, 24
 X_BLOCK_BYTES = {"int8": 56, "int15": 88}
+CHAINS = 8  # sums of whole numbers that take turns
 
 
 def fused(builder: Any, lines: list[Any], rows: list[Any], distance: int, sums: Sums) -> Sums:
@@ -40,9 +41,7 @@ def whole_numbers(
     """
     factors = [halves(builder, w) for w in panels]
     results: Sums = [[] for _ in panels]
-    for r, x in enumerate(rows):
-        first = None if start is None else broadcast(builder, vi.I32, x, start)
-        products = dot_products(builder, lines, x, 0, first, planes)
+    for r, (x, products) in enumerate(dot_products(builder, lines, rows, 0, start, planes)):
         scale_of_x = broadcast(builder, vi.F32, x, SCALE)
         for scale, total, own, result in zip(factors, products, sums, results, strict=True):
             both = builder.fmul(scale, scale_of_x)
@@ -50,22 +49,40 @@ def whole_numbers(
     return results
 
 
-def dot_products(builder: Any, lines: list[list[Any]], x: Any, line: int, first: Any, planes: int) -> list[Any]:
-    """In each panel `first`, or 0 where that is None, plus the products of its lines with numbers of a block of x.
+def dot_products(
+    builder: Any, lines: list[list[Any]], rows: list[Any], line: int, start: int | None, planes: int
+) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield each row of x and, in each panel, what is at `start` (or 0) plus the products of its lines with the row.
 
-    line: where in the block the first of the lines begins.
+    line: where in the block of x the first of the lines begins. A few rows take turns, each with a sum of its own for
+    each plane and panel, because the next product of a sum waits for the one before; all are whole numbers, so their
+    order changes no bit.
     """
-    products = [vi.constant(vi.I32, 0) for _ in lines]
-    for plane in range(planes):
-        if plane:
-            products = [builder.shl(total, vi.constant(vi.I32, 7)) for total in products]
-        if first is not None and plane == planes - 1:
-            products = [builder.add(total, first) for total in products]
+    together = max(1, CHAINS // (planes * len(lines)))
+    for group in (rows[first : first + together] for first in range(0, len(rows), together)):
+        starts = [start if plane == planes - 1 else None for plane in range(planes)]
+        chains = [[_beginnings(builder, x, place, lines) for place in starts] for x in group]
         for k in range(len(lines[0])):
-            value = broadcast(builder, vi.I32, x, BYTES + 32 * plane + 4 * (line + k))
-            four = builder.bitcast(value, vi.vector(vi.I8, 4 * vi.LANES))
-            products = [vi.dot_bytes(builder, total, own[k], four) for total, own in zip(products, lines, strict=True)]
-    return products
+            for x, own_chains in zip(group, chains, strict=True):
+                for plane in range(planes):
+                    value = broadcast(builder, vi.I32, x, BYTES + 32 * plane + 4 * (line + k))
+                    four = builder.bitcast(value, vi.vector(vi.I8, 4 * vi.LANES))
+                    own_chains[plane] = [
+                        vi.dot_bytes(builder, total, own[k], four)
+                        for total, own in zip(own_chains[plane], lines, strict=True)
+                    ]
+        for x, own_chains in zip(group, chains, strict=True):
+            yield x, [_joined(builder, totals) for totals in zip(*own_chains, strict=True)]
+
+
+def _beginnings(builder: Any, x: Any, start: int | None, lines: list[list[Any]]) -> list[Any]:
+    return [vi.constant(vi.I32, 0) if start is None else broadcast(builder, vi.I32, x, start) for _ in lines]
+
+
+def _joined(builder: Any, planes: Sequence[Any]) -> Any:
+    """128 * high + low, or the only plane."""
+    high, *low = planes
+    return builder.add(builder.shl(high, vi.constant(vi.I32, 7)), *low) if low else high
 
 
 def broadcast(builder: Any, kind: Any, x: Any, distance: int) -> Any:

@@ -98,8 +98,10 @@ def call_tile(
 
 
 def _tile(format: Format, rows: int) -> Any:
-    """Make `product` for a number of rows."""
-    return _intrinsic(lambda builder, arguments: write_tile(builder, format, rows, arguments))
+    """Make `product` for a number of rows. Many rows of whole numbers leave no registers for a second panel."""
+    one_by_one = rows == TILE_ROWS[-1] and format.activations in X_BLOCK_BYTES
+    write = write_panel_by_panel if one_by_one else write_tile
+    return _intrinsic(lambda builder, arguments: write(builder, format, rows, arguments))
 
 
 def _intrinsic(write: Callable[[Any, Sequence[Any]], None]) -> Any:
@@ -149,12 +151,19 @@ def write_narrow(builder: Any, format: Format, arguments: Sequence[Any]) -> None
     rows = 1 if format.activations in X_BLOCK_BYTES else 4 if vi.has_feature("avx2") or vi.has_feature("neon") else 2
     step = vi.whole(rows)
     with cgutils.for_range_slice(builder, vi.whole(0), count, step, intp=vi.I64) as (first, _):
-        own_x, own_out = builder.add(x, builder.mul(first, x_stride)), builder.mul(first, vi.whole(4 * WIDTH))
+        own_x = builder.add(x, builder.mul(first, x_stride))
+        own_out = builder.add(out, builder.mul(first, vi.whole(4 * WIDTH)))
         left = builder.sub(count, first)
-        with cgutils.for_range(builder, vi.whole(PANELS), intp=vi.I64) as panel:
-            own_w = builder.add(w, builder.mul(panel.index, w_stride))
-            place = builder.add(builder.add(out, own_out), builder.mul(panel.index, vi.whole(4 * vi.LANES)))
-            write_tile(builder, format, rows, (own_w, w_stride, own_x, x_stride, left, num_blocks, place), 1)
+        write_panel_by_panel(builder, format, rows, (w, w_stride, own_x, x_stride, left, num_blocks, own_out))
+
+
+def write_panel_by_panel(builder: Any, format: Format, rows: int, arguments: Sequence[Any]) -> None:
+    """Write `product` for a number of rows and one panel after the other."""
+    w, w_stride, x, x_stride, count, num_blocks, out = arguments
+    with cgutils.for_range(builder, vi.whole(PANELS), intp=vi.I64) as panel:
+        own_w = builder.add(w, builder.mul(w_stride, panel.index))
+        place = builder.add(out, builder.mul(panel.index, vi.whole(4 * vi.LANES)))
+        write_tile(builder, format, rows, (own_w, w_stride, x, x_stride, count, num_blocks, place), 1)
 
 
 def _fetch(builder: Any, address: Any) -> None:
