@@ -3,10 +3,9 @@
 import random
 
 import pytest
+from guesses import eager, many_options, repeating_prompt
 
 from octavo.gpt import LLM, DraftModel, NGram
-
-from guesses import eager, many_options, repeating_prompt
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 
