@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
     from octavo.gpt.outputs import CompletionOutput, Logprob, RequestOutput, TokenProbability
     from octavo.gpt.sampling_params import SamplingParams
     from octavo.gpt.scoring import Score
+    from octavo.gpt.speculative.draft_model import DraftModel
     from octavo.gpt.speculative.ngram import NGram
     from octavo.gpt.structured.params import StructuredOutputsParams
 
@@ -31,6 +32,7 @@ __all__ = [
     "AsyncLLM",
     "Beam",
     "CompletionOutput",
+    "DraftModel",
     "EngineClosedError",
     "Llama",
     "LoRARequest",
@@ -59,6 +61,7 @@ _HOMES = {
     "outputs": "CompletionOutput Logprob RequestOutput TokenProbability",
     "sampling_params": "SamplingParams",
     "scoring": "Score",
+    "speculative.draft_model": "DraftModel",
     "speculative.ngram": "NGram",
     "structured.params": "StructuredOutputsParams",
 }

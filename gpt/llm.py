@@ -63,7 +63,8 @@ class LLM(ScoresTexts, Rollouts):
     `lora`; adapter: the one of requests that give none. logprobs_mode: what reported log-probabilities are where a
     request does not say: "raw_logprobs", the model's own, or "processed_logprobs", of what was sampled from, after
     penalties, temperature and filters; those of prompts are always the model's.
-    speculative: who guesses tokens ahead, an `NGram` or "ngram:4"; the text is the same, sooner where they are right.
+    speculative: who guesses tokens ahead, an `NGram`, a `DraftModel`, or "ngram:4" or "FOLDER:3" for short; the text is
+    the same, and comes sooner where guesses are right.
 
     Any number of threads may call at once: their requests share the steps of one engine, which a thread of its own
     runs (see `EngineThread`).

@@ -233,7 +233,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
         limited = None if name in OPEN else known
         parser.add_argument(f"--{name}", default="auto", choices=limited, metavar="NAME", help=shown)
     parser.add_argument("--adapter", metavar="NAME", help="a LoRA adapter in PEFT's format: a folder or owner/name")
-    parser.add_argument("--speculative", metavar="WHO", help="who guesses tokens ahead: ngram, or ngram:4 for 4")
+    parser.add_argument("--speculative", metavar="WHO", help="who guesses ahead: ngram or a draft model; :4 for 4")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens a step sees (the model's context)")
 
 

@@ -177,7 +177,10 @@ class Model(nn.Module):
         return self.ops.sample(self.logits(hidden), temperature, off.int(), 1 + off, off, seeds, positions)[0]
 
     def loss(self, token_ids: Tensor, targets: Tensor | None = None) -> ModelOutput:
-        """Logits at every position of `[batch, seq]` ids, and the loss; differentiable on the reference backend.
+        """Logits at every position of `[batch, seq]` ids, and the loss.
+
+        Differentiable on the reference backend, and on the kernels of `octavo.kernels.training.trainable(ops)`, with
+        the bits of an engine on those ops.
 
         targets `[batch, seq]` are the ids to predict at each position (-100: none); left out, each position predicts
         the id that follows it.

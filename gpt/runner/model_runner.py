@@ -17,7 +17,7 @@ from octavo.gpt.runner.decode_graph import Capture, DecodeStep, Graphs
 from octavo.gpt.runner.input_batch import InputBatch
 from octavo.gpt.runner.kv_cache import PagedCache
 from octavo.gpt.runner.logprobs import LogprobTensors, TokenLogprobs, gather_logprobs
-from octavo.gpt.runner.sampler import SampledRows, SampledToken, Sampler
+from octavo.gpt.runner.sampler import SampledRows, SampledToken, Sampler, SamplingRows
 from octavo.gpt.runner.transfer import to_device
 from octavo.gpt.scheduler.config import EngineConfig
 from octavo.gpt.scheduler.scheduler import Chunk, Plan
@@ -206,11 +206,25 @@ class Runner:
 
     def _decode(self) -> SampledRows:
         rows = self.input_batch.prepare_decode()
+        return self.sampler.finish(self._start(rows), rows)
+
+    @torch.inference_mode()
+    def sample_last(self, sequences: list[Sequence]) -> list[int]:
+        """Compute each sequence's newest token and those of its guess; return what is sampled after the last of them.
+
+        Nobody's logits are changed. No other sequence keeps its row.
+        """
+        self.input_batch.reset()
+        self.input_batch.add_missing(sequences)
+        token_ids = self._start(self.input_batch.prepare_decode()).tolist()
+        return [token_ids[end - 1] for end in accumulate(1 + len(sequence.guess) for sequence in sequences)]
+
+    def _start(self, rows: SamplingRows) -> Tensor:
         numbers = [sequence.adapter for sequence in rows.sequences]
         run = self.step.run if self.graphs is None else self.graphs.replay
         if any(numbers):
             run = partial(self.step.run_with, self.adapters.model_for(numbers))
-        return self.sampler.finish(run(len(rows.sequences), rows.mode), rows)
+        return run(len(rows.sequences), rows.mode)
 
     def _prefill(self, chunks: list[Chunk], sampled: list[SampledRows], prompts: list[PromptRows]) -> None:
         """Compute the chunks, and sample a token for each sequence whose prefill is complete: it gets a row."""

@@ -27,7 +27,7 @@ class NGram:
     """
 
     num_tokens: int = 4
-    min_match: int = 2
+    min_match: int = 3
     max_match: int = 8
 
     def __post_init__(self) -> None:

@@ -13,24 +13,31 @@ from octavo.gpt.speculative.proposer import Options, Proposer, Target
 
 MOST_ROWS = {"cpu": MAX_CAPTURED_ROWS, "cuda": 64}  # queries of a step that take little longer than one
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 8, 128  # tokens
+SHORTEST_PAUSE, LONGEST_PAUSE = 16, 128  # tokens
 
 
 @dataclass(eq=False, slots=True)
 class Pace:
     """Whether guessing pays for a sequence.
 
-    The score is the mean of accepted guesses, each step weighing as much as all before it. Below one accepted guess a
-    step the sequence pauses, for 8 tokens and then twice as many each time, up to 128, before it tries once more.
+    The score is the mean of accepted guesses, each step weighing as much as all before it, and twice as many tokens are
+    guessed at a time, 2 at least. Below one accepted guess a step (a half, if one token at a time is all that is ever
+    guessed) the sequence pauses, for 16 tokens and then twice as many each time, up to 128, before it tries once more.
     """
 
-    score: float = 2.0
+    most: int  # tokens that may be guessed at a time
+    score: float = 1.0
     pause: int = SHORTEST_PAUSE
     resumes_at: int = 0  # output tokens
 
+    @property
+    def num_tokens(self) -> int:
+        """How many to guess the next time."""
+        return min(self.most, max(2, int(2 * self.score)))
+
     def note(self, num_accepted: int, num_output: int) -> None:
         self.score = (self.score + num_accepted) / 2
-        if self.score >= 1:
+        if self.score >= min(1, self.most / 2):
             self.pause = SHORTEST_PAUSE
         else:
             self.resumes_at = num_output + self.pause
@@ -59,8 +66,9 @@ class Speculation:
         asked: list[Sequence] = []
         limits: list[int] = []
         for sequence in plan.decode:
-            limit = min(self.proposer.num_tokens, room, sequence.max_computed - sequence.num_computed - 1)
-            if limit > 0 and len(sequence.output) >= self._pace(sequence).resumes_at:
+            pace = self._pace(sequence, self.proposer.num_tokens)
+            limit = min(pace.num_tokens, room, sequence.max_computed - sequence.num_computed - 1)
+            if limit > 0 and len(sequence.output) >= pace.resumes_at:
                 asked.append(sequence)
                 limits.append(limit)
                 room -= limit
@@ -80,7 +88,7 @@ class Speculation:
             return False
         self.num_proposed += num_guessed
         self.num_accepted += num_right
-        self._pace(sequence).note(num_right, len(sequence.output) + num_tokens)
+        self._paces[sequence.seq_id].note(num_right, len(sequence.output) + num_tokens)
         scheduler.accept(sequence, num_right)
         return num_right > 0 and sequence.num_computed >= sequence.max_computed
 
@@ -104,8 +112,8 @@ class Speculation:
         if self.proposer is not None:
             self.proposer.reset()
 
-    def _pace(self, sequence: Sequence) -> Pace:
-        return self._paces.setdefault(sequence.seq_id, Pace())
+    def _pace(self, sequence: Sequence, most: int) -> Pace:
+        return self._paces.setdefault(sequence.seq_id, Pace(most))
 
 
 def make_speculation(

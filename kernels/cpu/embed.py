@@ -29,7 +29,7 @@ def embed(token_ids: Tensor, weight: Weight, dtype: torch.dtype) -> Tensor:
         return reference.embed(token_ids, weight, dtype)
     rows = torch.empty(len(token_ids), weight.in_features, dtype=dtype, device=token_ids.device)
     fields, (block, block_size) = _fields_of(weight.format), SIZES[weight.format]
-    _embed(
+    kernel_of(weight.format)(
         nk.common_dtype(rows), rows.numel(), rows, token_ids.int().contiguous(), weight.data, fields, len(fields),
         len(rows), weight.in_features, weight.out_features, weight.data[0].numel(), block, block_size,
         FORMATS.index(weight.format),
@@ -37,32 +37,16 @@ def embed(token_ids: Tensor, weight: Weight, dtype: torch.dtype) -> Tensor:
     return rows
 
 
+def kernel_of(format: str) -> nk.Kernel:
+    """The kernel that reads tables of a format."""
+    number = FORMATS.index(format)
+    return _embed_k_blocks if number >= Q4_K else _embed_blocks if number > BF16 else _embed_dense
+
+
 @cache
 def _fields_of(format: str) -> Tensor:
     """The fields of a row's block: bytes, and how many stay together in a panel; int64 `[fields, 2]`."""
     return torch.tensor((LAYOUTS | DENSE_LAYOUTS)[format], dtype=torch.int64, device="cpu")
-
-
-@nk.cpu_kernel("viaa qqqqqqqq")
-def _embed(arguments):
-    (rows,) = nk.float_ptrs(arguments, 0, 1)
-    (ids,) = nk.int32_ptrs(arguments, 1, 1)
-    panels, fields, num_fields, count, dim, num_ids = nk.int_args(arguments, 2, 6)
-    panel_size, block, block_size, format = nk.int_args(arguments, 8, 4)
-    first, last = nk.thread_range(count)
-    raw, values = np.empty(block_size // LANES, np.uint8), np.empty(block, np.float32)
-    for i in range(first, last):
-        token = np.int64(ids[i])
-        is_known = 0 <= token < num_ids
-        for start in range(0, dim, block):
-            if is_known:
-                place = panels + token // LANES * panel_size + start // block * block_size
-                _collect(place, token % LANES, nk.int64_pointer(fields), num_fields, raw)
-                _widen(raw, format, values)
-            else:
-                values[:] = np.float32(np.nan)
-            for k in range(min(block, dim - start)):
-                rows[i * dim + start + k] = nk.from_float32(values[k], rows[0])
 
 
 @njit
@@ -79,20 +63,20 @@ def _collect(place, lane, fields, num_fields, raw):
 
 
 @njit(fastmath=False)
-def _widen(raw, format, values):
-    """The values of a block. https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h"""
-    if format >= Q4_K:
-        _widen_parts(raw, format, values)
-        return
-    if format <= BF16:
-        for k in range(values.size):
-            if format == F32:
-                values[k] = np.uint32(_number(raw, 4 * k) | (_number(raw, 4 * k + 2) << 16)).view(np.float32)
-            elif format == F16:
-                values[k] = _half(raw, 2 * k)
-            else:
-                values[k] = np.uint32(_number(raw, 2 * k) << 16).view(np.float32)
-        return
+def _widen_dense(raw, format, values):
+    """The values of a block, which are numbers of 4 or 2 bytes."""
+    for k in range(values.size):
+        if format == F32:
+            values[k] = np.uint32(_number(raw, 4 * k) | (_number(raw, 4 * k + 2) << 16)).view(np.float32)
+        elif format == F16:
+            values[k] = _half(raw, 2 * k)
+        else:
+            values[k] = np.uint32(_number(raw, 2 * k) << 16).view(np.float32)
+
+
+@njit(fastmath=False)
+def _widen_blocks(raw, format, values):
+    """The same for blocks of 32 whole numbers. https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h"""
     scale = _half(raw, 0)
     if format == Q8_0:
         for k in range(values.size):
@@ -149,3 +133,34 @@ def _number(raw, place):
 @njit
 def _half(raw, place):
     return nk.to_float32(np.int16(_number(raw, place)))
+
+
+def _kernel(name, widen):
+    """Make the kernel for formats whose blocks `widen` reads: one for all takes twice as long to compile."""
+
+    def embed(arguments):
+        (rows,) = nk.float_ptrs(arguments, 0, 1)
+        (ids,) = nk.int32_ptrs(arguments, 1, 1)
+        panels, fields, num_fields, count, dim, num_ids = nk.int_args(arguments, 2, 6)
+        panel_size, block, block_size, format = nk.int_args(arguments, 8, 4)
+        first, last = nk.thread_range(count)
+        raw, values = np.empty(block_size // LANES, np.uint8), np.empty(block, np.float32)
+        for i in range(first, last):
+            token = np.int64(ids[i])
+            is_known = 0 <= token < num_ids
+            for start in range(0, dim, block):
+                if is_known:
+                    place = panels + token // LANES * panel_size + start // block * block_size
+                    _collect(place, token % LANES, nk.int64_pointer(fields), num_fields, raw)
+                    widen(raw, format, values)
+                else:
+                    values[:] = np.float32(np.nan)
+                for k in range(min(block, dim - start)):
+                    rows[i * dim + start + k] = nk.from_float32(values[k], rows[0])
+
+    embed.__name__ = embed.__qualname__ = name  # of what is kept on disk
+    return nk.cpu_kernel("viaa qqqqqqqq")(embed)
+
+
+_embed_dense, _embed_blocks = _kernel("_embed_dense", _widen_dense), _kernel("_embed_blocks", _widen_blocks)
+_embed_k_blocks = _kernel("_embed_k_blocks", _widen_parts)

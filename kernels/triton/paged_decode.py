@@ -6,9 +6,12 @@ The query heads of one kv head share a tile, so each key and value is read once.
 tokens, a fixed size: its bits depend on its own length alone. A fixed number of programs takes the live pieces of all
 sequences in turn, each finding its own on the device from the context lengths; so a batch of very unequal lengths
 stays balanced, a single long context fills the GPU, nothing is planned on the host, and the launch depends on buffer
-sizes only, as a CUDA graph needs. Each piece leaves its (m, l, acc) in a float32 workspace, and a second kernel merges
-a sequence's pieces in order. Without a query nothing is read; context 0 and padding rows give zeros. With a window the
-pieces that lie wholly before it are left out; the others are cut where they always are.
+sizes only, as a CUDA graph needs. Each piece leaves its (m, l, acc) in a float32 workspace, and a second kernel folds
+a sequence's pieces in order, as prefill does, so a query has prefill's bits. Only loads and the chain of folds take
+time there: modelled for an H100, 512 pieces (128k tokens) take 32 rounds of 0.5 us, a tenth of the 180 us in which the
+cache of one layer with 8 kv heads of 128 is read, so no tree of partial folds is needed.
+Without a query nothing is read; context 0 and padding rows give zeros. With a window the pieces that lie wholly before
+it are left out; the others are cut where they always are.
 A tile's mathematics is in attention_tile.py; splitting the context: https://pytorch.org/blog/flash-decoding/
 """
 

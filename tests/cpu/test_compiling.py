@@ -35,7 +35,7 @@ def test_a_model_compiles_little_more_than_what_was_compiled_ahead(monkeypatch, 
     assert asked == []
     llm = LLM("dummy:tiny", dtype="float32", num_blocks=16)
     llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=2), use_tqdm=False)
-    some = {name for name, _ in needed.for_some_models(torch.float32)}
+    some = {name for name, _ in needed.for_some_models(torch.float32, "float32")}
     assert {name.lstrip("_") for name in asked} <= some
 
 

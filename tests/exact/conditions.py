@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from octavo.gpt import LLM, RequestOutput, SamplingParams
+from octavo.gpt import LLM, NGram, RequestOutput, SamplingParams
 
 Load = Callable[..., LLM]  # from options of LLM
 
@@ -30,6 +30,8 @@ class Bits(NamedTuple):
     token_ids: list[int]
     logprobs: list[str]  # of each token
 
+
+DRAFT = "draft"  # what a load is asked for as `speculative` where it should name a DraftModel
 
 Condition = Callable[[Load, list[Request], list[Bits]], list[bool]]
 
@@ -138,6 +140,14 @@ def preempted(load: Load, requests: list[Request], wanted: list[Bits], **options
         return same(outputs, wanted)
 
 
+def speculated(speculative: Any, load: Load, requests: list[Request], wanted: list[Bits]) -> list[bool]:
+    with load(speculative=speculative, max_num_seqs=4) as llm:  # beyond 8 queries a step nobody guesses on a CPU
+        outputs = run(llm, requests)
+        stats = llm.stats()
+        assert 0 < stats["tokens_accepted"] < stats["tokens_proposed"]  # both kinds of guess came up
+        return same(outputs, wanted)
+
+
 def scored(load: Load, requests: list[Request], wanted: list[Bits]) -> list[bool]:
     """Prompt and output are read as one prompt, and as a text to score."""
     texts = [each.prompt + own.token_ids for each, own in zip(requests, wanted, strict=True)]
@@ -165,5 +175,7 @@ CONDITIONS: dict[str, Condition] = {
     "generated-prefix hit": generated_prefix_hit,
     "preempted: swap": partial(preempted, preemption="swap"),
     "preempted: recompute": partial(preempted, preemption="recompute"),
+    "n-gram speculation": partial(speculated, NGram(num_tokens=3, min_match=1)),
+    "draft speculation": partial(speculated, DRAFT),
     "generated = scored": scored,
 }

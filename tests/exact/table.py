@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from octavo.gpt import LLM
+from octavo.gpt import LLM, DraftModel
 
-from conditions import CONDITIONS, Request, alone, make_requests
+from conditions import CONDITIONS, DRAFT, Request, alone, make_requests
 
 README = Path(__file__).parents[2] / "README.md"
 PROSE = Path(__file__).parents[2] / "bench" / "measuring" / "prose.txt"
@@ -27,14 +27,14 @@ FORMATS = {  # a column -> options of LLM
     "bfloat16": {"dtype": "bfloat16", "weights": "dense"},
     "q8_0": {"dtype": "float32", "weights": "q8_0"},
     "q4_0": {"dtype": "float32", "weights": "q4_0"},
-    "q4_1": {"dtype": "float32", "weights": "q4_1"},
     "file": {"dtype": "float32", "weights": "file"},
-    "bfloat16+q8_0": {"dtype": "bfloat16", "weights": "q8_0"},
 }
 Cells = dict[str, dict[str, str]]  # condition -> format -> what its cell says
 
 
 def load(**options: Any) -> LLM:
+    if options.get("speculative") == DRAFT:
+        options["speculative"] = DraftModel("smollm2", num_tokens=3)  # of the file's blocks, whatever the format
     return LLM("smollm2", backend="cpu", **{"max_model_len": 512, **options})
 
 
@@ -46,24 +46,29 @@ def requests() -> list[Request]:
         return make_requests(llm.encode(PROSE.read_text()), lengths, MOST_TOKENS)
 
 
-def measure(name: str, conditions: list[str], asked: list[Request], cells: Cells) -> None:
-    """Fill cells in the column of a format, and tell what comes out."""
-    load_so = partial(load, **FORMATS[name])
+def measure(name: str, conditions: list[str], asked: list[Request]) -> dict[str, str]:
+    """What the cells of a format say, by condition; each is told as it comes out."""
+    load_so, cells = partial(load, **FORMATS[name]), {}
     start = time.perf_counter()
     wanted = alone(load_so, asked)
     print(f"{name}: alone, {time.perf_counter() - start:.0f} s", flush=True)
     for condition in conditions:
         start = time.perf_counter()
         found = CONDITIONS[condition](load_so, asked, wanted)
-        cells.setdefault(condition, {})[name] = f"{sum(found)} of {len(found)}"
+        cells[condition] = f"{sum(found)} of {len(found)}"
         different = [index for index, is_same in enumerate(found) if not is_same]
-        seconds = time.perf_counter() - start
-        print(f"{name}: {condition}: {cells[condition][name]} {different or ''}, {seconds:.0f} s", flush=True)
+        print(
+            f"{name}: {condition}: {cells[condition]} {different or ''}, {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+    return cells
 
 
 def read(text: str) -> Cells:
-    """The cells of the README's table."""
-    lines = text.split(BEGIN)[1].split(END)[0].strip().splitlines()
+    """The cells of the README's table, none where it is empty."""
+    lines = text.split(BEGIN)[1].split(END)[0].splitlines()
+    if not lines:
+        return {}
     (_, *names), _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line)
     return {condition: dict(zip(names, row, strict=True)) for condition, *row in rows}
 
@@ -80,13 +85,17 @@ def written(text: str, cells: Cells) -> str:
 def main(names: list[str]) -> int:
     if unknown := {*names} - {*FORMATS, *CONDITIONS}:
         sys.exit(f"table.py: no format and no condition: {', '.join(sorted(unknown))}")
-    text = README.read_text()
-    cells, asked = (read(text) if BEGIN in text and "|" in text.split(BEGIN)[1].split(END)[0] else {}), requests()
     conditions = [name for name in CONDITIONS if name in names] or [*CONDITIONS]
+    asked, is_same = requests(), True
     for name in [name for name in FORMATS if name in names] or FORMATS:
-        measure(name, conditions, asked, cells)
-        README.write_text(written(README.read_text(), cells))
-    return int(any(cell != f"{NUMBER} of {NUMBER}" for row in cells.values() for cell in row.values()))
+        found = measure(name, conditions, asked)
+        text = README.read_text()
+        cells = read(text)
+        for condition, cell in found.items():
+            cells.setdefault(condition, {})[name] = cell
+            is_same &= cell == f"{NUMBER} of {NUMBER}"
+        README.write_text(written(text, cells))
+    return int(not is_same)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ import octavo.gpt
 from octavo.gpt import LLM, AsyncLLM
 
 NAMES = [
-    "GPT2", "LLM", "AsyncLLM", "Beam", "CompletionOutput", "EngineClosedError", "Llama", "LoRARequest", "Logprob",
-    "NGram", "QueueFullError",
-    "RequestOutput", "SamplingParams", "Score", "StructuredOutputsParams", "TokenProbability",
-    "load_model", "load_tokenizer",
+    "GPT2", "LLM", "AsyncLLM", "Beam", "CompletionOutput", "DraftModel", "EngineClosedError", "Llama", "LoRARequest",
+    "Logprob", "NGram", "QueueFullError", "RequestOutput", "SamplingParams", "Score", "StructuredOutputsParams",
+    "TokenProbability", "load_model", "load_tokenizer",
 ]  # fmt: skip
 
 

@@ -54,6 +54,15 @@ def test_logits_of_any_dtype_with_strided_rows(dtype):
     assert_same(strided(any_logits(18, 111, generator(1)).clamp(-6e4, 6e4).to(dtype)), 9)
 
 
+def test_a_row_alone_has_the_bits_it_has_in_company():
+    logits = any_logits(9, 111, generator(3))
+    ids, logprobs = top_logprobs(logits, 5)
+    for row in (0, 4, 8):
+        alone = top_logprobs(logits[row : row + 1], 5)
+        assert torch.equal(alone[0][0], ids[row])
+        assert torch.equal(alone[1][0], logprobs[row])
+
+
 def test_broken_rows_get_minus_one_and_harm_no_neighbour():
     logits = any_logits(9, 70, generator(2))
     before = top_logprobs(logits, 4)

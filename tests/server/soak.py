@@ -88,7 +88,7 @@ def report(clients: list[Client]) -> str:
 def main(seconds: float) -> None:
     """Run the soak, print what was seen, and raise AssertionError for what must not be."""
     torch.set_num_threads(1)
-    options = {"max_num_seqs": 32, "num_blocks": 300, "block_size": 4}  # so that requests are set aside at times
+    options = {"max_num_seqs": 32, "num_blocks": 160, "block_size": 4}  # so that requests are set aside at times
     with tempfile.TemporaryDirectory() as folder, served(Path(folder) / "model", options, quiet=True) as server:
         clients, memory = asyncio.run(drive(server.url, seconds))
         wait_for(lambda: server.serving.num_open == 0)

@@ -59,16 +59,15 @@ def test_a_cached_prompt_gives_the_text_of_a_computed_one(server, folder):
     assert usage["prompt_tokens_details"]["cached_tokens"] > 0
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_batches_of_other_sizes_give_the_same_text(server, folder, temperature):
+@pytest.mark.parametrize("size", [16, 32])
+def test_batches_of_other_sizes_give_the_same_text(server, folder, size):
     """Its own: at temperature 0 alone, "figure why it don't work with temperature = 1"."""
-    expected = [text(server, seed=seed, temperature=temperature) for seed in range(4)]
-    for size in (16, 32):
-        with served(folder, {"max_num_batched_tokens": size, "max_num_seqs": 16}) as other:
-            assert [text(other, seed=seed, temperature=temperature) for seed in range(4)] == expected
+    cases = [{"seed": seed, "temperature": temperature} for seed in range(4) for temperature in (0.0, 1.0)]
+    with served(folder, {"max_num_batched_tokens": size, "max_num_seqs": 16}) as other:
+        assert [text(other, **case) for case in cases] == [text(server, **case) for case in cases]
 
 
-@pytest.mark.parametrize(("slots", "requests"), [(1, 3), (2, 4), (4, 2), (4, 6)])
+@pytest.mark.parametrize(("slots", "requests"), [(1, 3), (4, 6)])
 def test_requests_side_by_side_give_the_text_of_each_alone(server, folder, slots, requests):
     """Its own: the check of the text is a comment, "not deterministic when using other slot than slot 0"."""
     prompts = [STORIES[i % len(STORIES)] for i in range(requests)]

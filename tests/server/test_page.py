@@ -11,6 +11,7 @@ pytest.importorskip("fastapi", reason="the server's packages are not installed: 
 
 from served import served, wait_for
 
+pytestmark = pytest.mark.slow  # beside `make test-slow`, `make browser` runs it
 PROMPT = "the quick brown fox"
 COLUMNS = "raw", "tempered", "kept"
 SLOW = 10_000  # ms that anything on the page may take
@@ -75,6 +76,16 @@ def set_knob(page: Any, name: str, value: float) -> None:
     page.locator(".candidate").first.wait_for()
 
 
+def run_beams(page: Any, width: int, length: int) -> None:
+    """Run the three ways to choose, to their ends."""
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("spinbutton", name="Beams").fill(str(width))
+    page.get_by_role("spinbutton", name="Tokens").fill(str(length))
+    page.get_by_role("button", name="Run all three").click()
+    page.locator("#beams .card h3", has_text="score").first.wait_for()
+    page.get_by_role("button", name="Run all three").wait_for()
+
+
 def test_a_prompt_becomes_tokens_and_bars_that_sum_to_one(page: Any, server: Any) -> None:
     ids = type_prompt(page, server, "a lazy dog and <b>bold</b>")
     assert ids_of(page) == ids
@@ -97,11 +108,24 @@ def test_bars_are_the_engines_own_numbers(page: Any, server: Any) -> None:
     for i, each in enumerate(found.candidates):
         assert [shown[name][i] for name in COLUMNS] == pytest.approx([each.raw, each.tempered, each.kept], abs=1e-5)
     assert sum(p > 0 for p in shown["kept"][:-1]) == found.num_kept
-    drawn = server.serving.llm.generate([ids], params, use_tqdm=False)[0].outputs[0].token_ids[0]
-    assert page.locator(".candidate.is-drawn").get_attribute("data-id") == str(drawn)
-    luck = [float(each.replace("\N{MINUS SIGN}", "-")) for each in page.locator(".candidate .luck").all_inner_texts()]
-    scores = [math.log(kept) + noise if kept else -math.inf for kept, noise in zip(shown["kept"], luck, strict=False)]
-    assert page.locator(".candidate").nth(scores.index(max(scores))).get_attribute("data-id") == str(drawn)
+
+
+def test_the_largest_probability_and_luck_is_what_the_engine_draws(page: Any, server: Any) -> None:
+    from octavo.gpt import SamplingParams
+
+    set_knob(page, "Temperature", 2)
+    set_knob(page, "Top-k", 8)
+    for seed in range(4):
+        set_knob(page, "Seed", seed)
+        params = SamplingParams(temperature=2, top_k=8, top_p=0.95, seed=seed, max_tokens=1)
+        (drawn,) = server.serving.llm.generate([ids_of(page)], params, use_tqdm=False)[0].outputs[0].token_ids
+        assert page.locator(".candidate.is-drawn").get_attribute("data-id") == str(drawn)
+        luck = [
+            float(each.replace("\N{MINUS SIGN}", "-")) for each in page.locator(".candidate .luck").all_inner_texts()
+        ]
+        kept = columns(page)["kept"]
+        scores = [math.log(p) + noise if p else -math.inf for p, noise in zip(kept, luck, strict=False)]
+        assert page.locator(".candidate").nth(scores.index(max(scores))).get_attribute("data-id") == str(drawn)
 
 
 def test_another_token_changes_the_text_from_there_on(page: Any, server: Any) -> None:
@@ -138,12 +162,7 @@ def test_arrow_keys_walk_through_steps_and_candidates(page: Any) -> None:
 
 
 def test_beams_are_those_of_the_engine(page: Any, server: Any) -> None:
-    page.get_by_role("tab", name="Compare").click()
-    page.get_by_role("spinbutton", name="Beams").fill("3")
-    page.get_by_role("spinbutton", name="Tokens").fill("5")
-    page.get_by_role("button", name="Run all three").click()
-    page.locator("#beams .card h3", has_text="score").first.wait_for()
-    page.get_by_role("button", name="Run all three").wait_for()
+    run_beams(page, 3, 5)
     found = server.serving.llm.beam_search(PROMPT, 3, 5)[0]
     cards = page.locator("#beams .card").all()
     shown = [[int(box.get_attribute("data-id")) for box in card.locator(".token").all()] for card in cards]
@@ -166,6 +185,7 @@ def test_a_chat_answers(page: Any) -> None:
 @pytest.mark.parametrize("width", [400, 1400])
 def test_no_view_is_wider_than_the_window(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
+    run_beams(page, 4, 2)
     for name in ("Write", "Compare", "Chat"):
         page.get_by_role("tab", name=name).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width

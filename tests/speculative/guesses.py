@@ -37,12 +37,12 @@ class Scripted:
 def eager(speculation: Speculation) -> Speculation:
     """Let every sequence guess all the time, whether it pays or not."""
     pace = speculation._pace
-    speculation._pace = lambda sequence: _unpaused(pace(sequence))  # type: ignore[method-assign]
+    speculation._pace = lambda *of: _unpaused(pace(*of))  # type: ignore[method-assign]
     return speculation
 
 
 def _unpaused(pace: Any) -> Any:
-    pace.resumes_at = 0
+    pace.resumes_at, pace.score = 0, pace.most
     return pace
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from octavo.gpt import LLM, NGram, SamplingParams
+from octavo.gpt import LLM, DraftModel, NGram, SamplingParams
 from octavo.gpt.cli import commands
 from octavo.gpt.models.registry import KNOWN_SHAPES
 from octavo.gpt.scheduler.sequence import Sequence
@@ -47,15 +47,25 @@ def test_an_index_that_grew_finds_what_a_new_one_does():
 
 
 def test_what_fails_pauses_for_longer_each_time_and_success_begins_anew():
-    pace, paused = Pace(), []
+    pace, paused = Pace(8), []
     for _ in range(8):
         pace.note(0, 0)
         paused.append(pace.resumes_at)
-    assert paused[0] == 0, "one failure is forgiven"
-    assert paused[1:4] == [SHORTEST_PAUSE, 2 * SHORTEST_PAUSE, 4 * SHORTEST_PAUSE]
+    assert paused[:3] == [SHORTEST_PAUSE, 2 * SHORTEST_PAUSE, 4 * SHORTEST_PAUSE]
     assert max(paused) == LONGEST_PAUSE
-    pace.note(4, 0)
+    assert pace.num_tokens == 2
+    pace.note(2, 0)
     assert pace.pause == SHORTEST_PAUSE
+    pace.note(2, 0), pace.note(3, 0), pace.note(4, 0)
+    assert 4 < pace.num_tokens <= 8
+
+
+def test_one_token_at_a_time_may_pay():
+    pace = Pace(1)
+    pace.note(0, 5), pace.note(1, 5)
+    assert (pace.resumes_at, pace.num_tokens) == (0, 1)
+    pace.note(0, 5), pace.note(0, 5)
+    assert pace.resumes_at > 5
 
 
 def test_guesses_are_chosen_by_object_by_word_and_by_the_dict_of_vllm():
@@ -65,13 +75,16 @@ def test_guesses_are_chosen_by_object_by_word_and_by_the_dict_of_vllm():
     config = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
     assert chosen(None, config) == NGram(5, 1, 3)
     assert chosen(None, {"method": "ngram", "prompt_lookup_max": 1}) == NGram(4, 1, 1)
+    assert (chosen("a/b"), chosen("a/b:5")) == (DraftModel("a/b"), DraftModel("a/b", 5))
+    assert chosen(None, {"model": "a", "num_speculative_tokens": 2}) == DraftModel("a", 2)
 
 
 @pytest.mark.parametrize(
     ("speculative", "config", "message"),
     [
-        ("ngram:0", None, "number of tokens must be an integer in"),
-        ("ngram:x", None, "ngram:NUMBER"),
+        ("ngram:0", None, "num_tokens must be an integer in"),
+        ("ngram:x", None, "either with :NUMBER"),
+        (None, {"num_speculative_tokens": 3}, "names no model"),
         (3, None, "speculative must be"),
         (None, {"method": "eagle"}, "'eagle'"),
         (None, {"method": "ngram", "disable_by_batch_size": 4}, "'disable_by_batch_size'"),

@@ -4,11 +4,14 @@ import random
 from typing import Any
 
 import pytest
+import torch
 from guesses import Scripted, eager, many_options, repeating_prompt
 
 from octavo.gpt.engine import Engine
 from octavo.gpt.outputs import RequestOutput
 from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt.scheduler.config import EngineConfig
+from octavo.gpt.speculative.draft_model import DraftProposer
 from octavo.gpt.speculative.ngram import NGram, NGramProposer
 from octavo.gpt.speculative.proposer import Proposer
 from octavo.gpt.speculative.speculation import Speculation
@@ -100,3 +103,37 @@ def test_75_of_75_are_equal_with_a_proposer_that_is(model, requests, plain, shif
     assert stats["tokens_proposed"] > 500
     assert stats["tokens_accepted"] == (0 if shift else stats["tokens_proposed"])
     assert not proposer.kept
+
+
+def drawn_alike(requests: list) -> list:
+    """The requests without what a draft model does not know of: penalties, biases, masks."""
+    names = "n", "temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "logprobs", "stop", "stop_token_ids"
+    return [(prompt, SamplingParams(**{name: getattr(p, name) for name in names})) for prompt, p in requests]
+
+
+@pytest.mark.parametrize("condition", ["plenty", "recompute"])
+def test_a_draft_that_is_the_target_is_always_right(model, requests, condition):
+    alike = drawn_alike(requests)
+    expected = [seen(output) for output in served(engine_of(model), alike)]
+    engine = engine_of(model, draft_of(model), max_num_seqs=16, **CONDITIONS[condition])
+    assert [seen(output) for output in served(engine, alike)] == expected
+    stats = engine.stats()
+    assert stats["tokens_accepted"] == stats["tokens_proposed"] > 300
+
+
+def test_75_of_75_are_equal_with_another_network_as_a_draft(model, requests, plain):
+    other = tiny_model(TINY["gpt2"], model.ops, seed=5)
+    other.make_buffers()
+    other.pack()
+    engine = engine_of(model, draft_of(other), num_blocks=60)
+    assert [seen(output) for output in served(engine, requests)] == [seen(output) for output in plain]
+    stats = engine.stats()
+    assert stats["tokens_proposed"] > max(200, stats["tokens_accepted"])
+    draft = engine.speculation.proposer
+    assert draft._pool.num_used == 0
+    assert not draft._twins
+
+
+def draft_of(model: Any) -> DraftProposer:
+    config = EngineConfig(max_model_len=64, block_size=4, num_blocks=400, max_num_seqs=16, max_num_batched_tokens=16)
+    return DraftProposer(model, config, torch.device("cpu"), torch.float32, num_tokens=3)

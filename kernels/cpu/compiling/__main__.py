@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def measure(dtype: str, weights: str, folder: str) -> dict[str, float]:
     """Seconds for each kernel, in a process that has compiled none; files of machine code lie in that folder alone."""
     config.CACHE_DIR, seconds = folder, {}
-    for name, compile in (*for_every_model(DTYPES[dtype], weights), *for_some_models(DTYPES[dtype])):
+    for name, compile in (*for_every_model(DTYPES[dtype], weights), *for_some_models(DTYPES[dtype], weights)):
         start = time.perf_counter()
         compile()
         seconds[name] = time.perf_counter() - start

@@ -34,9 +34,9 @@ def for_every_model(dtype: torch.dtype, weights: str | None) -> Iterator[Compila
         yield _kernel(kernel, torch.float32)
 
 
-def for_some_models(dtype: torch.dtype) -> Iterator[Compilation]:
-    """What only some architectures or requests use."""
-    for kernel in (embed._embed, norm._rms_norm, norm._layer_norm, rope._rope, activation._gated):
+def for_some_models(dtype: torch.dtype, weights: str) -> Iterator[Compilation]:
+    """What only some architectures or requests use; weights: the format of a table that is the head as well."""
+    for kernel in (embed.kernel_of(weights), norm._rms_norm, norm._layer_norm, rope._rope, activation._gated):
         yield _kernel(kernel, dtype)
     yield _kernel(sample._likeliest, torch.float32)
 
