@@ -12,8 +12,9 @@ from rich.console import Console
 from octavo.bench import options
 from octavo.bench.measuring import llama_bench
 from octavo.bench.measuring.decoding import DecodePlan, DecodeRun
+from octavo.bench.measuring.speculating import speculate
 from octavo.bench.measuring.workloads import EFFORTS, grid_point
-from octavo.bench.peers.formats import FORMATS
+from octavo.bench.peers.formats import DENSE, FORMATS
 from octavo.bench.peers.sources import open_source
 from octavo.bench.run import ResultLog, run_command
 
@@ -25,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N,...", help="batch sizes")
     parser.add_argument("--context", metavar="N,...", help="context lengths in tokens")
     parser.add_argument("--new-tokens", type=int, metavar="N", help="generated for each prompt")
+    parser.add_argument(
+        "--speculative",
+        metavar="WHO",
+        help="guesses by ngram:4 or FOLDER:3 against none instead",
+    )
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", dest="effort", action="store_const", const="quick", help="small grid, few repeats")
     effort.add_argument("--full", dest="effort", action="store_const", const="full", help="large grid, many repeats")
@@ -35,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """tokens/s and latency over batch sizes and contexts, beside peers"""
+    if arguments.speculative:
+        return run_speculation(arguments, console)
     if arguments.llama_bench:  # has two points of its own
         arguments.batch, arguments.context, arguments.new_tokens = "1", "2", 2
     plan, absent = make_plan(arguments)
@@ -49,6 +57,17 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     planned, dense = len(plan.entries) * len(plan.points), [name for name in plan.dtypes if name not in FORMATS]
     return run_command("decode", arguments, console, plan.device, planned, work, dense, plan.packages)
+
+
+def run_speculation(arguments: argparse.Namespace, console: Console) -> int:
+    """A table of texts for each precision; nothing is written."""
+    device, code = options.device_of(arguments), 0
+    for name in options.precisions(arguments.dtype, arguments.weights, device):
+        dtype, weights = ("auto", name) if name in FORMATS else (name, DENSE)
+        number = 128 if arguments.new_tokens is None else arguments.new_tokens
+        repeats = EFFORTS[device.type, arguments.effort].min_repeats
+        code |= speculate(console, arguments.model, dtype, weights, arguments.speculative, number, repeats)
+    return code
 
 
 def make_plan(arguments: argparse.Namespace) -> tuple[DecodePlan, list[str]]:

@@ -45,6 +45,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.asked: dict[int, tuple[Any, list[int], SamplingParams]] = {}
+        self.texts: list[list[int]] = []  # prompts with what was answered, newest last
         self.streams: list[tuple[Any, list[str], list[int], SamplingParams]] = []
 
     @precondition(lambda self: len(self.asked) < 6)
@@ -75,6 +76,13 @@ class Machine(RuleBasedStateMachine):
         for prompt, request in zip(prompts, self.llm.generate(prompts, params), strict=True):
             self.is_as_alone(request, prompt, params)
 
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data(), more=PROMPTS, params=PARAMS)
+    def reply(self, data: Any, more: list[int], params: SamplingParams) -> None:
+        """The next turn of a chat: what was generated is found, and changes nothing."""
+        text = data.draw(st.sampled_from(self.texts[-4:]))
+        self.generate([(text + more)[:45]], params)
+
     @precondition(lambda self: len(self.streams) < 3)
     @rule(prompt=PROMPTS, params=PARAMS.filter(lambda params: params.n == 1))
     def stream(self, prompt: list[int], params: SamplingParams) -> None:
@@ -102,6 +110,7 @@ class Machine(RuleBasedStateMachine):
         (expected,) = self.alone.generate([prompt], params)
         ours, theirs = ([(o.token_ids, o.text, o.finish_reason) for o in r.outputs] for r in (request, expected))
         assert ours == theirs, f"{prompt}, {params}"
+        self.texts += [[*prompt, *output.token_ids] for output in request.outputs]
 
     def teardown(self) -> None:
         for stream, *_ in self.streams:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from octavo.gpt.sampling_params import SamplingParams
+from octavo.gpt import LLM, SamplingParams
 from octavo.kernels import backends
 
 from tiny import TINY, tiny_engine, tiny_model
@@ -42,6 +42,25 @@ def test_the_second_turn_of_a_chat_computes_the_new_words_and_at_most_a_block(as
     computed, *got = prefilled(engine, second, DRAWN)
     assert 5 < computed <= 5 + engine.config.block_size
     assert prefilled(tiny_engine(model, False, **CHAT), second, DRAWN) == (len(second), *got)
+
+
+@pytest.mark.slow  # loads SmolLM2
+@pytest.mark.parametrize(("dtype", "weights"), [("float32", "dense"), ("bfloat16", "dense"), ("bfloat16", "q8_0")])
+def test_the_second_turn_of_a_chat_with_smollm2(dtype, weights):
+    options = {"backend": "cpu", "dtype": dtype, "weights": weights, "max_model_len": 1100, "num_blocks": 160}
+    text = " ".join(f"Line {i}: the weather in town {i} is {i * 7 % 31} degrees." for i in range(60))
+    once = SamplingParams(seed=1, max_tokens=150, ignore_eos=True)
+    again = SamplingParams(seed=2, max_tokens=8, logprobs=3)
+    with LLM("smollm2", **options) as warm, LLM("smollm2", **options, enable_prefix_caching=False) as cold:
+        first, new = (warm.tokenizer.encode(words) for words in (text, " And which town is the warmest of them?"))
+        first = first[:850]
+        second = [*first, *warm.generate([first], once)[0].outputs[0].token_ids, *new]
+        before = warm.stats()["tokens_prefilled"]
+        ((ours,), (wanted,)) = (
+            [request.outputs[0] for request in llm.generate([second], again)] for llm in (warm, cold)
+        )
+        assert len(new) < warm.stats()["tokens_prefilled"] - before <= len(new) + 16
+        assert (ours.token_ids, ours.logprobs) == (wanted.token_ids, wanted.logprobs)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

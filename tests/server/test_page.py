@@ -11,6 +11,7 @@ pytest.importorskip("fastapi", reason="the server's packages are not installed: 
 
 from served import served, wait_for
 
+pytestmark = pytest.mark.slow  # beside `make test-slow`, `make browser` runs it
 PROMPT = "the quick brown fox"
 COLUMNS = "raw", "tempered", "kept"
 SLOW = 10_000  # ms that anything on the page may take
