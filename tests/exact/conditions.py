@@ -31,6 +31,8 @@ class Bits(NamedTuple):
     logprobs: list[str]  # of each token
 
 
+DRAFT = "draft"  # what a load is asked for as `speculative` where it should name a DraftModel
+
 Condition = Callable[[Load, list[Request], list[Bits]], list[bool]]
 
 OPTIONS: list[dict[str, Any]] = [
@@ -142,7 +144,7 @@ def speculated(speculative: Any, load: Load, requests: list[Request], wanted: li
     with load(speculative=speculative, max_num_seqs=4) as llm:  # beyond 8 queries a step nobody guesses on a CPU
         outputs = run(llm, requests)
         stats = llm.stats()
-        assert 0 < stats["tokens_accepted"] < stats["tokens_proposed"]
+        assert 0 < stats["tokens_accepted"] < stats["tokens_proposed"]  # both kinds of guess came up
         return same(outputs, wanted)
 
 
@@ -174,5 +176,6 @@ CONDITIONS: dict[str, Condition] = {
     "preempted: swap": partial(preempted, preemption="swap"),
     "preempted: recompute": partial(preempted, preemption="recompute"),
     "n-gram speculation": partial(speculated, NGram(num_tokens=3, min_match=1)),
+    "draft speculation": partial(speculated, DRAFT),
     "generated = scored": scored,
 }

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from octavo.gpt import LLM
+from octavo.gpt import LLM, DraftModel
 
-from conditions import CONDITIONS, Request, alone, make_requests
+from conditions import CONDITIONS, DRAFT, Request, alone, make_requests
 
 README = Path(__file__).parents[2] / "README.md"
 PROSE = Path(__file__).parents[2] / "bench" / "measuring" / "prose.txt"
@@ -33,6 +33,8 @@ Cells = dict[str, dict[str, str]]  # condition -> format -> what its cell says
 
 
 def load(**options: Any) -> LLM:
+    if options.get("speculative") == DRAFT:
+        options["speculative"] = DraftModel("smollm2", num_tokens=3)  # of the file's blocks, whatever the format
     return LLM("smollm2", backend="cpu", **{"max_model_len": 512, **options})
 
 

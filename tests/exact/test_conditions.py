@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from tiny_folder import load_tiny, save_tiny
 
-from conditions import CONDITIONS, Bits, Load, Request, alone, make_requests
+from octavo.gpt import DraftModel
+
+from conditions import CONDITIONS, DRAFT, Bits, Load, Request, alone, make_requests
 
 LENGTHS = [1, 2, 7, 16, 17, 33, 50, 3, 20, 41, 12, 5, 8, 30, 24, 64]
 FORMATS = [("float32", "auto"), ("bfloat16", "auto"), ("float16", "auto"), ("float32", "q8_0"), ("bfloat16", "q4_1")]
@@ -37,6 +39,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _load(folder: Path, **options: Any) -> Any:
+    if options.get("speculative") == DRAFT:
+        options["speculative"] = DraftModel(folder, num_tokens=3)
     return load_tiny(folder, **{"block_size": 16, "num_blocks": 400, "max_model_len": 128, **options})
 
 
