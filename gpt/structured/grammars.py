@@ -17,9 +17,8 @@ def grammar_of(params: StructuredOutputsParams, specials: Collection[str]) -> st
     if kind == "structural_tag":
         return _structural_tag(json.loads(value), specials)
     if kind == "choice":
-        return LLMatcher.grammar_from_lark(
-            "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in value)
-        )
+        choices = " | ".join(json.dumps(each, ensure_ascii=False) for each in value)
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")  # one lexeme, however many there are
     if kind in ("json", "json_object"):
         schema = {"type": "object"} if kind == "json_object" else json.loads(value)
         if params.disable_additional_properties:

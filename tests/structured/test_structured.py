@@ -192,6 +192,11 @@ def test_any_object(llm):
     assert output.text.lstrip().startswith("{")
 
 
+def test_many_choices(llm):
+    choices = [f"word {i}" for i in range(10_000)]
+    assert one(llm, structured={"choice": choices}, temperature=3).text in choices
+
+
 def test_white_space_has_an_end(llm):
     """A random model likes it: of every gap it fills all that it may, and the form is complete all the same."""
     output = one(llm, structured={"json": record(a={"const": 1})}, logit_bias={llm.encode(" ")[0]: 100})
