@@ -189,17 +189,18 @@ ATTENTION = {
 }
 
 
-def _decode(tiles: dict[int, tuple[int, int, int, int]]) -> dict[int, tuple[Config, int]]:
+def _decode(tiles: dict[int, tuple[int, int, int, int]], **options: int) -> dict[int, tuple[Config, int]]:
     """tiles: padded head_dim, at most -> rows of queries, warps, stages, and programs of a multiprocessor."""
-    return {head: (_config(w, s, GROUP_TILE=m), programs) for head, (m, w, s, programs) in tiles.items()}
+    return {head: (_config(w, s, GROUP_TILE=m, **options), programs) for head, (m, w, s, programs) in tiles.items()}
 
 
 # A query has the bits of prefill where its scores and values are summed by the same instruction over the same layout
 # of keys, so decode has prefill's tile, or a lower one whose warps are stacked as prefill's; most of its rows are
 # empty. As many programs are launched as the registers of a multiprocessor hold: more programs keep more loads in
-# flight. One stage is for the block ids, which are loaded first.
+# flight. One stage is for the block ids, which are loaded first. Told on sm_80 how many registers it has, the compiler
+# no longer spills some of them to have more programs resident.
 PAGED_DECODE = {
-    ("sm_80", 2): _decode({64: (64, 4, 2, 2), 128: (64, 8, 3, 2), 256: (64, 8, 3, 1)}),
+    ("sm_80", 2): _decode({64: (64, 4, 2, 2), 128: (64, 8, 3, 1), 256: (64, 8, 3, 1)}, maxnreg=240),
     ("sm_90", 2): _decode({64: (64, 4, 3, 3), 128: (64, 4, 3, 2), 256: (64, 8, 3, 1)}),
     ("sm_100", 2): _decode({64: (64, 4, 3, 2), 128: (64, 8, 3, 1), 256: (64, 8, 3, 1)}),
     ("gfx942", 2): _decode({64: (64, 4, 3, 4), 256: (64, 4, 3, 3)}),
@@ -264,9 +265,9 @@ def bias() -> Config:
     return _config(1, 1, TILE=128, **NO_FUSION)
 
 
-def merge() -> Config:
-    """One warp folds the pieces of one head: 128 values of each at full width."""
-    return _config(1, 1)
+def merge(head_dim: int) -> Config:
+    """A warp folds 128 values of a head's pieces, at full width: with more, those of 16 pieces would spill."""
+    return _config(1 if head_dim <= 128 else 2, 1)
 
 
 def lm_head(device: torch.device, dtype: torch.dtype, num_rows: int, vocab_size: int) -> Config:

@@ -223,5 +223,5 @@ def decode(
         HEAD_TILE=head_tile(head_dim),
         SPLIT=SPLIT,
         UNROLL=UNROLL,
-        **launch.merge(),
+        **launch.merge(head_dim),
     )
