@@ -144,7 +144,7 @@ def speculated(speculative: Any, load: Load, requests: list[Request], wanted: li
     with load(speculative=speculative, max_num_seqs=4) as llm:  # beyond 8 queries a step nobody guesses on a CPU
         outputs = run(llm, requests)
         stats = llm.stats()
-        assert 0 < stats["tokens_accepted"] < stats["tokens_proposed"]  # both kinds of guess came up
+        assert stats["tokens_accepted"] < stats["tokens_proposed"]  # a text that does not repeat may confirm none
         return same(outputs, wanted)
 
 

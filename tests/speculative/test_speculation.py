@@ -137,3 +137,21 @@ def test_75_of_75_are_equal_with_another_network_as_a_draft(model, requests, pla
 def draft_of(model: Any) -> DraftProposer:
     config = EngineConfig(max_model_len=64, block_size=4, num_blocks=400, max_num_seqs=16, max_num_batched_tokens=16)
     return DraftProposer(model, config, torch.device("cpu"), torch.float32, num_tokens=3)
+
+
+WORDS = ["".join(chr(33 + (7 * i + k * i * i) % VOCAB) for k in (0, 1)) for i in range(900)]
+STRICT = {
+    "min tokens": {"min_tokens": 6, "stop_token_ids": range(0, VOCAB, 2), "repetition_penalty": 1.1},
+    "bad words": {"bad_words": sorted(set(WORDS))},
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_what_a_guess_bans_or_frees_counts_for_the_tokens_behind_it(model, name):
+    options = {"max_tokens": 16, "temperature": 3.0, **STRICT[name]}
+    requests = [([seed, 5], SamplingParams(seed=1000 * seed, **options)) for seed in range(24)]
+    plain = served(engine_of(model), requests)
+    engine = engine_of(model, Scripted(texts_of(plain, requests)))
+    assert [seen(output) for output in served(engine, requests)] == [seen(output) for output in plain]
+    stats = engine.stats()
+    assert stats["tokens_accepted"] == stats["tokens_proposed"] > 50

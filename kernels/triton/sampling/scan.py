@@ -171,9 +171,10 @@ def load_chunk(
     slot = start + lane // GROUP
     ids = tl.load(list_row + slot, slot < count, 0) * GROUP + lane % GROUP
     inside = (slot < count) & (ids < VOCAB_SIZE)
+    key = to_key(load_logits(logits_row + ids, inside))  # of forbidden ids too: loads with one mask are wide
     if allowed_row is not None:
         inside &= load_allowed(allowed_row, ids, inside)
-    return ids, tl.where(inside, to_key(load_logits(logits_row + ids, inside)), NO_KEY)
+    return ids, tl.where(inside, key, NO_KEY)
 
 
 @dataclass(frozen=True)
