@@ -64,6 +64,7 @@ def call(ops: Ops, x: Tensor) -> Tensor:
 """
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_the_arguments_of_an_op(tmp_path):
     api = pytest.importorskip("mypy.api")
     root = Path(__file__).parents[2]

@@ -14,6 +14,7 @@ from octavo.gpt import LLM, SamplingParams
 from octavo.gpt.models.base import Linear
 from octavo.kernels import reference
 from octavo.kernels.cpu.linear import linear, pack
+from octavo.kernels.cpu.panels.memory import WeightMemory
 from octavo.kernels.cpu.panels.pack import Panels
 from octavo.kernels.testing.numerics import assert_within
 from octavo.kernels.weights import BLOCK_FORMATS, FORMATS, dequantise, round_activations
@@ -192,3 +193,12 @@ def test_smollm2_still_speaks(format):
     assert packed.score(text).perplexity == pytest.approx(dense.score(text).perplexity, rel=0.15)
     chat = packed.chat([{"role": "user", "content": "What is the capital of Japan?"}], SamplingParams(temperature=0))
     assert "Tokyo" in chat[0].outputs[0].text
+
+
+def test_weights_may_be_packed_in_any_mode_of_pytorch(monkeypatch):
+    monkeypatch.setattr("octavo.kernels.cpu.panels.pack.MEMORY", WeightMemory())  # whose first chunk is taken now
+    weight = torch.randn(33, 320)
+    with torch.inference_mode():
+        first = pack(weight, "q8_0")
+    again = pack(weight, "q8_0")
+    assert torch.equal(first.data, again.data)

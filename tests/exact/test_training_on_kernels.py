@@ -16,7 +16,7 @@ from tiny import TINY, tiny_engine, tiny_model
 IDS = torch.tensor([[(5 * i * i + 3) % 97 for i in range(11)]])
 
 
-CASES = [("cpu", "gpt2"), ("cpu", "llama"), ("triton", "llama"), pytest.param("triton", "gpt2", marks=pytest.mark.slow)]
+CASES = [("cpu", "gpt2"), ("cpu", "llama"), *(pytest.param("triton", each, marks=pytest.mark.slow) for each in TINY)]
 
 
 @pytest.mark.parametrize(("backend", "family"), CASES)

@@ -85,7 +85,7 @@ def recovered(llm: Any, want: Any) -> None:
 # An interrupt may fall into a generator that is being thrown away, where Python can only report it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("where", ["caller", "engine"])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("door", DOORS)
 def test_an_interrupt_at_any_line(folder: Path, door: str, backend: str, where: str) -> None:
     rng = random.Random(f"{door}{backend}{where}")

@@ -283,6 +283,7 @@ def loud(model) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_a_terminal_is_shown_what_a_pipe_is_sent(loud):
     assert on_terminal(*loud).strip() == r"\x1b" * 3
     assert on_terminal(*loud, "--raw").strip() == "\x1b" * 3

@@ -30,7 +30,7 @@ ONE_BY_ONE = [
 KERNELS = ("linear", "write_kv", "paged_attention", "sample", "lm_head_sample", "apply_penalties", "top_logprobs")
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 @pytest.mark.parametrize("params", [GREEDY, EVERYTHING], ids=["greedy", "every option"])
 def test_generates_what_the_reference_generates(family, params, triton):
     ours = run(tiny_engine(tiny_model(TINY[family], triton)), PROMPTS, params)

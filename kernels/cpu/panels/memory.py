@@ -30,7 +30,8 @@ def _mapped(nbytes: int) -> Tensor:
     """Memory of whole large pages; its pages are taken from the machine when they are first written."""
     size = -(-nbytes // PAGE) * PAGE
     memory = mmap.mmap(-1, size + PAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping as long as a tensor of it lives
+    with torch.inference_mode(False):  # else nobody outside that mode could fill what is left of a chunk
+        whole = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping as long as a tensor of it lives
     start = -whole.data_ptr() % PAGE
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE, 0, size + PAGE)
