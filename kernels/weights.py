@@ -43,6 +43,8 @@ BLOCK_FORMATS = {
     "q8_0": BlockFormat(32, 34, True),
     "q4_0": BlockFormat(32, 18, True),
     "q4_1": BlockFormat(32, 20, True),
+    "q5_0": BlockFormat(32, 22, False),
+    "q5_1": BlockFormat(32, 24, False),
     "q4_k": BlockFormat(256, 144, False),
     "q5_k": BlockFormat(256, 176, False),
     "q6_k": BlockFormat(256, 210, False),

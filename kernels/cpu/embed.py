@@ -19,8 +19,8 @@ from octavo.kernels.cpu.vector_ir import LANES
 from octavo.kernels.weights import Weight
 
 DENSE_LAYOUTS = {"float32": ((32, 4),), "float16": ((16, 2),), "bfloat16": ((16, 4),)}
-FORMATS = "float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_1", "q4_k", "q5_k", "q6_k"
-F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K = range(len(FORMATS))
+FORMATS = "float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"
+F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K = range(len(FORMATS))
 
 
 def embed(token_ids: Tensor, weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -82,13 +82,18 @@ def _widen_blocks(raw, format, values):
         for k in range(values.size):
             values[k] = scale * np.float32(np.int64(raw[2 + k]) - 128)  # in panels without a sign
         return
+    has_least, has_fifth = format in (Q4_1, Q5_1), format >= Q5_0
+    fifths = 4 if has_least else 2
+    nibbles = fifths + 4 if has_fifth else fifths
     for k in range(values.size):
-        pair = np.int64(raw[(4 if format == Q4_1 else 2) + k % 16])
-        nibble = pair >> 4 if k >= 16 else pair & 15
-        if format == Q4_1:
-            values[k] = scale * np.float32(nibble) + _half(raw, 2)
+        pair = np.int64(raw[nibbles + k % 16])
+        number = pair >> 4 if k >= 16 else pair & 15
+        if has_fifth:
+            number |= ((np.int64(raw[fifths + k // 8]) >> (k % 8)) & 1) << 4
+        if has_least:
+            values[k] = scale * np.float32(number) + _half(raw, 2)
         else:
-            values[k] = scale * np.float32(nibble - 8)
+            values[k] = scale * np.float32(number - (16 if has_fifth else 8))
 
 
 @njit(fastmath=False)

@@ -183,7 +183,8 @@ def raw_safetensors(path: Path, header: Any, data: bytes = b"") -> Path:
     return path
 
 
-SCALES = {"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}  # bytes of a block where a float16 begins
+# bytes of a block where a float16 begins
+SCALES = {"q5_0": (0,), "q5_1": (0, 2), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
 
 
 def random_blocks(out_features: int, in_features: int, format: str) -> Weight:

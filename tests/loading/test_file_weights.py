@@ -126,8 +126,8 @@ def test_one_product_of_several_formats(tmp_path: Path, backend: str) -> None:
     assert (logits(own) - expected).abs().max() <= (1e-3 if backend == "cpu" else 0) * expected.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
-def test_k_quants_stay_as_the_file_has_them(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
+def test_formats_that_only_files_have_stay_as_the_file_has_them(tmp_path: Path, kind: str) -> None:
     """A table of them, too, and a value of 8 bits beside them, as in the mixtures that are called Q4_K_M."""
     config = WIDE | {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
     fields = WIDE_GGUF | {

@@ -84,6 +84,25 @@ def _q4_1(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: 
     return steps.fused(builder, minima, rows, steps.SCALED_SUM, sums)
 
 
+def _q5_0(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: int) -> Sums:
+    least = [builder.fmul(steps.halves(builder, w), vi.constant(vi.F32, -16.0)) for w in panels]
+    return _five_bits(builder, panels, rows, sums, planes, 32, least)
+
+
+def _q5_1(builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: int) -> Sums:
+    least = [steps.halves(builder, vi.offset(builder, w, 32)) for w in panels]
+    return _five_bits(builder, panels, rows, sums, planes, 64, least)
+
+
+def _five_bits(
+    builder: Any, panels: list[Any], rows: list[Any], sums: Sums, planes: int, place: int, least: list[Any]
+) -> Sums:
+    """least: of each output, what the number 0 stands for; place: of the numbers in a block of a panel."""
+    lines = [steps.five_bits(builder, vi.offset(builder, w, place)) for w in panels]
+    sums = steps.whole_numbers(builder, panels, lines, rows, None, sums, planes)
+    return steps.fused(builder, least, rows, steps.SCALED_SUM, sums)
+
+
 DENSE = [
     Format("float32", 8, 512, "float32", 32, _float32),
     Format("float16", 8, 256, "float32", 32, _float16),
@@ -115,6 +134,8 @@ SCALE, SCALE_AND_MINIMUM = ((2, 2),), ((2, 2), (2, 2))
 add("q8_0", (*SCALE, (32, 4)), _q8_0)
 add("q4_0", (*SCALE, (16, 4)), _q4_0)
 add("q4_1", (*SCALE_AND_MINIMUM, (16, 4)), _q4_1)
+add("q5_0", (*SCALE, (4, 4), (16, 4)), _q5_0)
+add("q5_1", (*SCALE_AND_MINIMUM, (4, 4), (16, 4)), _q5_1)
 add("q4_k", (*SCALE_AND_MINIMUM, (12, 4), (128, 4)), k_quants.q4_k)
 add("q5_k", (*SCALE_AND_MINIMUM, (12, 4), (32, 4), (128, 4)), k_quants.q5_k)
 add("q6_k", ((128, 4), (64, 4), (16, 4), *SCALE), k_quants.q6_k)

@@ -104,3 +104,14 @@ def nibbles(builder: Any, address: Any) -> list[Any]:
     shifted = [builder.lshr(each, vi.constant(vi.I32, 4)) for each in raw]
     mask = vi.constant(vi.I32, 0x0F0F0F0F)
     return [builder.bitcast(builder.and_(each, mask), vi.vector(vi.I8, 4 * vi.LANES)) for each in raw + shifted]
+
+
+def five_bits(builder: Any, address: Any) -> list[Any]:
+    """The same of numbers whose fifth bits, input after input, lie in a word of each output before the nibbles."""
+    word, results = vi.load(builder, vi.vector(vi.I32), address), []
+    for k, line in enumerate(nibbles(builder, vi.offset(builder, address, 64))):
+        four = builder.and_(builder.lshr(word, vi.constant(vi.I32, 4 * k)), vi.constant(vi.I32, 15))
+        spread = builder.mul(four, vi.constant(vi.I32, 0x02040810))  # bit i to bit 8 * i + 4, and others elsewhere
+        fifth = builder.and_(spread, vi.constant(vi.I32, 0x10101010))
+        results.append(builder.or_(line, builder.bitcast(fifth, line.type)))
+    return results
