@@ -105,7 +105,7 @@ results: $(READY)  ## measure bench/results/cpu anew, make its page, its picture
 	@$(MEASURE) report bench/results/cpu
 	@$(MEASURE) report bench/results/cpu-gpt2
 	@$(MEASURE) report --readme README.md bench/results/README.md
-	@$(MEASURE) report --targets bench/results/cpu bench/results/cpu-gpt2 > bench/results/targets.md
+	@$(MEASURE) report --targets bench/results/cpu bench/results/cpu-gpt2
 
 bench-ops: $(READY)  ## every op timed by pytest-benchmark: saved, and compared with the last run; ARGS="-k rope"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -152,7 +152,7 @@ def test_figures_follow_from_the_samples_as_they_were_stored():
                 if cell.passed:
                     assert getattr(cell, name) == pytest.approx(line[name], rel=1e-4), (path, name)
                     compared += 1
-    assert compared > 300
+    assert compared > 100
 
 
 def test_committed_results_fit_the_schema():
