@@ -112,6 +112,7 @@ def _grown(plan: DecodePlan, contender: Contender, lengths: int) -> int | None:
             for length in part:
                 point = GridPoint(1, length, length, 2)
                 contender.generate(prompts(plan.source.config, point, plan.seed, CHECK), point.new_tokens)
+                contender.forget()  # else a prefix cache fills its pages for the first time, up to its size
     return memory.held
 
 

@@ -52,6 +52,10 @@ class Contender(ABC):
         """Minus the mean log-probability of each id but the first, in nats."""
         raise UnsupportedError("it does not tell how likely a text is")
 
+    def forget(self) -> None:
+        """Drop what is kept of earlier prompts in case that they come again: nothing, where nothing is said."""
+        return
+
     def close(self) -> None:
         """Release the model."""
         vars(self).clear()
@@ -143,6 +147,9 @@ class Octavo(Contender):
 
     def nll(self, ids: list[int]) -> float:
         return self.llm.score(ids).nll
+
+    def forget(self) -> None:
+        self.llm.reset_prefix_cache()
 
 
 def file_read(settings: RunSettings) -> Path | None:
