@@ -183,8 +183,14 @@ def raw_safetensors(path: Path, header: Any, data: bytes = b"") -> Path:
     return path
 
 
-# bytes of a block where a float16 begins
-SCALES = {"q5_0": (0,), "q5_1": (0, 2), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
+# Bytes of a block where a float16 begins, and a size of it that gives values as small as a network's.
+SCALES = {
+    "q5_0": ((0,), 1e-2),
+    "q5_1": ((0, 2), 1e-2),
+    "q4_k": ((0, 2), 1e-4),
+    "q5_k": ((0, 2), 1e-4),
+    "q6_k": ((208,), 1e-4),
+}
 
 
 def random_blocks(out_features: int, in_features: int, format: str) -> Weight:
@@ -197,6 +203,7 @@ def random_blocks(out_features: int, in_features: int, format: str) -> Weight:
     if from_dense:
         return quantise(torch.randn(out_features, values * blocks), format)
     raw = torch.randint(0, 256, (out_features, blocks, size), dtype=torch.uint8)
-    for place in SCALES[format]:
-        raw[..., place : place + 2] = (0.01 * torch.randn(out_features, blocks, 1)).half().view(torch.uint8)
+    places, scale = SCALES[format]
+    for place in places:
+        raw[..., place : place + 2] = (scale * torch.randn(out_features, blocks, 1)).half().view(torch.uint8)
     return BlockWeight(raw.flatten(1), format)
